@@ -1,0 +1,3 @@
+"""dbguard: a resilience layer for PostgreSQL."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""YAML, mappings and DSNs become validated, frozen settings."""

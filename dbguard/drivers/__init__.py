@@ -1,0 +1,1 @@
+"""One file for each driver: its exceptions become failures, its pools give leases."""

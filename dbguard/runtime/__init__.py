@@ -1,0 +1,1 @@
+"""Where core meets a clock, a lock and an event loop."""
