@@ -6,7 +6,7 @@ A database's own error reaches the caller as the driver raised it. The classes h
 * `NotAttempted` and below: nothing was sent; the call may be repeated as it is.
 * `OutcomeUnknown`: a write may have been applied; check before repeating.
 * `ResultLost`: a write was applied once, its rows were lost on the way; do not repeat it.
-* `DeadlineExceeded`: time ran out; what that means for a write is said by the two above.
+* `DeadlineExceeded`: time ran out and nothing was applied; a write of open fate raises `OutcomeUnknown` instead.
 """
 
 from __future__ import annotations
@@ -128,17 +128,21 @@ class ResultLost(DbGuardError):
         return _rebuild, (type(self), self.args, self.__dict__.copy())
 
 
-class DeadlineExceeded(NotAttempted, TimeoutError):
+class DeadlineExceeded(DbGuardError, TimeoutError):
     """The call's time ran out, and nothing of it was applied: it is safe to repeat.
 
     A write whose fate was open when time ran out raises `OutcomeUnknown` instead.
 
     spent: seconds by where they went: ``acquire``, ``wait`` (for a primary), ``backoff``, ``execute``.
+    retry_after: seconds after which another try makes sense; None if that is not known.
     """
 
-    def __init__(self, message: str, *, spent: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, message: str, *, spent: dict[str, float] | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.spent = spent or {}
+        self.retry_after = retry_after
 
 
 class TokenInvalid(DbGuardError, ValueError):

@@ -64,6 +64,7 @@ class Failure:
     sqlstate: five characters from the server; None if the server said nothing.
     broken: this connection must not be used again.
     timed_out: it was ended by a time limit of ours.
+    ours: the lease was ended by a drain, a fence or a `terminate` of our own; the first repeat is free.
     cause: the driver's exception, as it would have reached the application.
     """
 
@@ -74,6 +75,7 @@ class Failure:
     sqlstate: str | None = None
     broken: bool = False
     timed_out: bool = False
+    ours: bool = False
 
     @property
     def why(self) -> str:

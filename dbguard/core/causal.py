@@ -1,0 +1,86 @@
+"""Boxes: what a context has written, so that its reads see it.
+
+A *box* belongs to a context: one opened by ``guard.causal()``, one per web request by the middleware, or the guard's own
+for everything else. It is mutable and shared by child tasks, because writes made in `gather` or a `TaskGroup` belong to
+the parent too.
+
+A write stamps its box with the reign of its lease when it ends, *however* it ends, and at no cost: no position is
+fetched. The position is learnt later: any insert position of the same reign that was asked for after the write's end
+lies behind it, and the steady probe of the primary asks twice a second.
+
+A write of unknown fate pins its box to the primary until its backend is gone: else the user's own check would read the
+past and insert again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dbguard.core.topology import Reign
+
+__all__ = ["Box", "Orphan"]
+
+
+class Orphan:
+    """A backend whose client gave it up with something in flight.
+
+    instance, pid, started: which backend on which server.
+    doomed: it may be ended (its COMMIT was not sent).
+    gone: a probe has seen that it is no more.
+    """
+
+    __slots__ = ("doomed", "gone", "node", "pid", "started")
+
+    def __init__(self, *, node: str, pid: int, started: float | None, doomed: bool) -> None:
+        self.node = node
+        self.pid = pid
+        self.started = started
+        self.doomed = doomed
+        self.gone = False
+
+
+class Box:
+    """What one context has written.
+
+    reign: the reign of its last write; None before the first.
+    position: an insert position behind its writes, in bytes; None while it has not been learnt.
+    written_at: when its last write ended, on the guard's monotonic clock.
+    """
+
+    __slots__ = ("pins", "position", "reign", "written_at")
+
+    def __init__(self) -> None:
+        self.reign: Reign | None = None
+        self.position: int | None = None
+        self.written_at = 0.0
+        self.pins: list[Orphan] = []
+
+    def wrote(self, reign: Reign | None, now: float) -> None:
+        """Note that a write of this context has ended, however it ended."""
+        if reign is not None:
+            self.reign = reign
+        self.position = None
+        self.written_at = now
+
+    def pin(self, orphan: Orphan) -> None:
+        """Keep this context's reads on the primary until *orphan* is gone."""
+        self.pins.append(orphan)
+
+    def floor(self, reign: Reign | None, learnt: int | None, learnt_at: float) -> int | None:
+        """Return the position a replica must have replayed for this context's reads; None: only the primary will do.
+
+        reign: the reign that is accepted now.
+        learnt, learnt_at: an insert position of that reign's primary, and when it was asked for.
+        """
+        if self.pins:
+            self.pins = [orphan for orphan in self.pins if not orphan.gone]
+            if self.pins:
+                return None
+        if not self.written_at:
+            return 0
+        if self.reign is None or self.reign != reign:
+            return None
+        if self.position is None and learnt is not None and learnt_at > self.written_at:
+            self.position = learnt
+        return self.position

@@ -1,0 +1,223 @@
+"""Recovery as a generator that decides *between* attempts.
+
+A plan yields `Attempt` or `Pause` and is sent `Done`, a `Failure`, or nothing. It owns no connection, so it may be
+dropped at any yield: a cancelled call loses nothing here. Some fifteen lines run it on asyncio (`runtime.drive`), their
+twin on threads, a third in the simulation; all run the code below.
+
+    first attempt failed --> may it be repeated? (retry.judge) --no--> the driver's exception, or OutcomeUnknown
+                                     | yes
+                             can it be afforded? (tally, budget, deadline) --no--> the driver's exception, with a note
+                                     | yes
+                             pause --> where to? (state.route) --nowhere now--> wait for the topology --> ...
+                                                     | a node
+                                                  Attempt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.retry import Act, Purse, Stake, Tally, Verdict, Work, judge
+from dbguard.errors import DeadlineExceeded, NoPrimary, NoReplica, Overloaded
+
+if TYPE_CHECKING:
+    from dbguard.core.causal import Box
+    from dbguard.core.classify import Statement
+    from dbguard.core.state import GuardState
+
+__all__ = ["Attempt", "Call", "Done", "Nowhere", "Pause", "Reply", "Route", "Step", "Stopped", "recover"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One call of the application, from its beginning to its end.
+
+    reads: it may go to a replica.
+    role: what the caller asked for, ``"primary"`` or ``"replica"``; None: what the statement needs.
+    consistency: ``own-writes``, ``eventual``, ``bounded`` or ``primary``.
+    work: what is at stake in the attempt under way; whoever runs the attempt keeps it true.
+    box: the context's box.
+    deadline: absolute, on the guard's monotonic clock, in seconds.
+    began: when it began, on the same clock.
+    wait: whether it waits while there is no primary, or fails at once.
+    spent: seconds by where they went.
+    """
+
+    reads: bool
+    work: Work
+    box: Box
+    deadline: float
+    began: float
+    consistency: str = "own-writes"
+    fallback: str = "primary"
+    role: str | None = None
+    wait: bool = True
+    statement: Statement | None = None
+    spent: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Try it on *node*."""
+
+    node: str
+    number: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait until the topology changes, for *at_most* seconds.
+
+    gate: the call waits for its turn to go on; otherwise it backs off, and the runtime asks the retry policy how long.
+    """
+
+    at_most: float
+    number: int
+    family: Family
+    gate: bool
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The attempt succeeded."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The retry policy's own ``stop`` says that it is enough; the answer to a `Pause`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a call goes.
+
+    node: the node's name.
+    role: the role in which it is asked, ``"primary"`` or ``"replica"``.
+    why: one phrase.
+    """
+
+    node: str
+    role: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """No node is fit now.
+
+    error: what to raise if the call does not wait.
+    """
+
+    why: str
+    error: type[NoPrimary | NoReplica | Overloaded]
+    waits: bool
+    retry_after: float | None = None
+
+
+Step = Attempt | Pause
+Reply = Done | Failure | Stopped | None
+
+
+def recover(call: Call, state: GuardState, last: Failure | None = None) -> Generator[Step, Reply, Any]:
+    """Decide between attempts until the call is done, and return its value.
+
+    last: the failure of an attempt that was made before the plan was entered (the fast path).
+
+    Raises the driver's own exception with a note of attempts and nodes, or, where dbguard decided, `NotAttempted`,
+    `DeadlineExceeded` or `OutcomeUnknown`.
+    """
+    tally = Tally()
+    number = 1 if last is not None else 0
+    doubted: frozenset[str] = frozenset()
+    forgiven = False
+    while True:
+        if last is not None:
+            verdict = judge(last, call.work)
+            if verdict.act is Act.UNKNOWN:
+                raise state.left_open(call, last) from last.cause
+            if verdict.act is Act.RAISE:
+                raise _noted(last, call, number, verdict.note)
+            tally.count(last)
+            exhausted = tally.exhausted(state.retry)
+            if exhausted:
+                raise _noted(last, call, number, exhausted)
+            free = verdict.purse is None or (last.ours and not forgiven)
+            forgiven = forgiven or last.ours
+            if not free and not state.budget.take(state.clock(), verdict.purse or Purse.INFRASTRUCTURE):
+                raise _noted(last, call, number, "retry budget exhausted")
+            doubted = doubted | {last.node} if verdict.elsewhere or verdict.reresolve else doubted
+            state.repeats(last, number, verdict.why)
+            pause = _backoff(call, state, last, verdict, number)
+            if pause is not None and isinstance((yield pause), Stopped):
+                raise _noted(last, call, number, "stopped by RetryPolicy.stop")
+        waited = False
+        while isinstance(route := state.route(call, doubted, queued=waited), Nowhere):
+            now = state.clock()
+            if not route.waits or now >= call.deadline:
+                raise _nowhere(route, call, last, number, now)
+            yield Pause(call.deadline - now, number, Family.ROLE, gate=True, failure=last)
+            waited = True
+        if state.clock() >= call.deadline:
+            raise _too_late(call, last, number)
+        number += 1
+        reply = yield Attempt(route.node, number, route.why)
+        if isinstance(reply, Done):
+            return reply.value
+        assert isinstance(reply, Failure)  # noqa: S101  an attempt is answered by Done or a Failure
+        last = reply
+
+
+def _backoff(call: Call, state: GuardState, last: Failure, verdict: Verdict, number: int) -> Pause | None:
+    """Say how long to back off; None where another node can be asked at once, or a gate will hold the call anyway."""
+    if verdict.reresolve or last.phase is Phase.UNSENT:
+        return None
+    if verdict.elsewhere and number == 1 and last.family is not Family.CONTENTION and state.has_other(call, last.node):
+        return None
+    return Pause(max(0.0, call.deadline - state.clock()), number, last.family, gate=False, failure=last)
+
+
+def _noted(last: Failure, call: Call, number: int, why: str | None) -> BaseException:
+    """Return the driver's own exception, with a note where dbguard has something to add."""
+    if last.timed_out:
+        return _too_late(call, last, number)
+    if number > 1 or why:
+        attempts = "1 attempt" if number == 1 else f"{number} attempts"
+        note = f"dbguard: {attempts}, the last on {last.node}" + (f"; {why}" if why else "")
+        if note not in getattr(last.cause, "__notes__", ()):
+            last.cause.add_note(note)
+    return last.cause
+
+
+def _too_late(call: Call, last: Failure | None, number: int) -> DeadlineExceeded:
+    limit = call.deadline - call.began
+    where = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in call.spent.items() if seconds >= 0.001)
+    error = DeadlineExceeded(
+        f"the call's {limit:.3g} s are over after {number} attempt{'' if number == 1 else 's'}"
+        + (f" ({where})" if where else "")
+        + (f"; last: {last.why}" if last is not None else "")
+        + "; nothing was applied",
+        spent=dict(call.spent),
+    )
+    if last is not None:
+        error.__cause__ = last.cause
+    return error
+
+
+def _nowhere(route: Nowhere, call: Call, last: Failure | None, number: int, now: float) -> BaseException:
+    late = now >= call.deadline
+    if late and number and call.work.stake is Stake.READ:
+        return _too_late(call, last, number)
+    after = f" after {now - call.began:.3g} s" if late else ""
+    error = route.error(f"{route.why}{after}", retry_after=route.retry_after)
+    error.__cause__ = last.cause if last is not None else None
+    error.__dict__["timed_out"] = late
+    return error
+
+

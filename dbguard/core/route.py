@@ -1,0 +1,108 @@
+"""Where a call goes: candidates, balance, position. Pure; chance is handed in.
+
+Strategies get the fit candidates and return one of them. They do not wait, connect or look at a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dbguard.core.breaker import Breaker
+    from dbguard.core.topology import NodeView
+
+__all__ = ["STRATEGIES", "Load", "Node", "Rng", "Strategy", "caught_up"]
+
+
+class Rng(Protocol):
+    """The one method of `random.Random` that is used, so that a seeded one is the test twin."""
+
+    def random(self) -> float:
+        """Return a float in [0, 1)."""
+
+
+class Load:
+    """How busy a node's pool is; the pool writes it, the balance reads it.
+
+    in_use: leases out.
+    size: leases that can be out.
+    """
+
+    __slots__ = ("in_use", "size")
+
+    def __init__(self, size: int = 1) -> None:
+        self.in_use = 0
+        self.size = size
+
+
+class Node:
+    """One node as the router sees it: what the view says of it, and what this process knows beside.
+
+    epoch: its generation; a lease born under another is stale.
+    doubted_at: when a call last met a hard failure or a role error here; a probe sent later answers the doubt.
+    seen_at: when the last probe that answered was sent.
+    soft_until: its weight is halved until then (the node is overloaded, not dead).
+    """
+
+    __slots__ = ("breaker", "doubted_at", "epoch", "load", "name", "seen_at", "soft_until", "view", "weight")
+
+    def __init__(self, name: str, breaker: Breaker, view: NodeView, *, weight: int = 1) -> None:
+        self.name = name
+        self.breaker = breaker
+        self.view = view
+        self.epoch = view.epoch
+        self.weight = weight
+        self.load = Load()
+        self.doubted_at = -1.0
+        self.seen_at = -1.0
+        self.soft_until = -1.0
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a call's failure here has not been answered by a probe yet."""
+        return self.doubted_at > self.seen_at
+
+    def cost(self, now: float) -> float:
+        """Return leases out per pool slot, per weight; doubled while the node is overloaded."""
+        busy = (self.load.in_use + 1) / (self.load.size * self.weight)
+        return busy * 2 if now < self.soft_until else busy
+
+
+Strategy = Callable[[Sequence[Node], Rng, float], Node]
+
+
+def least_busy(candidates: Sequence[Node], rng: Rng, now: float) -> Node:
+    """Choose two at random and take the one with fewer leases out per pool slot ("power of two choices").
+
+    With two or more candidates two different ones are drawn, so that clients do not move in step and yet no busy node
+    is chosen blindly (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+    """
+    count = len(candidates)
+    if count == 1:
+        return candidates[0]
+    i = int(rng.random() * count)
+    j = int(rng.random() * (count - 1))
+    one, other = candidates[i], candidates[j if j < i else j + 1]
+    return one if one.cost(now) <= other.cost(now) else other
+
+
+def any_of(candidates: Sequence[Node], rng: Rng, now: float) -> Node:  # noqa: ARG001  a strategy's signature
+    """Choose one at random, by weight."""
+    total = sum(node.weight for node in candidates)
+    mark = rng.random() * total
+    for node in candidates:
+        mark -= node.weight
+        if mark < 0:
+            return node
+    return candidates[-1]
+
+
+STRATEGIES: dict[str, Strategy] = {"least-busy": least_busy, "random": any_of}
+
+
+def caught_up(candidates: Sequence[Node], floor: int) -> Sequence[Node]:
+    """Return those candidates that are known to have replayed *floor*, a position in bytes."""
+    if floor == 0:
+        return candidates
+    return [node for node in candidates if node.view.position is not None and node.view.position >= floor]

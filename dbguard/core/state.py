@@ -1,0 +1,369 @@
+"""The one mutable aggregate that plans read and attempts record into.
+
+Whoever holds it holds the guard's lock (on asyncio: runs on the loop, without an await inside). It decides nothing by
+itself: it hands the facts to `retry`, `breaker`, `gate`, `topology` and `route`, and publishes what follows from them.
+What must be done outside (events to dispatch, leases to end, probes to hurry) is collected and taken by the runtime
+with `take_effects`, so that no user code runs in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
+from dbguard.core.budget import Budget
+from dbguard.core.failure import Failure, Family
+from dbguard.core.gate import Gate, GateState
+from dbguard.core.plan import Call, Nowhere, Route
+from dbguard.core.retry import RetryPolicy
+from dbguard.core.route import STRATEGIES, Node, Rng, caught_up
+from dbguard.core.topology import Changes, Missed, Role, Sighting, Topology, View
+from dbguard.errors import NoPrimary, NoReplica, OutcomeUnknown, Overloaded, SplitBrain
+from dbguard.events import BreakerChanged, CallRepeated, Event, GateChanged, OutcomeLeftOpen, WriteMayBeLost
+
+if TYPE_CHECKING:
+    from dbguard.core.causal import Box
+
+__all__ = ["Effects", "GuardState", "ReadPolicy"]
+
+SOFT_FOR = 10.0
+"""Seconds for which an overloaded node's weight is halved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPolicy:
+    """How reads are spread.
+
+    from_replicas: whether reads may go to replicas at all. Default True.
+    max_lag: seconds a replica may be behind, > 0; unknown lag is too much. Default 5.
+    balance: a name in `route.STRATEGIES`. Default ``least-busy``.
+    """
+
+    from_replicas: bool = True
+    max_lag: float = 5.0
+    balance: str = "least-busy"
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the runtime has to do once the lock is free.
+
+    epochs: nodes whose connections became stale, and how: ``"now"`` or ``"drain"``.
+    hurry: probe all nodes at once.
+    changed: wake whoever waits for the topology.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    epochs: dict[str, tuple[int, str]] = field(default_factory=dict)
+    hurry: bool = False
+    changed: bool = False
+
+
+class GuardState:
+    """Everything the guard knows, and what follows from it.
+
+    clock: seconds, monotonic; handed in. rng: handed in. observe: decide and report, send all to the primary.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        clock: Callable[[], float],
+        rng: Rng,
+        retry: RetryPolicy,
+        breaker: BreakerPolicy,
+        gate: Gate,
+        reads: ReadPolicy,
+        weights: Mapping[str, int] | None = None,
+        addresses: Mapping[str, str] | None = None,
+        observe: bool = False,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.rng = rng
+        self.retry = retry
+        self.reads = reads
+        self.topology = topology
+        self.gate = gate
+        self.observe = observe
+        self.budget = Budget(ratio=retry.budget, floor=retry.floor)
+        self.effects = Effects()
+        self.waiting = 0
+        self.learnt: int | None = None
+        self.learnt_at = -1.0
+        self._wall = wall
+        self._addresses = dict(addresses or {})
+        self._balance = STRATEGIES[reads.balance]
+        self._lost_reigns: set[str] = set()
+        self.nodes = {
+            name: Node(name, Breaker(breaker, rng), view, weight=(weights or {}).get(name, 1))
+            for name, view in topology.view.nodes.items()
+        }
+        self.primary: Node | None = None
+        self.readers: tuple[Node, ...] = ()
+        self.eventual: tuple[Node, ...] = ()
+        self.counts: dict[str, int] = {"calls": 0, "repeats": 0, "unknown": 0, "waited": 0}
+        self.publish()
+
+    @property
+    def view(self) -> View:
+        """The present picture of all nodes; immutable."""
+        return self.topology.view
+
+    # ------------------------------------------------------------------ recording attempts
+
+    def succeeded(self, node: Node) -> None:
+        """Record that an attempt on *node* was answered."""
+        node.breaker.success(self.clock(), node.breaker.generation)
+
+    def failed(self, failure: Failure, generation: int) -> None:
+        """Record a failed attempt; *generation* is that of the breaker when the attempt began."""
+        now = self.clock()
+        node = self.nodes[failure.node]
+        family = failure.family
+        if family is Family.ANSWERED or family is Family.CONTENTION:
+            node.breaker.success(now, generation)
+        elif family is Family.HARD and not failure.ours:
+            self._note_breaker(node, lambda: node.breaker.failure(now, generation, hard=True))
+            self._doubt(node, now, failure.why)
+        elif family is Family.SOFT:
+            node.breaker.failure(now, generation, hard=False)
+            node.soft_until = now + SOFT_FOR
+            if failure.timed_out:
+                self.effects.hurry = True
+        elif family is Family.ROLE:
+            self._doubt(node, now, failure.why)
+            self._absorb(self.topology.lost(node.name, now), now)
+
+    def _doubt(self, node: Node, now: float, why: str) -> None:
+        node.doubted_at = now
+        self.effects.hurry = True
+        if node is self.primary:
+            self._gate(now, lambda: self.gate.suspect(now, why))
+        self.publish()
+
+    # ------------------------------------------------------------------ probes
+
+    def probed(self, results: Sequence[Sighting | Missed], *, full: bool) -> None:
+        """Take in what probes said; *full*: one parallel round over all nodes."""
+        now = self.clock()
+        changes = self.topology.merge(results, now, full=full)
+        view = self.view
+        for result in results:
+            node = self.nodes[result.node]
+            if isinstance(result, Sighting):
+                node.seen_at = max(node.seen_at, result.at)
+                if result.fresh or node.breaker.state in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+                    self._note_breaker(node, lambda n=node: n.breaker.close_at_once(now, "a probe reached it"))
+                if result.node == view.primary and result.position is not None and result.at > self.learnt_at:
+                    self.learnt, self.learnt_at = result.position, result.at
+            elif full and not result.alive and not result.config:
+                self._note_breaker(node, lambda n=node, r=result: n.breaker.trip(now, r.why))
+        self._absorb(changes, now)
+        primary = view.nodes[view.primary] if view.primary else None
+        if view.refused:
+            self._gate(now, lambda: self.gate.refuse(now, view.refused or ""))
+        elif primary is None:
+            self._gate(now, lambda: self.gate.primary_lost(now, self._why_lost()))
+        elif not primary.reachable:
+            self._gate(now, lambda: self.gate.suspect(now, f"{primary.name} missed a probe"))
+        elif not self.nodes[primary.name].doubted:
+            self._gate(now, lambda: self.gate.primary_found(now))
+        if full:
+            self.effects.changed = True
+
+    def tick(self) -> None:
+        """Let time pass: a failover that lasts too long turns to down."""
+        now = self.clock()
+        self._gate(now, lambda: self.gate.tick(now))
+
+    def trust(self, node: str) -> None:
+        """Forget what was remembered of older reigns: *node* is the primary because its operator says so."""
+        self._absorb(self.topology.trust(node), self.clock())
+
+    def _why_lost(self) -> str:
+        was = self.view.reign
+        return "no node answers as primary" if was is not None else "no primary has been seen yet"
+
+    def _absorb(self, changes: Changes, now: float) -> None:
+        for event in changes.events:
+            self.effects.events.append(event)
+        for name, (epoch, how) in changes.epochs.items():
+            self.nodes[name].epoch = epoch
+            self.effects.epochs[name] = (epoch, how)
+        if changes.epochs or changes.events:
+            self.effects.changed = True
+        if self.view.primary is None and self.primary is not None:
+            self._gate(now, lambda: self.gate.primary_lost(now, f"{self.primary.name if self.primary else ''} is lost"))
+        self.publish()
+
+    def publish(self) -> None:
+        """Recompute who is fit for what. Called on change, never per call."""
+        view = self.view
+        for name, node in self.nodes.items():
+            node.view = view.nodes[name]
+        primary = self.nodes[view.primary] if view.primary else None
+        if primary is not self.primary:
+            self.learnt_at = -1.0
+            self.learnt = None
+            self.effects.changed = True
+        self.primary = primary
+        live = [
+            node
+            for node in self.nodes.values()
+            if node.view.role is Role.REPLICA
+            and node.view.reachable
+            and node.view.misconfigured is None
+            and node.breaker.granted
+        ]
+        calm = [node for node in live if not node.doubted]
+        self.eventual = tuple(calm or live)
+        self.readers = tuple(
+            node
+            for node in self.eventual
+            if node.view.proven and node.view.lag is not None and node.view.lag <= self.reads.max_lag
+        )
+
+    # ------------------------------------------------------------------ routing
+
+    def route(self, call: Call, avoid: frozenset[str] = frozenset(), *, queued: bool = False) -> Route | Nowhere:
+        """Choose the node for the next attempt of *call*.
+
+        avoid: nodes where it has failed; the primary among them counts only while the doubt has not been answered.
+        queued: the call has waited for its turn already.
+        """
+        if call.reads and (call.role == "replica" or (call.role is None and self.reads.from_replicas)):
+            node, why = self.reader(call.consistency, call.box, avoid)
+            if node is not None and not self.observe:
+                return Route(node.name, "replica", why)
+            if call.role == "replica" or call.fallback == "error":
+                return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
+        else:
+            why = call.statement.why if call.statement is not None else "a transaction"
+        return self._writer(call, avoid, why, queued=queued)
+
+    def reader(self, consistency: str, box: Box, avoid: frozenset[str] = frozenset()) -> tuple[Node | None, str]:
+        """Choose a replica for a read; None with the reason where no replica is fit."""
+        if consistency == "primary":
+            return None, "consistency: primary"
+        candidates: Sequence[Node] = self.eventual if consistency == "eventual" else self.readers
+        if consistency == "own-writes":
+            floor = box.floor(self.view.reign, self.learnt, self.learnt_at)
+            if floor is None:
+                self._say_lost(box)
+                return None, "own writes: no replica is proven to have them yet"
+            candidates = caught_up(candidates, floor)
+        if avoid:
+            candidates = [node for node in candidates if node.name not in avoid]
+        if not candidates:
+            return None, self._no_reader(consistency)
+        return self._balance(candidates, self.rng, self.clock()), f"{consistency}: {len(candidates)} fit"
+
+    def has_other(self, call: Call, failed: str) -> bool:
+        """Say whether *call* can go on at once on another node than *failed*."""
+        return not isinstance(self.route(call, frozenset((failed,))), Nowhere)
+
+    def _writer(self, call: Call, avoid: frozenset[str], why: str, *, queued: bool) -> Route | Nowhere:
+        primary = self.primary
+        if primary is None or not self.gate.writable:
+            refused = self.view.refused
+            error = SplitBrain if refused and "split brain" in refused else NoPrimary
+            reason = refused or self.gate.why
+            waits = call.wait and self.gate.state is not GateState.DOWN and not refused
+            return Nowhere(f"no primary to go to: {reason}", error, waits=waits, retry_after=1.0)
+        if primary.doubted and (primary.name in avoid or not primary.breaker.granted):
+            return Nowhere(f"{primary.name} is being probed", NoPrimary, waits=call.wait, retry_after=0.1)
+        if not queued and self.waiting and self.gate.paced:
+            return Nowhere("waiting calls go first", NoPrimary, waits=True)
+        return Route(primary.name, "primary", why)
+
+    def _no_reader(self, consistency: str) -> str:
+        said = []
+        for node in self.nodes.values():
+            view = node.view
+            if view.role is Role.PRIMARY:
+                continue
+            if view.misconfigured:
+                said.append(f"{node.name}: {view.misconfigured}")
+            elif not view.reachable or not node.breaker.granted:
+                said.append(f"{node.name}: down")
+            elif consistency != "eventual" and not view.proven:
+                said.append(f"{node.name}: not proven to follow the primary")
+            elif consistency != "eventual" and (view.lag is None or view.lag > self.reads.max_lag):
+                lag = "unknown" if view.lag is None else f"{view.lag:.1f} s"
+                said.append(f"{node.name}: lag {lag}, allowed {self.reads.max_lag:g} s")
+            else:
+                said.append(f"{node.name}: behind this context's writes, or failed this call")
+        return "; ".join(said) or "no replica is known"
+
+    def _say_lost(self, box: Box) -> None:
+        reign = self.view.reign
+        if box.reign is None or reign is None or box.reign == reign or str(box.reign) in self._lost_reigns:
+            return
+        self._lost_reigns.add(str(box.reign))
+        self.effects.events.append(WriteMayBeLost(at=self.clock(), node=self.view.primary or "", lost_bytes=0))
+
+    # ------------------------------------------------------------------ what is said
+
+    def repeats(self, failure: Failure, number: int, why: str) -> None:
+        """Count a repeat."""
+        self.counts["repeats"] += 1
+        self.effects.events.append(CallRepeated(at=self.clock(), node=failure.node, attempt=number, why=why))
+
+    def left_open(self, call: Call, failure: Failure) -> OutcomeUnknown:
+        """Return the error for a write of unknown fate."""
+        self.counts["unknown"] += 1
+        self.effects.events.append(OutcomeLeftOpen(at=self.clock(), node=failure.node, why=failure.why))
+        reign = self.view.reign
+        what = "the COMMIT" if call.work.stake.value == "commit" else "the write"
+        ended = "the time ran out" if failure.timed_out else "the connection was lost"
+        where = self._addresses.get(failure.node, failure.node)
+        error = OutcomeUnknown(
+            f"{what} was sent to {where} and {ended} before the answer came: it may have been applied. "
+            "Check before repeating it.",
+            node=where,
+            phase=failure.phase.value,
+            reign=str(reign) if reign else None,
+            sent_at=self._wall() if self._wall else None,
+        )
+        error.__dict__["timed_out"] = failure.timed_out
+        return error
+
+    def take_effects(self) -> Effects | None:
+        """Hand over what has to be done outside; None if there is nothing."""
+        effects = self.effects
+        if not (effects.events or effects.epochs or effects.hurry or effects.changed):
+            return None
+        self.effects = Effects()
+        return effects
+
+    def _gate(self, now: float, signal: Callable[[], object]) -> None:
+        was = self.gate.state
+        signal()
+        if self.gate.state is not was:
+            self.effects.changed = True
+            self.effects.events.append(
+                GateChanged(
+                    at=now, was=was.value, now=self.gate.state.value, why=self.gate.why, waiting=self.waiting
+                )
+            )
+
+    def _note_breaker(self, node: Node, signal: Callable[[], object]) -> None:
+        was = node.breaker.state
+        signal()
+        if node.breaker.state is not was:
+            why = node.breaker.why
+            self.effects.events.append(
+                BreakerChanged(
+                    at=self.clock(), node=node.name, was=was.value, now=node.breaker.state.value, why=why
+                )
+            )
+            self.publish()
+
+    def admit(self, call: Call) -> Overloaded | None:
+        """Say whether one more call may wait; the error to raise if not."""
+        refusal = self.gate.may_wait(self.waiting, call.deadline, self.clock())
+        return Overloaded(refusal, retry_after=1.0) if refusal else None

@@ -1,0 +1,175 @@
+"""asyncpg's exceptions, named: what failed, how far it had come, and what that says about the node.
+
+The phase comes from what was recorded around the call, never from the class: a cut request and a cut acknowledgement
+both raise `ConnectionDoesNotExistError` (08003).
+
+dbguard's own errors leave this module *dressed*: they are also instances of asyncpg's connection error, so that
+``except asyncpg.PostgresConnectionError`` goes on to match, and of `TimeoutError` where time ended them.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import asyncpg
+
+from dbguard import errors
+from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.sqlstates import family as family_of
+
+__all__ = ["PoolExhausted", "WrongNode", "dress", "name_dial", "name_failure"]
+
+
+class PoolExhausted(TimeoutError):
+    """No connection of the node's pool came free in time. Says nothing about the node."""
+
+
+class WrongNode(Exception):
+    """A new connection reached a server that must not be used: an old primary, or one of another cluster."""
+
+
+def name_dial(error: BaseException, node: str) -> Failure:
+    """Name what went wrong before the call had a connection: phase ``connect``, so nothing was applied."""
+    sqlstate = getattr(error, "sqlstate", None)
+    if isinstance(error, PoolExhausted):
+        family = Family.NEUTRAL
+    elif isinstance(error, WrongNode):
+        family = Family.ROLE
+    elif isinstance(error, (ssl.SSLCertVerificationError, asyncpg.ClientConfigurationError)):
+        family = Family.CONFIG
+    elif type(error) is ConnectionError or (isinstance(error, OSError) and "rejected SSL" in str(error)):
+        family = Family.CONFIG  # asyncpg says "rejected SSL upgrade" with a plain ConnectionError
+    elif isinstance(error, (OSError, socket.gaierror, TimeoutError)):
+        family = Family.HARD
+    elif isinstance(error, asyncpg.PostgresError):
+        family = family_of(sqlstate, connection_died=True)
+    elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        family = Family.ROLE
+    elif isinstance(error, (asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        family = Family.HARD
+    else:
+        family = Family.NEUTRAL  # a hook of the application: `init`, `setup`, a password callable
+    return Failure(
+        node=node,
+        phase=Phase.CONNECT,
+        family=family,
+        cause=error,
+        sqlstate=sqlstate,
+        broken=True,
+        timed_out=isinstance(error, TimeoutError),
+    )
+
+
+def name_failure(
+    error: BaseException,
+    node: str,
+    *,
+    unsent: bool,
+    closed: bool,
+    standby: bool | None,
+    ours: bool = False,
+) -> Failure:
+    """Name what went wrong on a leased connection.
+
+    unsent: the connection was closed before the call began.
+    closed: it is closed now, before anybody called `terminate`.
+    standby: what the session last said of ``in_hot_standby``; None where it says nothing (before version 14).
+    ours: the lease had been ended by a drain, a fence or a `terminate` of our own.
+    """
+    sqlstate = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
+    timed_out = isinstance(error, TimeoutError)
+    if unsent:
+        phase, family = Phase.UNSENT, Family.HARD
+    elif timed_out and not isinstance(error, OSError | asyncpg.PostgresError) or type(error) is TimeoutError:
+        phase, family = Phase.SENT, Family.SOFT
+    elif isinstance(error, asyncpg.PostgresError) and not closed:
+        phase, family = Phase.ERROR, family_of(sqlstate, connection_died=False)
+        if family is Family.ROLE and standby is False:
+            family = Family.ANSWERED  # 25006 of a read-only setting, or raised by a function: nothing about the node
+    elif closed:
+        phase, family = Phase.SENT, Family.HARD
+    else:
+        # Raised by the client on a living connection: a decoder, an argument that does not fit, misuse.
+        phase, family = Phase.SENT, Family.NEUTRAL
+    return Failure(
+        node=node,
+        phase=phase,
+        family=family,
+        cause=error,
+        sqlstate=sqlstate,
+        broken=closed or unsent or timed_out,
+        timed_out=timed_out,
+        ours=ours,
+    )
+
+
+# ---------------------------------------------------------------------- dbguard's errors, as asyncpg's
+
+
+class NoPrimary(errors.NoPrimary, asyncpg.PostgresConnectionError):
+    """`dbguard.NoPrimary`, also asyncpg's connection error."""
+
+
+class NoPrimaryInTime(NoPrimary, TimeoutError):
+    """`dbguard.NoPrimary` after the call's whole time, also a `TimeoutError`."""
+
+
+class SplitBrain(errors.SplitBrain, asyncpg.PostgresConnectionError):
+    """`dbguard.SplitBrain`, also asyncpg's connection error."""
+
+
+class NoReplica(errors.NoReplica, asyncpg.PostgresConnectionError):
+    """`dbguard.NoReplica`, also asyncpg's connection error."""
+
+
+class NoReplicaInTime(NoReplica, TimeoutError):
+    """`dbguard.NoReplica` after the call's whole time, also a `TimeoutError`."""
+
+
+class Overloaded(errors.Overloaded, asyncpg.PostgresConnectionError):
+    """`dbguard.Overloaded`, also asyncpg's connection error."""
+
+
+class GuardClosed(errors.GuardClosed, asyncpg.PostgresConnectionError):
+    """`dbguard.GuardClosed`, also asyncpg's connection error."""
+
+
+class OutcomeUnknown(errors.OutcomeUnknown, asyncpg.PostgresConnectionError):
+    """`dbguard.OutcomeUnknown`, also asyncpg's connection error."""
+
+
+class OutcomeUnknownInTime(OutcomeUnknown, TimeoutError):
+    """`dbguard.OutcomeUnknown` because time ran out, also a `TimeoutError`."""
+
+
+class DeadlineExceeded(errors.DeadlineExceeded, asyncpg.PostgresConnectionError):
+    """`dbguard.DeadlineExceeded`, also asyncpg's connection error."""
+
+
+_DRESSED: dict[tuple[type[errors.DbGuardError], bool], type[errors.DbGuardError]] = {
+    (errors.NoPrimary, False): NoPrimary,
+    (errors.NoPrimary, True): NoPrimaryInTime,
+    (errors.SplitBrain, False): SplitBrain,
+    (errors.SplitBrain, True): SplitBrain,
+    (errors.NoReplica, False): NoReplica,
+    (errors.NoReplica, True): NoReplicaInTime,
+    (errors.Overloaded, False): Overloaded,
+    (errors.GuardClosed, False): GuardClosed,
+    (errors.OutcomeUnknown, False): OutcomeUnknown,
+    (errors.OutcomeUnknown, True): OutcomeUnknownInTime,
+    (errors.DeadlineExceeded, False): DeadlineExceeded,
+    (errors.DeadlineExceeded, True): DeadlineExceeded,
+}
+
+
+def dress(error: errors.DbGuardError) -> errors.DbGuardError:
+    """Return *error* as one that asyncpg's users catch already; itself where it is one, or has no such twin."""
+    kind = _DRESSED.get((type(error), bool(error.__dict__.get("timed_out"))))
+    if kind is None:
+        return error
+    dressed = kind.__new__(kind, *error.args)
+    dressed.args = error.args
+    dressed.__dict__.update(error.__dict__)
+    dressed.__cause__ = error.__cause__
+    return dressed

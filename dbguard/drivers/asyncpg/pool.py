@@ -1,0 +1,535 @@
+"""Pools that give leases: the guard's own, and those an application already has.
+
+A *lease* is a connection in use, with the epoch it was born under: the one current when its dial *began*. Giving back
+is one of three: hand on (proven to have left nothing on the session), reset (asyncpg's own), or close.
+
+An own pool is an `asyncpg.Pool` of which a few connections stay leased between calls and are handed over by a deque;
+all checkouts go through the guard, so it knows its own waiters. A wrapped pool sees one checkout and one return per
+call, by its public API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import asyncpg
+
+from dbguard.core.classify import Touch
+from dbguard.drivers.asyncpg.failures import PoolExhausted
+from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
+
+if TYPE_CHECKING:
+    from dbguard.core.route import Node
+    from dbguard.core.topology import Instance, Sighting
+
+__all__ = ["GuardedConnection", "Lease", "NodePool", "OwnPool", "Tag", "WrappedPool", "connection_class"]
+
+RETURN_WITHIN = 2.0
+"""Seconds a reset or a close may take in the background before the connection is terminated."""
+
+DEEP_RESET = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; DISCARD SEQUENCES"
+"""What asyncpg's own reset leaves behind: role, session authorization, temporary objects, lastval()."""
+
+
+class Tag:
+    """What is known about one connection from its birth on.
+
+    epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
+    born: on the monotonic clock. synchronous: whether commits there wait for a standby.
+    plain_role: the role at birth was the login's, so the role can be reset.
+    """
+
+    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "lease", "plain_role", "synchronous")
+
+    def __init__(self, epoch: int, born: float) -> None:
+        self.epoch = epoch
+        self.born = born
+        self.instance: Instance | None = None
+        self.backend = Backend(0, None)
+        self.synchronous = False
+        self.plain_role = True
+        self.lease: Lease | None = None
+        self.last_status = ""
+
+
+class GuardedConnection:
+    """Mixed into the connection class of own pools, so that what a transaction's end really said is known."""
+
+    guard_tag: Tag
+
+    @property
+    def guarded(self) -> GuardedConnection:
+        """This object itself; reached through the pool's proxy, which passes unknown attributes on."""
+        return self
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  asyncpg's
+        """As asyncpg's; the command tag is kept, because asyncpg's `Transaction.commit` hides it."""
+        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]
+        self.guard_tag.last_status = status
+        return status
+
+
+_classes: dict[type, type] = {}
+
+
+def connection_class(base: type[asyncpg.Connection[Any]]) -> type[asyncpg.Connection[Any]]:
+    """Return *base* with what the guard needs mixed in."""
+    if base not in _classes:
+        _classes[base] = type(f"Guarded{base.__name__}", (GuardedConnection, base), {})
+    return _classes[base]
+
+
+class Lease:
+    """A connection in use.
+
+    con: what statements are run on. tag: its birth. touched: the worst that was done to its session so far.
+    ours: it was ended by a drain, a fence or a terminate of ours.
+    """
+
+    __slots__ = ("con", "loan", "ours", "pool", "tag", "touched", "used_at")
+
+    def __init__(self, pool: NodePool, con: Any, loan: Any, tag: Tag) -> None:
+        self.pool = pool
+        self.con = con
+        self.loan = loan
+        self.tag = tag
+        self.touched = Touch.NOTHING
+        self.ours = False
+        self.used_at = 0.0
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was born under an older epoch than its node's present one."""
+        return self.tag.epoch != self.pool.node.epoch
+
+    def end(self) -> None:
+        """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
+        self.ours = True
+        if not self.con.is_closed():
+            self.con.terminate()
+
+
+class NodePool(Protocol):
+    """What an attempt needs of a node's pool."""
+
+    node: Node
+
+    def take_now(self) -> Lease | None:
+        """Return a lease if one is at hand, without waiting."""
+
+    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+        """Return a lease within *timeout* seconds. Raises `PoolExhausted`, `WrongNode`, or what the dial raised."""
+
+    def give(self, lease: Lease, touched: Touch) -> None:
+        """Take a lease back; what must be awaited happens in the background. *touched*: what this use may have left."""
+
+    def expire(self, how: str) -> tuple[int, int]:
+        """End the leases of an older epoch; ``"now"``: those in use too. Returns how many were idle and in use."""
+
+    def end_in_use(self) -> int:
+        """Terminate every lease in use."""
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  handed on
+        """Close what this pool opened."""
+
+
+class _Books:
+    """What both kinds of pool keep: leases out, and work in the background."""
+
+    def __init__(self, node: Node, *, clock: Callable[[], float], size: int) -> None:
+        self.node = node
+        self.node.load.size = max(1, size)
+        self.clock = clock
+        self.out: set[Lease] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def end_in_use(self) -> int:
+        """Terminate every lease in use."""
+        ended = 0
+        for lease in list(self.out):
+            lease.end()
+            ended += 1
+        return ended
+
+    def _later(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, timeout: float) -> None:  # noqa: ASYNC109  a bound on several tasks
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+
+
+class OwnPool(_Books):
+    """A pool that the guard opened itself, for one node.
+
+    make: makes the `asyncpg.Pool`, given the connect hook. hold: how many leases stay out between calls at most.
+    max_lifetime: seconds after which a connection is not handed on any more.
+    check: what a new connection must pass; raises `WrongNode`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        make: Callable[[Callable[..., Awaitable[Any]]], asyncpg.Pool[Any]],
+        *,
+        clock: Callable[[], float],
+        size: int,
+        hold: int,
+        max_lifetime: float,
+        max_idle: float,
+        dial: Callable[..., Awaitable[Any]],
+        check: Callable[[Sighting], None],
+        ask_within: float,
+        deep_reset: bool,
+    ) -> None:
+        super().__init__(node, clock=clock, size=size)
+        self._size = size
+        self._hold = hold
+        self._max_lifetime = max_lifetime
+        self._max_idle = max_idle
+        self._dial = dial
+        self._check = check
+        self._ask_within = ask_within
+        self._deep_reset = deep_reset
+        self._free: deque[Lease] = deque()
+        self._waiters: deque[asyncio.Future[Lease | None]] = deque()
+        self._taken = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._closing = False
+        self.pool = make(self._connect)
+
+    async def open(self) -> None:
+        """Make the pool ready; nothing is dialled."""
+        await self.pool
+
+    async def _connect(self, *args: Any, **kwargs: Any) -> Any:
+        """Dial, and ask the server once who it is."""
+        tag = Tag(self.node.epoch, self.clock())
+        con = await self._dial(*args, **kwargs)
+        con.guard_tag = tag
+        try:
+            at = self.clock()
+            row = await ask(con, timeout=self._ask_within)
+            seen = sighting(row, self.node.name, at, fresh=True)
+            tag.instance = seen.instance
+            tag.backend = Backend(row["pid"], row["backend_start"])
+            tag.synchronous = bool(row["synchronous"])
+            tag.plain_role = bool(row["plain_role"])
+            self._check(seen)
+        except BaseException:
+            con.terminate()
+            raise
+        self._known.add(con)
+        return con
+
+    def take_now(self) -> Lease | None:
+        """Return a held lease, the one used last first."""
+        free = self._free
+        while free:
+            lease = free.pop()
+            tag = lease.tag
+            if tag.epoch == self.node.epoch and not lease.con.is_closed():
+                self.node.load.in_use += 1
+                self.out.add(lease)
+                lease.ours = False
+                return lease
+            self._close(lease)
+        return None
+
+    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+        """Return a lease within *timeout* seconds; dials where none is free and the pool is not full."""
+        end = self.clock() + timeout
+        while True:
+            lease = self.take_now()
+            if lease is None:
+                lease = await self._checkout(end)
+            if lease is None:
+                continue
+            if lease.tag.epoch == self.node.epoch and not lease.con.is_closed():
+                self.node.load.in_use += 1
+                self.out.add(lease)
+                return lease
+            self._close(lease)
+
+    async def _checkout(self, end: float) -> Lease | None:
+        if self._taken >= self._size:
+            handed = await self._queue(end)
+            if handed is not None:
+                return handed
+        else:
+            self._taken += 1
+        try:
+            remaining = end - self.clock()
+            if remaining <= 0:
+                raise PoolExhausted(f"no connection of {self.node.name} came free in time")
+            proxy = await self.pool.acquire(timeout=remaining)
+        except BaseException:
+            self._spare()
+            raise
+        con = proxy.guarded
+        return Lease(self, con, proxy, con.guard_tag)
+
+    async def _queue(self, end: float) -> Lease | None:
+        """Wait for a lease to be handed over; None: for the right to check one out."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[Lease | None] = loop.create_future()
+        self._waiters.append(turn)
+        limit = max(0.0, end - self.clock())
+        timer = loop.call_later(limit, _give_up, turn, self.node.name)
+        try:
+            return await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                handed = turn.result()
+                if handed is None:
+                    self._spare()
+                else:
+                    self._pass(handed)
+            raise
+        finally:
+            timer.cancel()
+
+    def _spare(self) -> None:
+        """A checkout came to an end: let the next waiter make one."""
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._taken -= 1
+
+    def _pass(self, lease: Lease) -> None:
+        """Hand a clean lease on: to who waits longest, to the deque, or back to the pool."""
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done():
+                turn.set_result(lease)
+                return
+        if len(self._free) < self._hold and not self._closing:
+            self._free.append(lease)
+        else:
+            self._later(self._return(lease, deep=False))
+
+    def give(self, lease: Lease, touched: Touch) -> None:
+        """Take a lease back: hand on, reset or close."""
+        self.out.discard(lease)
+        self.node.load.in_use -= 1
+        worst = touched if touched > lease.touched else lease.touched
+        now = self.clock()
+        if (
+            worst >= Touch.LOST
+            or lease.tag.epoch != self.node.epoch
+            or self._closing
+            or now - lease.tag.born > self._max_lifetime
+            or lease.con.is_closed()
+            or lease.con.is_in_transaction()
+        ):
+            self._close(lease)
+        elif worst is Touch.NOTHING:
+            lease.used_at = now
+            self._pass(lease)
+        elif worst is Touch.IDENTITY and not (self._deep_reset and lease.tag.plain_role):
+            self._close(lease)
+        else:
+            self._later(self._return(lease, deep=worst is Touch.IDENTITY))
+
+    async def _return(self, lease: Lease, *, deep: bool) -> None:
+        """Give a connection back to asyncpg's pool, which resets it."""
+        try:
+            if deep:
+                await lease.con.execute(DEEP_RESET, timeout=RETURN_WITHIN)
+            await self.pool.release(lease.loan, timeout=RETURN_WITHIN)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, the connection is not used again
+            lease.con.terminate()
+        finally:
+            self._spare()
+
+    def _close(self, lease: Lease) -> None:
+        if lease.con.is_closed():
+            # The pool has freed its place by itself, or does so now.
+            lease.con.terminate()
+            self._spare()
+        else:
+            self._later(self._hang_up(lease))
+
+    async def _hang_up(self, lease: Lease) -> None:
+        try:
+            await lease.con.close(timeout=RETURN_WITHIN)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  asyncpg has aborted it; it is gone either way
+            lease.con.terminate()
+        finally:
+            self._spare()
+
+    def expire(self, how: str) -> tuple[int, int]:
+        """End what was born under an older epoch."""
+        idle = 0
+        while self._free:
+            self._close(self._free.pop())
+            idle += 1
+        used = {lease.con for lease in self.out}
+        for con in list(self._known):
+            if con not in used and not con.is_closed() and con.guard_tag.epoch != self.node.epoch:
+                con.terminate()
+                idle += 1
+        in_use = len(self.out)
+        if how == "now":
+            self.end_in_use()
+        return idle, in_use
+
+    def rest(self) -> None:
+        """Close held leases that were not used for *max_idle* seconds; called now and then."""
+        now = self.clock()
+        while self._free and now - self._free[0].used_at > self._max_idle:
+            self._close(self._free.popleft())
+
+    async def warm(self, count: int, timeout: float) -> None:  # noqa: ASYNC109  handed on
+        """Dial until *count* connections are held, so that the first calls need not."""
+        missing = min(count, self._hold) - len(self._free)
+        if missing <= 0 or self._closing:
+            return
+        leases = await asyncio.gather(*(self.take(timeout) for _ in range(missing)), return_exceptions=True)
+        for lease in leases:
+            if isinstance(lease, Lease):
+                self.give(lease, Touch.NOTHING)
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  handed on
+        """Close all connections: idle ones now, those in use when they come back, all by *timeout*."""
+        self._closing = True
+        for turn in self._waiters:
+            if not turn.done():
+                turn.set_exception(PoolExhausted("the guard is being closed"))
+        while self._free:
+            self._close(self._free.pop())
+        end = self.clock() + timeout
+        while self.out and self.clock() < end:
+            await asyncio.sleep(0.01)
+        self.end_in_use()
+        await self._settle(max(0.1, end - self.clock()))
+        self.pool.terminate()
+
+
+class WrappedPool(_Books):
+    """A pool of the application's: one checkout and one return per call, by its public API, and never closed by us."""
+
+    def __init__(
+        self,
+        node: Node,
+        pool: asyncpg.Pool[Any],
+        *,
+        clock: Callable[[], float],
+        check: Callable[[Sighting], None],
+        ask_within: float,
+    ) -> None:
+        super().__init__(node, clock=clock, size=pool.get_max_size())
+        self.pool = pool
+        self._check = check
+        self._ask_within = ask_within
+        # A connection is known by its settings object, which lives as long as it does: asyncpg's pools give a new
+        # proxy at each checkout, and two servers can give the same process number.
+        self._tags: dict[int, tuple[Any, Tag]] = {}
+        self._expiry: asyncio.Task[None] | None = None
+
+    def take_now(self) -> Lease | None:
+        """A wrapped pool has nothing at hand."""
+        return None
+
+    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+        """Check a connection out; one that was never seen before is asked who it is."""
+        end = self.clock() + timeout
+        if self._expiry is not None:
+            await asyncio.shield(self._expiry)
+        while True:
+            con = await self._acquire(max(0.001, end - self.clock()))
+            try:
+                tag = await self._tag(con)
+            except BaseException:
+                con.terminate()
+                self._later(self._return(con))
+                raise
+            if tag.epoch == self.node.epoch:
+                break
+            con.terminate()
+            self._later(self._return(con))
+        lease = Lease(self, con, con, tag)
+        self.node.load.in_use += 1
+        self.out.add(lease)
+        return lease
+
+    async def _acquire(self, timeout: float) -> Any:  # noqa: ASYNC109  handed on
+        try:
+            return await self.pool.acquire(timeout=timeout)
+        except TimeoutError as error:
+            if self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size():
+                raise PoolExhausted(f"no connection of {self.node.name} came free in time") from error
+            raise
+
+    async def _tag(self, con: Any) -> Tag:
+        settings = con.get_settings()
+        known = self._tags.get(id(settings))
+        if known is not None:
+            return known[1]
+        tag = Tag(self.node.epoch, self.clock())
+        at = self.clock()
+        row = await ask(con, timeout=self._ask_within)
+        seen = sighting(row, self.node.name, at, fresh=True)
+        tag.instance = seen.instance
+        tag.backend = Backend(row["pid"], row["backend_start"])
+        tag.synchronous = bool(row["synchronous"])
+        self._check(seen)
+        self._tags[id(settings)] = (settings, tag)
+        if len(self._tags) > 2 * self.pool.get_max_size() + 16:
+            self._tags = dict(list(self._tags.items())[-self.pool.get_max_size() - 8 :])
+        return tag
+
+    def give(self, lease: Lease, touched: Touch) -> None:
+        """Give it back to the pool, which resets it in its own way."""
+        self.out.discard(lease)
+        self.node.load.in_use -= 1
+        worst = max(touched, lease.touched)
+        if not lease.con.is_closed() and (worst >= Touch.IDENTITY or lease.stale):
+            # The application's pool resets in its own way, which leaves role and temporary objects behind.
+            lease.con.terminate()
+        self._later(self._return(lease.con))
+
+    async def _return(self, con: Any) -> None:
+        try:
+            await self.pool.release(con, timeout=RETURN_WITHIN)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  asyncpg has terminated it
+            return
+
+    def expire(self, how: str) -> tuple[int, int]:
+        """End what was born under an older epoch."""
+        idle = self.pool.get_idle_size()
+        if not self.pool.is_closing():
+            self._expiry = asyncio.ensure_future(self.pool.expire_connections())
+        self._tags.clear()
+        in_use = len(self.out)
+        if how == "now":
+            self.end_in_use()
+        return idle, in_use
+
+    def rest(self) -> None:
+        """Nothing is held."""
+
+    async def warm(self, count: int, timeout: float) -> None:  # noqa: ASYNC109  as the own pool's
+        """The application's pool warms itself."""
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  as the own pool's
+        """Give back what is out; the pool itself stays open, it is the application's."""
+        end = self.clock() + timeout
+        while self.out and self.clock() < end:
+            await asyncio.sleep(0.01)
+        self.end_in_use()
+        await self._settle(max(0.1, end - self.clock()))
+
+
+def _give_up(turn: asyncio.Future[Any], node: str) -> None:
+    if not turn.done():
+        turn.set_exception(PoolExhausted(f"no connection of {node} came free in time"))
+

@@ -1,0 +1,88 @@
+"""What a PostgreSQL server is asked, and how its answer becomes a `Sighting`.
+
+One statement for primary and replica, on versions 13 to 18. What a server does not tell (NULL, or no right to a
+function) is unknown, never a mismatch: a second, smaller statement is asked where the first is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from dbguard.core.topology import Instance, Role, Sighting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Backend", "ask", "sighting"]
+
+# Positions are bytes since 0/0. The timeline of a primary is read off the name of its WAL file: right from the first
+# moment after a promotion, while pg_control_checkpoint() is late by minutes. The *insert* position, because the write
+# position is too low under synchronous_commit = off.
+_COMMON = """
+    pg_is_in_recovery() AS recovery,
+    extract(epoch from pg_postmaster_start_time())::text AS started,
+    CASE WHEN pg_is_in_recovery() THEN NULL
+         ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END AS timeline,
+    (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+          ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::bigint AS position,
+    CASE WHEN pg_is_in_recovery() THEN NULL
+         ELSE (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint END AS flushed,
+    (SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming') AS received,
+    (SELECT count(*) > 0 FROM pg_stat_wal_receiver WHERE pid IS NOT NULL) AS streaming,
+    current_setting('default_transaction_read_only') = 'on' AS read_only,
+    current_setting('synchronous_standby_names') <> '' AS synchronous,
+    host(inet_server_addr()) || ':' || inet_server_port() AS address,
+    pg_backend_pid() AS pid,
+    (SELECT extract(epoch from backend_start) FROM pg_stat_get_activity(pg_backend_pid()))::float8 AS backend_start,
+    current_user = session_user AS plain_role
+"""
+_FULL = f"""SELECT {_COMMON},
+    (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
+    (SELECT timeline_id FROM pg_control_checkpoint()) AS control_timeline
+"""  # noqa: S608  both parts are constants above
+_SMALL = f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline"  # noqa: S608  same
+
+_NOT_TOLD = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.FeatureNotSupportedError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The server's side of one connection: its process, and when that began (seconds since the epoch)."""
+
+    pid: int
+    started: float | None
+
+
+async def ask(con: Any, *, timeout: float) -> Mapping[str, Any]:  # noqa: ASYNC109  the driver's own limit
+    """Ask *con* who it is talking to. Raises what the driver raises."""
+    try:
+        row = await con.fetchrow(_FULL, timeout=timeout)
+    except _NOT_TOLD:
+        row = await con.fetchrow(_SMALL, timeout=timeout)
+    return row  # type: ignore[no-any-return]
+
+
+def sighting(row: Mapping[str, Any], node: str, at: float, *, fresh: bool) -> Sighting:
+    """Turn the answer into a value; *at* is when the question was sent."""
+    recovery = row["recovery"]
+    return Sighting(
+        node=node,
+        at=at,
+        role=Role.REPLICA if recovery else Role.PRIMARY,
+        instance=Instance(row["system_id"], row["started"]),
+        timeline=row["received"] if recovery else row["timeline"],
+        control_timeline=row["control_timeline"],
+        position=row["position"],
+        flushed=row["flushed"],
+        streaming=row["streaming"] if recovery else None,
+        read_only=bool(row["read_only"]),
+        address=row["address"],
+        fresh=fresh,
+    )
