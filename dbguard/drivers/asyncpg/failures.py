@@ -81,7 +81,7 @@ def name_failure(
     timed_out = isinstance(error, TimeoutError)
     if unsent:
         phase, family = Phase.UNSENT, Family.HARD
-    elif timed_out and not isinstance(error, OSError | asyncpg.PostgresError) or type(error) is TimeoutError:
+    elif (timed_out and not isinstance(error, OSError | asyncpg.PostgresError)) or type(error) is TimeoutError:
         phase, family = Phase.SENT, Family.SOFT
     elif isinstance(error, asyncpg.PostgresError) and not closed:
         phase, family = Phase.ERROR, family_of(sqlstate, connection_died=False)

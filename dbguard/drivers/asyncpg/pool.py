@@ -14,11 +14,11 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-
 from dbguard.core.classify import Touch
+
 from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dbguard.core.route import Node
     from dbguard.core.topology import Instance, Sighting
 
-__all__ = ["GuardedConnection", "Lease", "NodePool", "OwnPool", "Tag", "WrappedPool", "connection_class"]
+__all__ = ["GuardedConnection", "Lease", "OwnPool", "Tag", "WrappedPool", "connection_class"]
 
 RETURN_WITHIN = 2.0
 """Seconds a reset or a close may take in the background before the connection is terminated."""
@@ -92,7 +92,7 @@ class Lease:
 
     __slots__ = ("con", "loan", "ours", "pool", "tag", "touched", "used_at")
 
-    def __init__(self, pool: NodePool, con: Any, loan: Any, tag: Tag) -> None:
+    def __init__(self, pool: OwnPool | WrappedPool, con: Any, loan: Any, tag: Tag) -> None:
         self.pool = pool
         self.con = con
         self.loan = loan
@@ -106,35 +106,21 @@ class Lease:
         """Whether it was born under an older epoch than its node's present one."""
         return self.tag.epoch != self.pool.node.epoch
 
+    @property
+    def synchronous(self) -> bool:
+        """Whether commits on it wait for a standby."""
+        return self.tag.synchronous
+
+    @property
+    def backend(self) -> tuple[int, float | None]:
+        """The server's process, and when it began."""
+        return self.tag.backend.pid, self.tag.backend.started
+
     def end(self) -> None:
         """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
         self.ours = True
         if not self.con.is_closed():
             self.con.terminate()
-
-
-class NodePool(Protocol):
-    """What an attempt needs of a node's pool."""
-
-    node: Node
-
-    def take_now(self) -> Lease | None:
-        """Return a lease if one is at hand, without waiting."""
-
-    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
-        """Return a lease within *timeout* seconds. Raises `PoolExhausted`, `WrongNode`, or what the dial raised."""
-
-    def give(self, lease: Lease, touched: Touch) -> None:
-        """Take a lease back; what must be awaited happens in the background. *touched*: what this use may have left."""
-
-    def expire(self, how: str) -> tuple[int, int]:
-        """End the leases of an older epoch; ``"now"``: those in use too. Returns how many were idle and in use."""
-
-    def end_in_use(self) -> int:
-        """Terminate every lease in use."""
-
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  handed on
-        """Close what this pool opened."""
 
 
 class _Books:
@@ -154,6 +140,13 @@ class _Books:
             lease.end()
             ended += 1
         return ended
+
+    def end_stale(self) -> int:
+        """Terminate the leases in use that were born under an older epoch."""
+        stale = [lease for lease in self.out if lease.stale]
+        for lease in stale:
+            lease.end()
+        return len(stale)
 
     def _later(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -320,7 +313,7 @@ class OwnPool(_Books):
         """Take a lease back: hand on, reset or close."""
         self.out.discard(lease)
         self.node.load.in_use -= 1
-        worst = touched if touched > lease.touched else lease.touched
+        worst = max(lease.touched, touched)
         now = self.clock()
         if (
             worst >= Touch.LOST
@@ -532,4 +525,3 @@ class WrappedPool(_Books):
 def _give_up(turn: asyncio.Future[Any], node: str) -> None:
     if not turn.done():
         turn.set_exception(PoolExhausted(f"no connection of {node} came free in time"))
-

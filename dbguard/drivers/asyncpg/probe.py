@@ -43,7 +43,7 @@ _FULL = f"""SELECT {_COMMON},
     (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
     (SELECT timeline_id FROM pg_control_checkpoint()) AS control_timeline
 """  # noqa: S608  both parts are constants above
-_SMALL = f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline"  # noqa: S608  same
+_SMALL = f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline"
 
 _NOT_TOLD = (
     asyncpg.InsufficientPrivilegeError,

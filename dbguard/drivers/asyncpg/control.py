@@ -1,0 +1,151 @@
+"""The monitor's own connection to a node: outside the pool, or borrowed from a wrapped one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from dbguard.drivers.asyncpg.failures import PoolExhausted
+from dbguard.drivers.asyncpg.probe import ask, sighting
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from dbguard.core.topology import Sighting
+
+__all__ = ["BorrowedControl", "OwnControl"]
+
+# Never one that waits in SyncRep: ending that wait would acknowledge a commit no standby has.
+_END = """
+SELECT CASE WHEN $3 AND wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) ELSE false END
+FROM pg_stat_activity
+WHERE pid = $1 AND ($2::float8 IS NULL OR abs(extract(epoch from backend_start)::float8 - $2::float8) < 0.001)
+"""
+
+
+class OwnControl:
+    """A connection of its own to one node.
+
+    dial: opens a connection, given ``timeout`` (seconds). clock: monotonic.
+    """
+
+    def __init__(self, node: str, dial: Callable[..., Awaitable[Any]], *, clock: Callable[[], float]) -> None:
+        self._node = node
+        self._dial = dial
+        self._clock = clock
+        self._con: Any = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a connection that looks usable."""
+        return self._con is not None and not self._con.is_closed()
+
+    async def ask(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+        """Ask over the present connection."""
+        return await self._ask(timeout, fresh=False)
+
+    async def dial(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+        """Connect anew, and ask."""
+        self.drop()
+        self._con = await self._dial(timeout=timeout)
+        return await self._ask(timeout, fresh=True)
+
+    async def _ask(self, timeout: float, *, fresh: bool) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+        at = self._clock()
+        return sighting(await ask(self._con, timeout=timeout), self._node, at, fresh=fresh)
+
+    async def end_backend(
+        self,
+        pid: int,
+        started: float | None,
+        *,
+        doomed: bool,
+        timeout: float,  # noqa: ASYNC109  the driver's
+    ) -> bool:
+        """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
+        rows = await self._con.fetch(_END, pid, started, doomed, timeout=timeout)
+        return not rows
+
+    def drop(self) -> None:
+        """Close the connection at once."""
+        con, self._con = self._con, None
+        if con is not None and not con.is_closed():
+            con.terminate()
+
+
+class BorrowedControl:
+    """Asks over a connection borrowed from the application's pool, one checkout per question.
+
+    A pool without a free connection says nothing about its node: the last answer stands for a while.
+    """
+
+    def __init__(self, node: str, pool: asyncpg.Pool[Any], *, clock: Callable[[], float]) -> None:
+        self._node = node
+        self._pool = pool
+        self._clock = clock
+        self._seen: Sighting | None = None
+
+    @property
+    def alive(self) -> bool:
+        """A pool can always be asked."""
+        return self._seen is not None
+
+    async def ask(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+        """Borrow a connection and ask."""
+        return await self._borrow(timeout, fresh=False)
+
+    async def dial(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+        """Borrow a connection and ask; the pool dials if it has none."""
+        return await self._borrow(timeout, fresh=True)
+
+    async def _borrow(self, timeout: float, *, fresh: bool) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+        pool = self._pool
+        full = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
+        try:
+            con = await pool.acquire(timeout=timeout)
+        except TimeoutError:
+            if full and self._seen is not None:
+                return self._seen
+            if full:
+                raise PoolExhausted(f"the pool of {self._node} has no free connection to probe with") from None
+            raise
+        try:
+            at = self._clock()
+            self._seen = sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
+        except BaseException:
+            con.terminate()
+            raise
+        finally:
+            await asyncio.shield(_give_back(pool, con, timeout))
+        return self._seen
+
+    async def end_backend(
+        self,
+        pid: int,
+        started: float | None,
+        *,
+        doomed: bool,
+        timeout: float,  # noqa: ASYNC109  the driver's
+    ) -> bool:
+        """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
+        con = await self._pool.acquire(timeout=timeout)
+        try:
+            rows = await con.fetch(_END, pid, started, doomed, timeout=timeout)
+        except BaseException:
+            con.terminate()
+            raise
+        finally:
+            await asyncio.shield(_give_back(self._pool, con, timeout))
+        return not rows
+
+    def drop(self) -> None:
+        """Nothing is held."""
+        self._seen = None
+
+
+async def _give_back(pool: asyncpg.Pool[Any], con: Any, timeout: float) -> None:  # noqa: ASYNC109  the driver's
+    try:
+        await pool.release(con, timeout=timeout)
+    except Exception:  # noqa: BLE001  asyncpg has terminated the connection; the next question gets another
+        return

@@ -1,0 +1,109 @@
+"""What the runtime asks of a driver: leases, pools, and names for failures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from dbguard.core.classify import Touch
+    from dbguard.core.failure import Failure
+    from dbguard.core.route import Node
+    from dbguard.core.topology import Sighting
+    from dbguard.errors import DbGuardError
+
+__all__ = ["Control", "Driver", "Lease", "NodePool"]
+
+
+class Lease(Protocol):
+    """A connection in use.
+
+    con: the driver's connection. touched: the worst done to its session in this use. ours: ended by ourselves.
+    """
+
+    con: Any
+    touched: Touch
+    ours: bool
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether commits on it wait for a standby."""
+
+    @property
+    def backend(self) -> tuple[int, float | None]:
+        """The server's process, and when it began (seconds since the epoch)."""
+
+    def end(self) -> None:
+        """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
+
+
+class NodePool(Protocol):
+    """The connections of one node."""
+
+    node: Node
+
+    def take_now(self) -> Lease | None:
+        """Return a lease if one is at hand, without waiting."""
+
+    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+        """Return a lease within *timeout* seconds; raises what the dial raised."""
+
+    def give(self, lease: Any, touched: Touch) -> None:
+        """Take a lease back; what must be awaited happens in the background. *touched*: what this use may have left."""
+
+    def expire(self, how: str) -> tuple[int, int]:
+        """End what was born under an older epoch; ``"now"``: leases in use too. Returns how many idle, how many in use."""
+
+    def end_in_use(self) -> int:
+        """Terminate every lease in use; returns how many."""
+
+    def end_stale(self) -> int:
+        """Terminate the leases in use that were born under an older epoch; returns how many."""
+
+    def rest(self) -> None:
+        """Close what has been idle too long."""
+
+    async def warm(self, count: int, timeout: float) -> None:  # noqa: ASYNC109  handed on
+        """Dial until *count* connections are at hand."""
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  handed on
+        """Close what this pool opened, by *timeout* at the latest."""
+
+
+class Control(Protocol):
+    """The monitor's own connection to one node, outside the pool."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a connection that looks usable."""
+
+    async def ask(self, timeout: float) -> Sighting:  # noqa: ASYNC109  handed to the driver
+        """Ask the node who it is over the present connection. Raises what the driver raises."""
+
+    async def dial(self, timeout: float) -> Sighting:  # noqa: ASYNC109  handed to the driver
+        """Connect anew, and ask. Raises what the driver raises."""
+
+    async def end_backend(
+        self,
+        pid: int,
+        started: float | None,
+        *,
+        doomed: bool,
+        timeout: float,  # noqa: ASYNC109  the driver's
+    ) -> bool:
+        """Say whether a backend that was given up is gone; *doomed*: end it, unless it waits for a standby."""
+
+    def drop(self) -> None:
+        """Close the connection, at once."""
+
+
+class Driver(Protocol):
+    """Names for what a driver raises."""
+
+    def name_dial(self, error: BaseException, node: str) -> Failure:
+        """Name what went wrong before the call had a connection."""
+
+    def name_failure(self, error: BaseException, node: str, lease: Any, *, unsent: bool, closed: bool) -> Failure:
+        """Name what went wrong on a leased connection; *closed*: it was closed before anybody ended it."""
+
+    def dress(self, error: DbGuardError) -> DbGuardError:
+        """Return dbguard's own error as one that the driver's users catch already."""

@@ -1,0 +1,152 @@
+"""The guard's engine on asyncio: state, pools, waiting room and monitor, and one way for every call through them.
+
+Facades translate their driver's words into jobs; what a call does after a failure is decided by the plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
+from dbguard.errors import DbGuardError, GuardClosed
+from dbguard.events import Drained, Event
+from dbguard.runtime.attempt import Job, attempt
+from dbguard.runtime.backoff import Backoff
+from dbguard.runtime.drive import drive
+from dbguard.runtime.waiting import Room
+
+if TYPE_CHECKING:
+    from dbguard.core.causal import Orphan
+    from dbguard.core.failure import Failure
+    from dbguard.core.plan import Call
+    from dbguard.core.state import GuardState
+    from dbguard.drivers.base import Driver, NodePool
+    from dbguard.events import Listener
+
+__all__ = ["Engine"]
+
+log = logging.getLogger("dbguard")
+log.addHandler(logging.NullHandler())
+
+MOST_ORPHANS = 1_000
+"""Backends given up that the monitor still watches for; of older ones their contexts stay on the primary."""
+
+
+class Engine:
+    """What a guard is made of once it runs.
+
+    acquire_timeout: seconds one attempt may wait for a connection. attempt_timeout: seconds one attempt may take.
+    drain_timeout: seconds after which leases of an old epoch are terminated.
+    """
+
+    def __init__(
+        self,
+        state: GuardState,
+        pools: Mapping[str, NodePool],
+        driver: Driver,
+        *,
+        acquire_timeout: float,
+        attempt_timeout: float,
+        drain_timeout: float,
+    ) -> None:
+        self.state = state
+        self.pools = pools
+        self.driver = driver
+        self.acquire_timeout = acquire_timeout
+        self.attempt_timeout = attempt_timeout
+        self.drain_timeout = drain_timeout
+        self.room = Room(state)
+        self.listeners: list[Listener] = []
+        self.orphans: list[Orphan] = []
+        self.hurry: Callable[[], None] = _nobody
+        self.closed = True
+
+    async def call(self, call: Call, job: Job, last: Failure | None = None) -> Any:
+        """Make *call*, with as many attempts as are safe, affordable and in time.
+
+        last: the failure of an attempt that was made already.
+        """
+        if self.closed:
+            raise self.driver.dress(GuardClosed("the guard is closed"))
+        state = self.state
+        backoff: Backoff | None = None
+
+        async def one(step: Attempt) -> Done | Failure:
+            return await attempt(self, call, step.node, job)
+
+        async def pause(step: Pause) -> Stopped | None:
+            nonlocal backoff
+            now = state.clock()
+            if step.gate:
+                refusal = state.admit(call)
+                if refusal is not None:
+                    raise refusal
+                state.counts["waited"] += 1
+                await self.room.turn(step.at_most, reads=call.reads)
+                call.spent["wait"] = call.spent.get("wait", 0.0) + state.clock() - now
+            else:
+                backoff = backoff or Backoff(state.retry, call.began)
+                seconds = backoff.seconds(step, now)
+                if seconds is None:
+                    return Stopped()
+                await self.room.pause(seconds)
+                call.spent["backoff"] = call.spent.get("backoff", 0.0) + state.clock() - now
+            if self.closed:
+                raise GuardClosed("the guard was closed while this call waited")
+            return None
+
+        try:
+            return await drive(recover(call, state, last), one, pause)
+        except DbGuardError as error:
+            dressed = self.driver.dress(error)
+            raise dressed from error.__cause__
+        finally:
+            self.flush()
+
+    # ------------------------------------------------------------------ effects
+
+    def flush(self) -> None:
+        """Do what the state has decided: end leases, hurry the monitor, wake who waits, tell listeners."""
+        effects = self.state.take_effects()
+        if effects is None:
+            return
+        for name, (epoch, how) in effects.epochs.items():
+            self._drain(name, epoch, how)
+        if effects.hurry:
+            self.hurry()
+        if effects.changed:
+            self.room.changed()
+        for event in effects.events:
+            self.tell(event)
+
+    def tell(self, event: Event) -> None:
+        """Log *event* and hand it to the listeners; what they raise is logged and never felt by a call."""
+        if log.isEnabledFor(event.level):
+            log.log(event.level, "%s", event.text(), extra={"dbguard": event})
+        for listener in self.listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener for dbguard's events failed")
+
+    def _drain(self, name: str, epoch: int, how: str) -> None:
+        pool = self.pools[name]
+        idle, in_use = pool.expire(how)
+        if how != "now" and in_use:
+            asyncio.get_running_loop().call_later(self.drain_timeout, pool.end_stale)
+        if idle or in_use:
+            said = "ended at once" if how == "now" else f"at return, the rest after {self.drain_timeout:g} s"
+            self.tell(Drained(at=self.state.clock(), node=name, epoch=epoch, idle=idle, in_use=in_use, how=said))
+
+    def orphaned(self, orphan: Orphan) -> None:
+        """Let the monitor watch for a backend that was given up, and end it where that is safe."""
+        self.orphans.append(orphan)
+        del self.orphans[:-MOST_ORPHANS]
+        self.hurry()
+
+
+def _nobody() -> None:
+    """Nobody to hurry: the monitor is not running."""

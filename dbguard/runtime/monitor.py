@@ -1,0 +1,223 @@
+"""The monitor: one connection per node, outside the pools, and rounds of questions over all nodes.
+
+Steady: a round every half second. While the primary is missing or in doubt: every 25 to 50 ms for ten seconds, then
+growing to the steady pace. A round asks the nodes in parallel, each with its own short limit. A node whose connection
+is gone is dialled at its own pace (at once, then 50 ms doubling to 1 s, full jitter, one in flight), in the background:
+a black hole among the nodes does not slow down the round that finds the new primary.
+
+What a round saw goes to `GuardState.probed`; what follows is decided there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from dbguard.core.failure import Family
+from dbguard.core.gate import GateState
+from dbguard.core.topology import Missed, Sighting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dbguard.drivers.base import Control
+    from dbguard.runtime.engine import Engine
+
+__all__ = ["Monitor", "Pace"]
+
+URGENT_FOR = 10.0
+"""Seconds for which rounds follow each other at the urgent pace; then the pace grows to the steady one."""
+
+DIAL_FIRST, DIAL_MOST = 0.05, 1.0
+"""Seconds between two dials of a node that does not answer: at least the first, doubling up to the second."""
+
+STARTING_AGAIN = 0.25
+"""Seconds before a node that said it is starting (57P03) or full (53300) is dialled again."""
+
+
+class Pace:
+    """How often to ask.
+
+    interval: seconds between steady rounds. jitter: share by which each is varied. limit: seconds an answer may take.
+    urgent: seconds between rounds while the primary is missing.
+    """
+
+    __slots__ = ("dial_limit", "interval", "jitter", "limit", "urgent")
+
+    def __init__(self, *, interval: float, jitter: float, limit: float, urgent: float) -> None:
+        self.interval = interval
+        self.jitter = jitter
+        self.limit = limit
+        self.urgent = urgent
+        self.dial_limit = 2 * limit
+
+
+class _Target:
+    """One node and the monitor's connection to it."""
+
+    __slots__ = ("control", "dial", "fails", "name", "next_dial", "reason")
+
+    def __init__(self, name: str, control: Control) -> None:
+        self.name = name
+        self.control = control
+        self.dial: asyncio.Task[Sighting | Missed] | None = None
+        self.next_dial = 0.0
+        self.fails = 0
+        self.reason: Missed | None = None
+
+
+class Monitor:
+    """Asks all nodes, again and again, until it is stopped."""
+
+    def __init__(self, engine: Engine, controls: Mapping[str, Control], pace: Pace) -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._pace = pace
+        self._targets = [_Target(name, control) for name, control in controls.items()]
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._urgent_since: float | None = None
+        self.rounds = 0
+        self.round_done = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin; needs a running loop."""
+        self._engine.hurry = self._wanted.set
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard monitor")
+
+    async def stop(self) -> None:
+        """Stop asking and close the connections."""
+        tasks = [task for task in (self._task, *(target.dial for target in self._targets)) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for target in self._targets:
+            target.control.drop()
+
+    async def _run(self) -> None:
+        while True:
+            self._wanted.clear()
+            await self.round()
+            pause = self._pause()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wanted.wait()
+            except TimeoutError:
+                continue
+            # Hurried by a call: still not more often than the urgent pace, however many calls fail.
+            await asyncio.sleep(self._pace.urgent / 5)
+
+    async def round(self) -> None:
+        """Ask every node once, in parallel, and hand the answers on."""
+        results = await asyncio.gather(*(self._probe(target) for target in self._targets))
+        self._state.probed(results, full=True)
+        self._state.tick()
+        self.rounds += 1
+        self._engine.flush()
+        self.round_done.set()
+        self.round_done = asyncio.Event()
+        for pool in self._engine.pools.values():
+            pool.rest()
+        if self._engine.orphans:
+            await self._bury()
+
+    def _pause(self) -> float:
+        state = self._state
+        now = state.clock()
+        calm = state.gate.state is GateState.OPEN or state.gate.state is GateState.DOWN
+        steady = self._pace.interval * (1 + self._pace.jitter * (2 * state.rng.random() - 1))
+        if calm:
+            self._urgent_since = None
+            return steady
+        if self._urgent_since is None:
+            self._urgent_since = now
+        beyond = now - self._urgent_since - URGENT_FOR
+        urgent = self._pace.urgent * (1 + state.rng.random())
+        return urgent if beyond <= 0 else min(steady, urgent * 2 ** min(16.0, beyond))
+
+    async def _probe(self, target: _Target) -> Sighting | Missed:
+        """Ask one node: over the live connection first, then by dialling."""
+        clock = self._state.clock
+        at = clock()
+        if target.dial is None and target.control.alive:
+            try:
+                return await target.control.ask(self._pace.limit)
+            except Exception as error:  # noqa: BLE001  named just below
+                target.control.drop()
+                target.fails = 0
+                target.next_dial = at
+                target.reason = None
+                self._named(target, at, error)
+        if target.dial is None and clock() >= target.next_dial:
+            target.dial = asyncio.get_running_loop().create_task(self._dial(target))
+        if target.dial is not None and (target.dial.done() or target.fails == 0):
+            # The first dial after a loss is waited for: the round must know. Later ones go on in the background.
+            result = await target.dial
+            target.dial = None
+            return result
+        reason = target.reason
+        return Missed(
+            node=target.name,
+            at=at,
+            why=reason.why if reason else "being dialled",
+            config=reason.config if reason else False,
+            alive=reason.alive if reason else False,
+        )
+
+    async def _dial(self, target: _Target) -> Sighting | Missed:
+        state = self._state
+        at = state.clock()
+        try:
+            seen = await target.control.dial(self._pace.dial_limit)
+        except Exception as error:  # noqa: BLE001  named just below
+            target.control.drop()
+            missed = self._named(target, at, error)
+            target.reason = missed
+            wait = min(DIAL_MOST, DIAL_FIRST * 2 ** min(target.fails, 10)) * state.rng.random()
+            if missed.alive:
+                wait = max(wait, STARTING_AGAIN)
+            target.fails += 1
+            target.next_dial = state.clock() + wait
+            return missed
+        target.fails = 0
+        target.reason = None
+        return seen
+
+    def _named(self, target: _Target, at: float, error: Exception) -> Missed:
+        failure = self._engine.driver.name_dial(error, target.name)
+        return Missed(
+            node=target.name,
+            at=at,
+            why=_said(error, failure.sqlstate),
+            config=failure.family is Family.CONFIG,
+            alive=failure.sqlstate in ("53300", "57P03") or failure.family is Family.SOFT,
+        )
+
+    async def _bury(self) -> None:
+        """End backends that were given up, and note which are gone."""
+        engine = self._engine
+        by_name = {target.name: target for target in self._targets}
+        for orphan in list(engine.orphans):
+            target = by_name[orphan.node]
+            if not target.control.alive or target.dial is not None:
+                continue
+            try:
+                orphan.gone = await target.control.end_backend(
+                    orphan.pid, orphan.started, doomed=orphan.doomed, timeout=self._pace.limit
+                )
+            except Exception:  # noqa: BLE001  the node is asked again in the next round
+                target.control.drop()
+                continue
+            if orphan.gone:
+                engine.orphans.remove(orphan)
+
+
+def _said(error: Exception, sqlstate: str | None) -> str:
+    """Say what went wrong without the server's or the driver's text, which can hold names and addresses."""
+    if sqlstate:
+        return f"{sqlstate} {type(error).__name__}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return type(error).__name__
