@@ -1,0 +1,217 @@
+"""What is remembered about one node, between the probes that reach it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dbguard.core.topology import Drain, Instance, Missed, NodeView, Reign, Role, Sighting
+from dbguard.events import Event, NodeDown, NodeMisconfigured, NodeUp, RoleChanged
+
+__all__ = ["Node"]
+
+REMEMBERED = 8
+"""Earlier instances kept per name: enough to know one that comes back, bounded for a name that never settles."""
+
+NEVER = object()
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """The memory of one node. Changed by `merge` alone."""
+
+    name: str
+    epoch: int = 0
+    reachable: bool = False
+    """The last probe was answered."""
+    up: bool | None = None
+    """As it was told to the listeners: down is only what a full round has confirmed. None: nothing was heard yet."""
+    role: Role = Role.UNKNOWN
+    instance: Instance = field(default_factory=Instance)
+    seen: Sighting | None = None
+    """The last answer."""
+    last: Sighting | Missed | None = None
+    """The last result."""
+    earlier: tuple[Instance, ...] = ()
+    group: bool = False
+    risen: bool = False
+    """It claims to be primary, and was a replica before it did."""
+    known_as: object = NEVER
+    """The system identifier under which it was last seen as a replica (None if it did not tell); NEVER if it was not."""
+    lost_at: float = float("-inf")
+    """When a call found that it is not the primary; older sightings say nothing against it."""
+    fenced: bool = False
+    foreign: bool = False
+    misconfigured: str | None = None
+    proof: Reign | None = None
+    """The reign that it was proven to follow, under this epoch."""
+    diverged: bool = False
+    ahead: int = 0
+    behind_from: tuple[float, int] | None = None
+    """A replay position, and a time by which it had been read: the primary, asked after it, must not be below."""
+    raised: Drain | None = None
+    """How the epoch was raised in this merge."""
+    told: list[Event] = field(default_factory=list)
+
+    @property
+    def claim(self) -> Sighting | None:
+        """Its last result, if that says that it is a primary of this cluster."""
+        return self.seen if self.last is self.seen and self.role is Role.PRIMARY else None
+
+    @property
+    def replica(self) -> bool:
+        """Whether it is a replica of this cluster, as far as is known."""
+        return self.role is Role.REPLICA and self.misconfigured is None
+
+    def raise_epoch(self, how: Drain) -> None:
+        """Make all connections dialled before stale: once per merge, the sterner way wins. No proof outlives it."""
+        if self.raised is None:
+            self.epoch += 1
+        if self.raised != "now":
+            self.raised = how
+        self.forget_proof()
+
+    def forget_proof(self) -> None:
+        """Unlearn what was proven, and what speaks against it: both belong to an instance under one reign."""
+        self.proof, self.diverged, self.ahead, self.behind_from = None, False, 0, None
+
+    def is_stale(self, result: Sighting | Missed) -> bool:
+        """Return whether a result is overtaken: by a newer one, by a call, or since the name leads elsewhere now."""
+        if self.last is not None and result.at < self.last.at:
+            return True
+        if isinstance(result, Missed):
+            return False
+        if result.at < self.lost_at and result.role is Role.PRIMARY:
+            return True
+        left = any(result.instance.is_surely(past) for past in self.earlier)
+        return left and not result.fresh and not self.group
+
+    def hear(self, sighting: Sighting, now: float) -> None:
+        """Take in an answer."""
+        self._meet(sighting)
+        self.last = self.seen = sighting
+        if self.up is not True:
+            self.told.append(NodeUp(at=now, node=self.name, role=sighting.role.value))
+        self.up = self.reachable = True
+        if not self.foreign:
+            self.misconfigured = None
+        self.take_role(sighting.role, now)
+        if self.role is Role.REPLICA and self.behind_from is None and sighting.position is not None:
+            self.behind_from = (now, sighting.position)
+
+    def miss(self, missed: Missed, now: float, *, full: bool) -> bool:
+        """Take in a probe that was not answered; return whether only a full round can confirm what it means.
+
+        One missed probe makes the node suspect and no more.
+        """
+        self.last = missed
+        if missed.overloaded:
+            return False
+        self.reachable = False
+        if not full:
+            return self.up is True
+        if missed.config:
+            if self.misconfigured != missed.why:
+                self.told.append(NodeMisconfigured(at=now, node=self.name, why=missed.why))
+            self.misconfigured, self.foreign = missed.why, False
+        elif self.up is not False:
+            self.told.append(NodeDown(at=now, node=self.name, why=missed.why))
+        self.up = False
+        return False
+
+    def take_role(self, role: Role, now: float) -> None:
+        """Note the role it is seen in. A change of role makes its connections stale."""
+        if role is self.role:
+            return
+        if self.role is not Role.UNKNOWN:
+            self.told.append(RoleChanged(at=now, node=self.name, was=self.role.value, now=role.value))
+            self.raise_epoch("drain")
+        self.risen = role is Role.PRIMARY and self.role is Role.REPLICA
+        self.role = role
+
+    def judge_system(self, system_id: str | None, now: float) -> None:
+        """Take it out of rotation if it is known to belong to another cluster than *system_id*, and back if not."""
+        foreign = self.instance.is_of_another_system(Instance(system_id))
+        if foreign and not self.foreign:
+            self.misconfigured = (
+                f"it belongs to another cluster: system identifier {self.instance.system_id}, not {system_id}"
+            )
+            self.told.append(NodeMisconfigured(at=now, node=self.name, why=self.misconfigured))
+        elif self.foreign and not foreign:
+            self.misconfigured = None
+            self.told.append(NodeUp(at=now, node=self.name, role=self.role.value))
+        self.foreign = foreign
+
+    def is_known_replica(self, instance: Instance) -> bool:
+        """Return whether this name was seen as a replica of the cluster of *instance*."""
+        if self.known_as is NEVER:
+            return False
+        return self.known_as is None or instance.system_id is None or self.known_as == instance.system_id
+
+    def prove(self, reign: Reign) -> None:
+        """Take from the last answer what it proves, or disproves, about following *reign*."""
+        seen = self.seen
+        if seen is None or seen.role is not Role.REPLICA:
+            return
+        received = seen.timeline if seen.streaming else None
+        control = seen.control_timeline
+        if (received is not None and received != reign.timeline) or (control is not None and control > reign.timeline):
+            self.proof = None
+        elif reign.timeline in (received, control):
+            self.proof = reign
+
+    def compare(self, asked_at: float, position: int) -> None:
+        """Compare with the primary, asked at *asked_at*: what was read here before that cannot be above it.
+
+        Twice in a row, and the replica is known to have diverged, until it is another instance or under another reign.
+        """
+        if self.behind_from is None or asked_at < self.behind_from[0]:
+            return
+        self.ahead = self.ahead + 1 if self.behind_from[1] > position else 0
+        self.diverged = self.diverged or self.ahead >= 2
+        self.behind_from = None
+
+    def view(self, *, lag: float | None, reign: Reign | None, doubted: bool) -> NodeView:
+        """Return the picture of this node."""
+        seen = self.seen
+        told = seen if seen is not None and seen.role is self.role and not self.group else None
+        return NodeView(
+            name=self.name,
+            role=Role.UNKNOWN if self.misconfigured is not None else self.role,
+            epoch=self.epoch,
+            instance=self.instance,
+            reachable=self.reachable,
+            timeline=seen.timeline if seen is not None else None,
+            position=told.position if told is not None else None,
+            position_at=told.at if told is not None else None,
+            lag=lag if told is not None and self.replica else None,
+            proven=(
+                self.replica
+                and reign is not None
+                and self.proof == reign
+                and not (self.group or self.diverged or doubted)
+            ),
+            fenced=self.fenced,
+            misconfigured=self.misconfigured,
+            read_only=seen is not None and seen.read_only,
+            group=self.group,
+        )
+
+    def _meet(self, sighting: Sighting) -> None:
+        """Note which server answers under this name. Another one makes connections to the old one stale.
+
+        An instance that comes back was never gone: the name stands for a group. Its replicas are not drained for that.
+        """
+        was, now = self.instance, sighting.instance
+        if now.differs(was):
+            if any(now.is_surely(past) for past in self.earlier):
+                self.group = True
+            else:
+                self.earlier = (*self.earlier, was)[-REMEMBERED:]
+            if self.role is Role.PRIMARY:
+                self.raise_epoch("now")
+            elif not self.group or sighting.role is Role.PRIMARY:
+                self.raise_epoch("drain")
+            self.forget_proof()
+        # What is not told this time is kept, as long as nothing speaks against it.
+        kept = Instance() if now.differs(was) else was
+        self.instance = Instance(now.system_id or kept.system_id, now.started or kept.started)
