@@ -12,7 +12,7 @@ from bisect import bisect_right
 
 __all__ = ["Samples"]
 
-KEPT = 240
+KEPT = 256
 SPACING = 0.25  # seconds; with KEPT, at least a minute is remembered however fast the primary is polled
 
 

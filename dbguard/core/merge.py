@@ -101,7 +101,9 @@ class Topology:
                     self._unbroken = False
         self._place(heard, now, full=full)
         holder, name = self._find_holder()
-        verdict = self._judge(holder, heard, full=full)
+        while isinstance(verdict := self._judge(holder, heard, full=full), Accept):
+            self._accept(verdict, now)  # and the other claims are judged beside the new holder
+            holder, name = self._find_holder()
         primary = self._settle(verdict, name, now, full=full)
         doubt |= isinstance(verdict, Keep) and verdict.doubt
         return self._publish(heard, primary, now, doubt=doubt)
@@ -172,7 +174,12 @@ class Topology:
         if office is None:
             return Holder.GONE, None
         own = self._nodes[office.node]
-        waiting = self.view.primary == own.name and own.up is True and isinstance(own.last, Missed)
+        waiting = (
+            self.view.primary == own.name
+            and own.role is Role.PRIMARY
+            and own.up is True
+            and isinstance(own.last, Missed)
+        )
         names = [node.name for node in self._nodes.values() if self._holds(office, node)]
         if names:
             return Holder.ANSWERS, own.name if waiting or own.name in names else names[0]
@@ -221,7 +228,7 @@ class Topology:
         doubted = office is not None and office.reign.timeline in self._doubted
         return judge(office, holder, claims, full=full, doubted=doubted)
 
-    def _settle(self, verdict: Verdict, name: str | None, now: float, *, full: bool) -> str | None:
+    def _settle(self, verdict: Keep | Contest | Split, name: str | None, now: float, *, full: bool) -> str | None:
         """Carry out *verdict*; return the primary's name. Only a full round lifts a refusal."""
         was_refused = self._refused
         if full:
@@ -231,8 +238,6 @@ class Topology:
         match verdict:
             case Keep():
                 return name if self._split == 0 or name == self.view.primary else None
-            case Accept():
-                return self._accept(verdict, now)
             case Contest(claim, reign):
                 why = f"it claims timeline {claim.timeline} and was never a replica here, accepted is {reign.timeline}"
                 self._refused = f"contested: {claim.node} claims to be primary beside {name}; trust one of them"
