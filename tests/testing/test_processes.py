@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dbguard.testing import processes
+from dbguard.testing.cluster import _fast_directory
 from dbguard.testing.processes import ClusterError, RunAs, Sandbox
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 @pytest.fixture
 def below() -> Iterator[Path]:
     """A directory that the unprivileged user can enter (pytest's own is closed to him)."""
-    with tempfile.TemporaryDirectory(prefix="dbguard-test-") as directory:
+    with tempfile.TemporaryDirectory(prefix="dbguard-test-", dir=_fast_directory()) as directory:
         Path(directory).chmod(0o777)
         yield Path(directory)
 

@@ -1,0 +1,533 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from dbguard.testing import cluster as module
+from dbguard.testing import ports
+from dbguard.testing.cluster import Cluster, ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbguard.testing.binaries import Binaries
+
+# --- what a cluster is
+
+
+@pytest.mark.every_postgres
+def test_two_replicas_stream_from_the_primary(calm_cluster: Cluster) -> None:
+    rows = calm_cluster.sql("a", "SELECT application_name, state FROM pg_stat_replication ORDER BY 1")
+
+    assert rows == [("b", "streaming"), ("c", "streaming")]
+    assert calm_cluster.primary.name == "a"
+    assert [node.name for node in calm_cluster.replicas] == ["b", "c"]
+
+
+def test_replica_refuses_writes(calm_cluster: Cluster) -> None:
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        calm_cluster.sql("b", "CREATE TABLE t (id int)")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("synchronous_commit", "on"),
+        ("fsync", "off"),
+        ("data_checksums", "on"),
+        ("wal_log_hints", "on"),
+        ("hot_standby_feedback", "on"),
+        ("wal_retrieve_retry_interval", "200ms"),
+        ("max_connections", "100"),
+        ("listen_addresses", "127.0.0.1"),
+        ("unix_socket_directories", ""),
+        ("synchronous_standby_names", ""),
+    ],
+)
+def test_every_node_has_the_promised_setting(setting: str, value: str, calm_cluster: Cluster) -> None:
+    for node in calm_cluster.nodes:
+        assert calm_cluster.sql(node, "SELECT current_setting($1)", setting) == [(value,)]
+
+
+def test_nodes_carry_their_names(calm_cluster: Cluster) -> None:
+    names = [calm_cluster.sql(node, "SHOW cluster_name")[0][0] for node in calm_cluster.nodes]
+
+    assert names == [node.name for node in calm_cluster.nodes] == ["a", "b", "c"]
+
+
+def test_settings_of_the_caller_win(cluster_factory: Callable[..., Cluster]) -> None:
+    cluster = cluster_factory(
+        replicas=0, settings={"work_mem": "7MB", "wal_keep_size": "64MB", "search_path": "it's, \\"}
+    )
+
+    assert [cluster.sql("a", f"SHOW {name}")[0][0] for name in ("work_mem", "wal_keep_size", "search_path")] == [
+        "7MB",
+        "64MB",
+        "it's, \\",
+    ]
+
+
+def test_single_node_is_a_cluster_too(cluster_factory: Callable[..., Cluster]) -> None:
+    cluster = cluster_factory(replicas=0)
+
+    assert cluster.sql("a", "SELECT pg_is_in_recovery()") == [(False,)]
+    assert cluster.replicas == ()
+
+
+def test_number_of_replicas_is_checked() -> None:
+    with pytest.raises(ValueError, match="replicas must be 0 to 9, not 10"):
+        Cluster(replicas=10)
+
+
+def test_two_clusters_live_side_by_side(cluster_factory: Callable[..., Cluster]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: cluster_factory(replicas=1), range(2))
+
+    identifiers = {c.sql("a", "SELECT system_identifier FROM pg_control_system()")[0][0] for c in (one, other)}
+    assert len(identifiers) == 2
+    one.stop()
+    assert other.sql("b", "SELECT 1") == [(1,)]
+
+
+# --- addresses
+
+
+def test_dsn_names_all_nodes_or_the_chosen_ones(calm_cluster: Cluster) -> None:
+    a, b, c = calm_cluster.nodes
+
+    assert (
+        calm_cluster.dsn() == f"postgresql://postgres@127.0.0.1:{a.port},127.0.0.1:{b.port},127.0.0.1:{c.port}/postgres"
+    )
+    assert calm_cluster.dsn(c, "a", user="a/b", database="x y") == (
+        f"postgresql://a%2Fb@127.0.0.1:{c.port},127.0.0.1:{a.port}/x%20y"
+    )
+
+
+async def test_dsn_leads_a_client_to_the_primary(calm_cluster: Cluster) -> None:
+    connection = await asyncpg.connect(calm_cluster.dsn("c", "a"), target_session_attrs="read-write")
+    try:
+        assert await connection.fetchval("SHOW cluster_name") == "a"
+    finally:
+        await connection.close()
+
+
+def test_unknown_node_is_an_error_that_names_those_there_are(calm_cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match="no node d in this cluster; there are a, b, c"):
+        calm_cluster.kill("d")
+
+
+async def test_password_is_asked_for_and_replication_knows_it(cluster_factory: Callable[..., Cluster]) -> None:
+    cluster = cluster_factory(replicas=1, password="p@ss/w:rd#1% '\\")
+
+    connection = await asyncpg.connect(cluster.dsn("b"))
+    await connection.close()
+    assert cluster.sql("a", "SELECT rolpassword LIKE 'SCRAM-SHA-256$%' FROM pg_authid WHERE rolname = 'postgres'") == [
+        (True,)
+    ]
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(cluster.dsn("a"), password="wrong")
+    cluster.kill("a")
+    cluster.promote("b")
+    assert cluster.rejoin("a") == "rewind"
+
+
+def test_ports_are_below_those_lent_to_outgoing_connections(
+    calm_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lent = tmp_path / "ip_local_port_range"
+    monkeypatch.setattr(ports, "_RANGE_FILE", lent)
+    lent.write_text("22000\t60999\n")
+
+    claims = ports.claim_ports(50)
+
+    chosen = [claim.getsockname()[1] for claim in claims]
+    assert all(20_000 <= port < 22_000 for port in chosen)
+    assert len(set(chosen)) == 50
+    for claim in claims:
+        claim.close()
+
+
+def test_where_the_range_leaves_no_room_below_ports_are_taken_above(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ports, "_RANGE_FILE", tmp_path / "range")
+    (tmp_path / "range").write_text("1024 60000")
+
+    (claim,) = ports.claim_ports(1)
+
+    assert claim.getsockname()[1] > 60_000
+    claim.close()
+
+
+def test_claimed_port_is_not_claimed_twice_though_nobody_listens() -> None:
+    (claim,) = ports.claim_ports(1)
+
+    assert ports._claim(claim.getsockname()[1]) is None
+    claim.close()
+
+
+def test_taken_port_makes_the_cluster_start_again_with_others(
+    cluster_factory: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wanted: list[list[socket.socket]] = []
+
+        def claim(count: int) -> list[socket.socket]:
+            wanted.append(claims := ports.claim_ports(count))
+            if len(wanted) == 1:  # another program was faster
+                claims[1].close()
+                claims[1] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                claims[1].bind(taken.getsockname())
+            return claims
+
+        monkeypatch.setattr(module, "claim_ports", claim)
+        cluster = cluster_factory()
+
+        assert len(wanted) == 2
+        assert taken.getsockname()[1] not in {node.port for node in cluster.nodes}
+        assert cluster.sql("b", "SHOW port") == [(str(cluster.node("b").port),)]
+
+
+# --- asking
+
+
+def test_rows_are_tuples_and_arguments_are_bound(calm_cluster: Cluster) -> None:
+    assert calm_cluster.sql("b", "SELECT $1::int + 1, $2::text[]", 1, ["x"]) == [(2, ["x"])]
+
+
+def test_error_of_the_server_reaches_the_caller_with_a_note_of_the_node(calm_cluster: Cluster) -> None:
+    with pytest.raises(asyncpg.UndefinedTableError) as caught:
+        calm_cluster.sql("b", "SELECT * FROM nowhere")
+
+    assert caught.value.__notes__ == [f"asked by the test harness of {calm_cluster.node('b')}"]
+
+
+async def test_questions_may_be_asked_from_a_running_loop_and_from_threads(calm_cluster: Cluster) -> None:
+    assert calm_cluster.sql("a", "SELECT 1") == [(1,)]
+
+    answers = await asyncio.gather(*(asyncio.to_thread(calm_cluster.sql, "a", f"SELECT {n}") for n in range(8)))
+    assert answers == [[(n,)] for n in range(8)]
+
+
+def test_waiting_ends_with_the_last_answer(calm_cluster: Cluster) -> None:
+    with pytest.raises(
+        TimeoutError, match=r"a \(127\.0\.0\.1:\d+\): not true within 0\.2 s: SELECT 1 > 2 \(last: False"
+    ):
+        calm_cluster.wait_for("a", "SELECT 1 > 2", timeout=0.2)
+    with pytest.raises(TimeoutError, match=r"last: UndefinedTableError: .*nowhere"):
+        calm_cluster.wait_for("a", "SELECT * FROM nowhere", timeout=0.2)
+
+
+def test_statement_is_bounded_in_time(calm_cluster: Cluster) -> None:
+    with pytest.raises(TimeoutError):
+        calm_cluster.sql("a", "SELECT pg_sleep(60)", timeout=0.1)
+
+
+# --- what can happen to a node
+
+
+@pytest.mark.every_postgres
+async def test_kill_ends_every_process_and_connection_at_once(cluster: Cluster) -> None:
+    cluster.sql("a", "CREATE TABLE t (id int)")
+    cluster.sql("a", "INSERT INTO t VALUES (1)")
+    connection = await asyncpg.connect(cluster.dsn("a"))
+
+    await asyncio.to_thread(cluster.kill, "a")
+
+    with pytest.raises((asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError)):
+        await connection.fetch("SELECT 1")
+    with pytest.raises(OSError, match="Connect call failed"):
+        cluster.sql("a", "SELECT 1")
+    assert not cluster.node("a").running
+    with pytest.raises(ClusterError, match=r"a \(.*\) is not running"):
+        cluster.kill("a")
+    cluster.start_node("a")
+    assert cluster.sql("a", "SELECT id FROM t") == [(1,)]
+    assert "was not properly shut down; automatic recovery" in cluster.node("a").log.read_text()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate", "smart"])
+def test_node_is_stopped_as_asked_and_comes_back_in_its_role(mode: Any, cluster: Cluster) -> None:
+    for name in ("a", "b"):
+        cluster.stop_node(name, mode)
+        assert f"received {mode} shutdown request" in cluster.node(name).log.read_text()
+
+    for name in ("b", "a"):
+        cluster.start_node(name)
+
+    cluster.wait_streaming()
+    assert cluster.sql("b", "SELECT pg_is_in_recovery()") == [(True,)]
+
+
+async def test_smart_stop_waits_for_clients_and_says_so(cluster: Cluster) -> None:
+    connection = await asyncpg.connect(cluster.dsn("b"))
+
+    with pytest.raises(
+        ClusterError, match=r"(?s)b \(.*\) did not stop \(smart\) within 0\.3 s.*smart shutdown request"
+    ):
+        await asyncio.to_thread(cluster.stop_node, "b", "smart", timeout=0.3)
+
+    connection.terminate()
+
+
+def test_running_node_is_not_started_again(calm_cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match=r"a \(.*\) is running already"):
+        calm_cluster.start_node("a")
+
+
+async def test_frozen_node_keeps_its_connections_and_answers_when_thawed(cluster: Cluster) -> None:
+    connection = await asyncpg.connect(cluster.dsn("a"))
+    cluster.freeze("a")
+    answer = asyncio.ensure_future(connection.fetchval("SELECT 1"))
+
+    done, _ = await asyncio.wait([answer], timeout=0.3)
+    assert not done
+    assert cluster.node("a").frozen
+    with pytest.raises(ClusterError, match=r"a \(.*\) is frozen and cannot stop; thaw it first, or kill it"):
+        cluster.stop_node("a")
+
+    cluster.thaw("a")
+    assert await asyncio.wait_for(answer, 10) == 1
+    assert not cluster.node("a").frozen
+    connection.terminate()
+
+
+def test_frozen_node_can_be_killed_and_started(cluster: Cluster) -> None:
+    cluster.freeze("a")
+
+    cluster.kill("a")
+    cluster.start_node("a")
+
+    assert not cluster.node("a").frozen
+    cluster.wait_streaming()
+
+
+@pytest.mark.every_postgres
+def test_promoted_replica_takes_writes_and_the_other_follows(cluster: Cluster) -> None:
+    cluster.kill("a")
+
+    seconds = cluster.promote("b")
+    cluster.sql("b", "CREATE TABLE t (id int)")
+    cluster.follow("c", "b")
+
+    cluster.wait_streaming()
+    cluster.wait_for("c", "SELECT count(*) = 0 FROM t")
+    assert 0 < seconds < 10
+    assert cluster.primary.name == "b"
+    assert [node.name for node in cluster.replicas] == ["c"]
+
+
+def test_replica_that_is_down_follows_when_it_is_back(cluster: Cluster) -> None:
+    cluster.stop_node("c")
+    cluster.kill("a")
+    cluster.promote("b")
+
+    cluster.follow("c", "b")
+    cluster.start_node("c")
+
+    cluster.wait_streaming()
+
+
+def test_upstream_may_be_reached_by_another_address(cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        cluster.follow("b", "a", host="127.0.0.1", port=proxy.getsockname()[1])
+        proxy.settimeout(20)
+        knocking, _ = proxy.accept()
+        knocking.close()
+
+    cluster.follow("b", "a")
+    cluster.wait_streaming()
+
+
+def test_running_primary_follows_nobody(calm_cluster: Cluster) -> None:
+    with pytest.raises(
+        ClusterError, match=r"a \(.*\) runs as a primary and follows nobody; rejoin it, or stop it first"
+    ):
+        calm_cluster.follow("a", "b")
+
+
+def test_paused_replica_receives_but_does_not_apply(cluster: Cluster) -> None:
+    cluster.pause_replay("b")
+    cluster.sql("a", "CREATE TABLE t (id int)")
+    position = cluster.sql("a", "SELECT pg_current_wal_insert_lsn()::text")[0][0]
+
+    cluster.wait_for("b", f"SELECT pg_last_wal_receive_lsn() >= '{position}'")
+    assert cluster.sql("b", "SELECT to_regclass('t')") == [(None,)]
+
+    cluster.resume_replay("b")
+    cluster.wait_for("b", "SELECT to_regclass('t') IS NOT NULL")
+
+
+async def test_terminated_backends_are_counted_and_the_rest_is_spared(calm_cluster: Cluster) -> None:
+    one, two = [
+        await asyncpg.connect(calm_cluster.dsn("b"), server_settings={"application_name": n}) for n in ("1", "2")
+    ]
+
+    ended = await asyncio.to_thread(calm_cluster.terminate_backends, "b", where="application_name = '1'")
+
+    assert ended == 1
+    assert await two.fetchval("SELECT 1") == 1
+    with pytest.raises((asyncpg.AdminShutdownError, asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError)):
+        await one.fetchval("SELECT 1")
+    assert await asyncio.to_thread(calm_cluster.terminate_backends, "b") == 1
+    one.terminate()
+    two.terminate()
+    calm_cluster.wait_streaming()
+
+
+async def test_synchronous_commit_waits_for_a_replica(cluster_factory: Callable[..., Cluster]) -> None:
+    cluster = cluster_factory(synchronous=True)
+    cluster.sql("a", "CREATE TABLE t (id int)")
+    assert cluster.sql("a", "SELECT DISTINCT sync_state FROM pg_stat_replication") == [("quorum",)]
+    cluster.freeze("b")
+    cluster.sql("a", "INSERT INTO t VALUES (1)")
+
+    cluster.freeze("c")
+
+    with pytest.raises(TimeoutError):
+        cluster.sql("a", "INSERT INTO t VALUES (2)", timeout=0.5)
+
+
+# --- rejoining
+
+
+def fail_over(cluster: Cluster, lose: Callable[[Cluster], None]) -> None:
+    """``a`` is lost by *lose*, ``b`` takes over, ``c`` follows it; the table t holds 1 from before and 2 from after."""
+    cluster.sql("a", "CREATE TABLE t (id int)")
+    cluster.sql("a", "INSERT INTO t VALUES (1)")
+    cluster.wait_for("b", "SELECT count(*) = 1 FROM t")
+    lose(cluster)
+    cluster.promote("b")
+    cluster.follow("c", "b")
+    cluster.sql("b", "INSERT INTO t VALUES (2)")
+
+
+def run_on_as_a_stale_primary(cluster: Cluster) -> None:
+    cluster.kill("a")
+    cluster.start_node("a")
+
+
+@pytest.mark.every_postgres
+@pytest.mark.parametrize(
+    "lose",
+    [
+        pytest.param(lambda cluster: cluster.kill("a"), id="killed"),
+        pytest.param(lambda cluster: cluster.stop_node("a"), id="stopped"),
+        pytest.param(lambda cluster: cluster.freeze("a"), id="frozen"),
+        pytest.param(run_on_as_a_stale_primary, id="still running"),
+    ],
+)
+def test_old_primary_rejoins_by_rewind_and_forgets_its_own_writes(
+    lose: Callable[[Cluster], None], cluster: Cluster
+) -> None:
+    fail_over(cluster, lose)
+    if cluster.node("a").running and not cluster.node("a").frozen:
+        cluster.sql("a", "INSERT INTO t VALUES (666)")
+
+    assert cluster.rejoin("a") == "rewind"
+
+    cluster.wait_streaming()
+    cluster.wait_for("a", "SELECT array_agg(id ORDER BY id) = '{1,2}' FROM t")
+    assert {node.name for node in cluster.replicas} == {"a", "c"}
+
+
+def test_killed_replica_of_the_old_primary_rejoins(cluster: Cluster) -> None:
+    fail_over(cluster, lambda cluster: (cluster.kill("c"), cluster.kill("a"), cluster.start_node("c"))[0])
+    cluster.kill("c")
+
+    assert cluster.rejoin("c") == "rewind"
+
+    cluster.wait_for("c", "SELECT count(*) = 2 FROM t")
+
+
+def test_node_that_cannot_be_rewound_is_copied_anew(cluster: Cluster) -> None:
+    fail_over(cluster, lambda cluster: cluster.kill("a"))
+    shutil.rmtree(cluster.node("a").data / "pg_wal")
+
+    assert cluster.rejoin("a") == "copy"
+
+    cluster.wait_for("a", "SELECT count(*) = 2 FROM t")
+    assert cluster.sql("a", "SHOW cluster_name") == [("a",)]
+
+
+def test_nodes_can_fail_and_rejoin_again_and_again(cluster: Cluster) -> None:
+    cluster.sql("a", "CREATE TABLE t (id int)")
+    for lost, next_, other in (("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b")):
+        cluster.sql(lost, f"INSERT INTO t VALUES (ascii('{lost}'))")
+        cluster.wait_for(next_, f"SELECT bool_or(id = ascii('{lost}')) FROM t")
+        cluster.kill(lost)
+        cluster.promote(next_)
+        cluster.follow(other, next_)
+        cluster.rejoin(lost)
+        cluster.wait_streaming()
+
+    assert cluster.sql("a", "SELECT count(*) FROM t") == [(3,)]
+
+
+def test_primary_does_not_rejoin_itself(calm_cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match=r"a \(.*\) is the primary; start it, or promote another node first"):
+        calm_cluster.rejoin("a")
+
+
+# --- errors and ends
+
+
+def test_failed_start_shows_the_log_and_leaves_nothing(binaries: Binaries, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o777)
+        cluster = Cluster(binaries=binaries, settings={"shared_buffers": "a lot"}, base=Path(base))
+
+        with pytest.raises(
+            ClusterError, match=r"(?s)did not start \(exit code 1\).*parameter \"shared_buffers\": \"a lot\""
+        ):
+            cluster.start()
+
+        assert list(Path(base).iterdir()) == []
+
+
+def test_directory_that_the_user_cannot_enter_is_named(binaries: Binaries, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    refused = pytest.raises(ClusterError, match=f"(?s)initdb failed.*{closed}.*Permission denied")
+
+    with contextlib.nullcontext() if os.geteuid() else refused:  # only root gives way to another user
+        with Cluster(binaries=binaries, replicas=0, base=closed):
+            pass
+
+    assert list(closed.iterdir()) == []
+
+
+def test_cluster_is_started_once_and_stopped_as_often_as_one_likes(binaries: Binaries) -> None:
+    before = set(threading.enumerate())
+    cluster = Cluster(binaries=binaries, replicas=0)
+    with pytest.raises(ClusterError, match="was not started"):
+        _ = cluster.nodes
+    cluster.stop()
+    with cluster:
+        with pytest.raises(ClusterError, match="is started already"):
+            cluster.start()
+        directory = cluster.nodes[0].data.parent
+        assert directory.exists()
+        cluster.stop()
+        assert not directory.exists()
+    cluster.stop()
+    assert set(threading.enumerate()) == before
+
+
+def test_stopped_cluster_can_be_started_anew(binaries: Binaries) -> None:
+    cluster = Cluster(binaries=binaries, replicas=0)
+    for _ in range(2):
+        with cluster:
+            assert cluster.sql("a", "SELECT to_regclass('t')") == [(None,)]
+            cluster.sql("a", "CREATE TABLE t (id int)")
