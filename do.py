@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / os.environ.get("DBGUARD_VENV", ".venv")
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "dbguard-setup.json"
-OLDEST, NEWEST = (3, 11), (3, 14)
+OLDEST, NEWEST, RANGE = (3, 11), (3, 14), "3.11 to 3.14"
 INSTALL = {
     "demo": ["--editable", ".[demo]"],
     "test": ["--editable", ".[psycopg,demo,test]", "--group", "dev"],
@@ -117,11 +117,18 @@ def fit_pythons(programs: Iterable[str]) -> Iterator[Python]:
                 yield python
     if not any(python.is_fit() for python in seen.values()):
         raise Problem(
-            f"dbguard needs Python {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))};"
-            f" found only: {', '.join(map(str, seen.values())) or 'none'}.\n"
+            f"dbguard needs Python {RANGE}; found: {', '.join(map(str, seen.values())) or 'none that runs'}.\n"
             "Install one (`apt-get install python3.11 python3.11-venv`, `brew install python@3.13`, `pyenv install 3.13`"
             " or `uv python install 3.13`), or name one: `make test PYTHON=/path/to/python3`."
         )
+
+
+def chosen_python(program: str) -> Python:
+    """Return the Python that the user named. Raises `Problem` if it is not fit."""
+    python = probe(program)
+    if python is None or not python.is_fit():
+        raise Problem(f"dbguard needs Python {RANGE}; `{program}` is {python or 'no Python that runs here'}.")
+    return python
 
 
 # Showing progress
@@ -166,15 +173,18 @@ def quietly(title: str, command: List[str], environ: Mapping[str, str]) -> str:
     """
     waiting, begun = Waiting(title), time.monotonic()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command,
-            cwd=str(ROOT),
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=str(ROOT),
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Problem(f"{command[0]}: {error.strerror}") from None
         try:
             waiting.tick(0)
             while process.poll() is None:
@@ -283,7 +293,7 @@ def ways(python: str) -> List[Tuple[str, List[List[str]]]]:
     return [
         ("venv", [[python, "-m", "venv", str(VENV)]]),
         ("virtualenv", [[virtualenv or "virtualenv", "--python", python, str(VENV)]]),
-        ("uv", [[uv or "uv", "venv", "--seed", "--allow-existing", "--python", python, str(VENV)]]),
+        ("uv", [[uv or "uv", "venv", "--seed", "--allow-existing", "--no-cache", "--python", python, str(VENV)]]),
         (
             "pip",
             [
@@ -310,7 +320,8 @@ def make_venv(pythons: Iterable[Python]) -> None:
                 for command in commands:
                     quietly(way, command, environment())
             except Problem as problem:
-                failures.append(f"{way}: {str(problem).splitlines()[-1]}")
+                without = "ensurepip" in str(problem)
+                failures.append(f"{way}: {'no ensurepip' if without else str(problem).splitlines()[-1]}")
             else:
                 return
     reasons = "\n  ".join(failures)
@@ -414,7 +425,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
     try:
-        chosen = next(fit_pythons([asked.python])) if asked.python else None
+        chosen = chosen_python(asked.python) if asked.python else None
         with locked() as lock:
             acquire(lock, fcntl.LOCK_SH)
             if not is_ready(asked.command, chosen):
