@@ -61,7 +61,7 @@ def read(text: str, where: str) -> tuple[Any, Report]:
         )
     except RecursionError:
         slip = (0, 0), "it is nested too deeply"
-    except (ValueError, yaml.YAMLError):  # ValueError: an escape beyond Unicode
+    except (ValueError, OverflowError, yaml.YAMLError):  # the first two: an escape beyond Unicode
         slip = (0, 0), "it cannot be read"
     report = Report(where, walk.marks)
     if slip:

@@ -249,7 +249,7 @@ class _Reader:
 def _split(item: str) -> tuple[str, str]:
     """Split ``host:port``; an IPv6 address must stand in brackets, else its end would be taken for a port."""
     if item.startswith("["):
-        address, _, port = item.partition("]")
-        return f"{address}]", port.removeprefix(":")
+        address, bracket, port = item.partition("]")
+        return address + bracket, port.removeprefix(":")
     host, _, port = item.partition(":")
     return host, port

@@ -19,7 +19,7 @@ from dbguard.errors import ConfigError
 if TYPE_CHECKING:
     from dbguard.config.values import Path
 
-__all__ = ["load"]
+__all__ = ["load", "schema"]
 
 logger = logging.getLogger("dbguard.config")
 
@@ -56,6 +56,13 @@ def load(
         "a configuration is settings, a mapping, a DSN (postgresql://user@host1,host2/database), "
         "a Path, or the path of a .yaml or .yml file as text"
     )
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file, for editors: ``# yaml-language-server: $schema=...``."""
+    from dbguard.config.validate import json_schema  # noqa: PLC0415  # pydantic is for those who have a file or mapping
+
+    return json_schema()
 
 
 def _from_dsn(text: str) -> Settings:

@@ -94,7 +94,7 @@ class Report:
         elsewhere = [f"{home}.{key}" for home in keys_at(()) if key in keys_at((home,))]
         if meant or elsewhere:
             named = f"{named}{'.' if named else ''}{key}"
-            text = f"unknown key; did you mean {' or '.join([meant, *elsewhere] if meant else elsewhere)}?"
+            text = f"unknown key; did you mean {' or '.join([*elsewhere, meant] if meant else elsewhere)}?"
         else:
             text = f"unknown key; known here: {', '.join(known)}"
         mark = self._marks.get(path)

@@ -16,7 +16,7 @@ from dbguard.config.values import Unfit
 if TYPE_CHECKING:
     from dbguard.config.problems import Report
 
-__all__ = ["schema", "validate"]
+__all__ = ["json_schema", "validate"]
 
 _SETTINGS: TypeAdapter[Settings] = TypeAdapter(Settings)
 _UNKNOWN_KEY = {"unexpected_keyword_argument", "invalid_key"}
@@ -46,8 +46,8 @@ def validate(tree: Any, report: Report) -> Settings | None:
     return None
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a configuration file, for editors: ``# yaml-language-server: $schema=...``."""
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file, with the DSNs that stand in place of other keys."""
     said = _SETTINGS.json_schema()
     dsn = "A DSN, postgresql://user@host1,host2/database, in place of "
     said["properties"]["dsn"] = {"type": "string", "description": f"{dsn}nodes and connection."}
@@ -59,5 +59,7 @@ def schema() -> dict[str, Any]:
     del node["required"]
     for key, entry in said["properties"].items():
         if "$ref" in entry:  # a section with nothing under it has its defaults
-            said["properties"][key] = {"anyOf": [entry, {"type": "null"}]}
+            section = said["$defs"][entry["$ref"].rpartition("/")[2]]
+            choice = [{"$ref": entry["$ref"]}, {"type": "null"}]
+            said["properties"][key] = {"anyOf": choice, "description": entry.get("description", section["description"])}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **said}
