@@ -1,3 +1,57 @@
-"""dbguard: a resilience layer for PostgreSQL."""
+"""dbguard: a resilience layer for PostgreSQL.
+
+Routes each statement to the right node, follows failovers, repeats only what is safe to repeat, and says truthfully
+what became of every write.
+"""
+
+from dbguard.config import Secret, Settings
+from dbguard.connection import Connection, Transaction
+from dbguard.core.classify import classify
+from dbguard.core.plan import Route
+from dbguard.core.statement import Kind, Statement
+from dbguard.errors import (
+    ConfigError,
+    DbGuardError,
+    DeadlineExceeded,
+    GuardClosed,
+    NoPrimary,
+    NoReplica,
+    NotAttempted,
+    OutcomeUnknown,
+    Overloaded,
+    ResultLost,
+    SplitBrain,
+    TokenInvalid,
+)
+from dbguard.guard import Guard, connect
+from dbguard.status import NodeStatus, Status
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "Connection",
+    "DbGuardError",
+    "DeadlineExceeded",
+    "Guard",
+    "GuardClosed",
+    "Kind",
+    "NoPrimary",
+    "NoReplica",
+    "NodeStatus",
+    "NotAttempted",
+    "OutcomeUnknown",
+    "Overloaded",
+    "ResultLost",
+    "Route",
+    "Secret",
+    "Settings",
+    "SplitBrain",
+    "Statement",
+    "Status",
+    "TokenInvalid",
+    "Transaction",
+    "__version__",
+    "classify",
+    "connect",
+]

@@ -117,7 +117,7 @@ class Topology:
         found.lost_at = now
         if found.role is Role.PRIMARY:
             found.take_role(Role.REPLICA, now)
-        return self._publish(set(), self._find_holder()[1], now, doubt=True)
+        return self._publish(set(), None if self.view.primary == node else self.view.primary, now, doubt=True)
 
     def trust(self, node: str, now: float) -> Changes:
         """Let the operator decide: forget what was accepted, and take *node* for the primary as soon as it claims to be.
@@ -137,6 +137,11 @@ class Topology:
         self._place(set(), now, full=False)
         primary = self._accept(Accept(self._claim(chosen)), now) if chosen.claim is not None else None
         return self._publish(set(), primary, now, doubt=True)
+
+    def renew(self, node: str, now: float) -> Changes:
+        """Make all connections to *node* stale, because the application wants new ones."""
+        self._nodes[node].raise_epoch("drain")
+        return self._publish(set(), self._find_holder()[1], now, doubt=False)
 
     def acknowledged(self, position: int, reign: Reign) -> None:
         """Note that a commit acknowledged under *reign* lies at or below *position*.

@@ -15,20 +15,31 @@ twin on threads, a third in the simulation; all run the code below.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.retry import Act, Purse, Stake, Tally, Verdict, Work, judge
 from dbguard.errors import DeadlineExceeded, NoPrimary, NoReplica, Overloaded
 
 if TYPE_CHECKING:
-    from dbguard.core.causal import Box
-    from dbguard.core.classify import Statement
-    from dbguard.core.state import GuardState
+    from collections.abc import Generator
 
-__all__ = ["Attempt", "Call", "Done", "Nowhere", "Pause", "Reply", "Route", "Step", "Stopped", "recover"]
+    from dbguard.core.causal import Box
+    from dbguard.core.state import GuardState
+    from dbguard.core.statement import Statement
+
+__all__ = ["Attempt", "Call", "Done", "Known", "Nowhere", "Pause", "Reply", "Route", "Step", "Stopped", "recover"]
+
+
+class Known(Protocol):
+    """What is known of a statement's text.
+
+    reads: it may go to a replica.
+    """
+
+    reads: bool
+    statement: Statement
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +54,7 @@ class Call:
     deadline: absolute, on the guard's monotonic clock, in seconds.
     began: when it began, on the same clock.
     wait: whether it waits while there is no primary, or fails at once.
+    text: what is known of the statement; None for a transaction.
     spent: seconds by where they went.
     """
 
@@ -55,7 +67,7 @@ class Call:
     fallback: str = "primary"
     role: str | None = None
     wait: bool = True
-    statement: Statement | None = None
+    text: Known | None = None
     spent: dict[str, float] = field(default_factory=dict)
 
 
@@ -219,5 +231,3 @@ def _nowhere(route: Nowhere, call: Call, last: Failure | None, number: int, now:
     error.__cause__ = last.cause if last is not None else None
     error.__dict__["timed_out"] = late
     return error
-
-

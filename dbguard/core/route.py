@@ -87,10 +87,9 @@ def least_busy(candidates: Sequence[Node], rng: Rng, now: float) -> Node:
     return one if one.cost(now) <= other.cost(now) else other
 
 
-def any_of(candidates: Sequence[Node], rng: Rng, now: float) -> Node:  # noqa: ARG001  a strategy's signature
+def at_random(candidates: Sequence[Node], rng: Rng, now: float) -> Node:  # noqa: ARG001  a strategy's signature
     """Choose one at random, by weight."""
-    total = sum(node.weight for node in candidates)
-    mark = rng.random() * total
+    mark = rng.random() * sum(node.weight for node in candidates)
     for node in candidates:
         mark -= node.weight
         if mark < 0:
@@ -98,7 +97,26 @@ def any_of(candidates: Sequence[Node], rng: Rng, now: float) -> Node:  # noqa: A
     return candidates[-1]
 
 
-STRATEGIES: dict[str, Strategy] = {"least-busy": least_busy, "random": any_of}
+class RoundRobin:
+    """Choose one after the other; the order starts anew when the candidates change. Weights do not count."""
+
+    __slots__ = ("_turn",)
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def __call__(self, candidates: Sequence[Node], rng: Rng, now: float) -> Node:  # noqa: ARG002  a strategy's signature
+        """Return the next one."""
+        self._turn = (self._turn + 1) % len(candidates)
+        return candidates[self._turn]
+
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "least-busy": lambda: least_busy,
+    "random": lambda: at_random,
+    "round-robin": RoundRobin,
+}
+"""Balancing strategies by their names in the configuration; each guard makes its own."""
 
 
 def caught_up(candidates: Sequence[Node], floor: int) -> Sequence[Node]:

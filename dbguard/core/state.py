@@ -8,8 +8,7 @@ with `take_effects`, so that no user code runs in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
@@ -17,14 +16,26 @@ from dbguard.core.budget import Budget
 from dbguard.core.failure import Failure, Family
 from dbguard.core.gate import Gate, GateState
 from dbguard.core.plan import Call, Nowhere, Route
-from dbguard.core.retry import RetryPolicy
+from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.route import STRATEGIES, Node, Rng, caught_up
-from dbguard.core.topology import Changes, Missed, Role, Sighting, Topology, View
+from dbguard.core.topology import Changes, Missed, Role, Sighting, View
 from dbguard.errors import NoPrimary, NoReplica, OutcomeUnknown, Overloaded, SplitBrain
-from dbguard.events import BreakerChanged, CallRepeated, Event, GateChanged, OutcomeLeftOpen, WriteMayBeLost
+from dbguard.events import (
+    BreakerChanged,
+    CallRepeated,
+    ClassifierMissed,
+    Event,
+    GateChanged,
+    OutcomeLeftOpen,
+    WriteMayBeLost,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dbguard.core import breaker, gate
     from dbguard.core.causal import Box
+    from dbguard.core.merge import Topology
 
 __all__ = ["Effects", "GuardState", "ReadPolicy"]
 
@@ -51,12 +62,14 @@ class Effects:
     """What the runtime has to do once the lock is free.
 
     epochs: nodes whose connections became stale, and how: ``"now"`` or ``"drain"``.
+    silent: nodes that do not answer, and that nobody writes to: whoever waits for them goes elsewhere.
     hurry: probe all nodes at once.
     changed: wake whoever waits for the topology.
     """
 
     events: list[Event] = field(default_factory=list)
     epochs: dict[str, tuple[int, str]] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
     hurry: bool = False
     changed: bool = False
 
@@ -96,7 +109,7 @@ class GuardState:
         self.learnt_at = -1.0
         self._wall = wall
         self._addresses = dict(addresses or {})
-        self._balance = STRATEGIES[reads.balance]
+        self._balance = STRATEGIES[reads.balance]()
         self._lost_reigns: set[str] = set()
         self.nodes = {
             name: Node(name, Breaker(breaker, rng), view, weight=(weights or {}).get(name, 1))
@@ -105,7 +118,7 @@ class GuardState:
         self.primary: Node | None = None
         self.readers: tuple[Node, ...] = ()
         self.eventual: tuple[Node, ...] = ()
-        self.counts: dict[str, int] = {"calls": 0, "repeats": 0, "unknown": 0, "waited": 0}
+        self.counts: dict[str, int] = {"repeats": 0, "unknown": 0, "waited": 0, "misread": 0}
         self.publish()
 
     @property
@@ -127,7 +140,7 @@ class GuardState:
         if family is Family.ANSWERED or family is Family.CONTENTION:
             node.breaker.success(now, generation)
         elif family is Family.HARD and not failure.ours:
-            self._note_breaker(node, lambda: node.breaker.failure(now, generation, hard=True))
+            self._note_breaker(node, node.breaker.failure(now, generation, hard=True))
             self._doubt(node, now, failure.why)
         elif family is Family.SOFT:
             node.breaker.failure(now, generation, hard=False)
@@ -142,7 +155,7 @@ class GuardState:
         node.doubted_at = now
         self.effects.hurry = True
         if node is self.primary:
-            self._gate(now, lambda: self.gate.suspect(now, why))
+            self._gate(now, self.gate.suspect(now, why))
         self.publish()
 
     # ------------------------------------------------------------------ probes
@@ -157,32 +170,48 @@ class GuardState:
             if isinstance(result, Sighting):
                 node.seen_at = max(node.seen_at, result.at)
                 if result.fresh or node.breaker.state in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-                    self._note_breaker(node, lambda n=node: n.breaker.close_at_once(now, "a probe reached it"))
+                    self._note_breaker(node, node.breaker.close_at_once(now, "a probe reached it"))
                 if result.node == view.primary and result.position is not None and result.at > self.learnt_at:
                     self.learnt, self.learnt_at = result.position, result.at
             elif full and not result.alive and not result.config:
-                self._note_breaker(node, lambda n=node, r=result: n.breaker.trip(now, r.why))
+                if result.node != view.primary:
+                    self.effects.silent.append(result.node)
+                self._note_breaker(node, node.breaker.trip(now, result.why))
         self._absorb(changes, now)
         primary = view.nodes[view.primary] if view.primary else None
         if view.refused:
-            self._gate(now, lambda: self.gate.refuse(now, view.refused or ""))
+            self._gate(now, self.gate.refuse(now, view.refused or ""))
         elif primary is None:
-            self._gate(now, lambda: self.gate.primary_lost(now, self._why_lost()))
+            self._gate(now, self.gate.primary_lost(now, self._why_lost()))
         elif not primary.reachable:
-            self._gate(now, lambda: self.gate.suspect(now, f"{primary.name} missed a probe"))
+            self._gate(now, self.gate.suspect(now, f"{primary.name} missed a probe"))
         elif not self.nodes[primary.name].doubted:
-            self._gate(now, lambda: self.gate.primary_found(now))
+            self._gate(now, self.gate.primary_found(now))
         if full:
             self.effects.changed = True
+
+    def met(self, seen: Sighting) -> str | None:
+        """Take in what a new connection's server said of itself; the reason if the connection must not be used."""
+        self.probed([seen], full=False)
+        view = self.view.nodes[seen.node]
+        if view.fenced:
+            return f"{seen.node} belongs to an older reign"
+        return view.misconfigured
 
     def tick(self) -> None:
         """Let time pass: a failover that lasts too long turns to down."""
         now = self.clock()
-        self._gate(now, lambda: self.gate.tick(now))
+        self._gate(now, self.gate.tick(now))
 
     def trust(self, node: str) -> None:
         """Forget what was remembered of older reigns: *node* is the primary because its operator says so."""
-        self._absorb(self.topology.trust(node), self.clock())
+        now = self.clock()
+        self._absorb(self.topology.trust(node, now), now)
+
+    def renew(self, node: str) -> None:
+        """Make all connections to *node* stale, by the application's wish."""
+        now = self.clock()
+        self._absorb(self.topology.renew(node, now), now)
 
     def _why_lost(self) -> str:
         was = self.view.reign
@@ -196,8 +225,10 @@ class GuardState:
             self.effects.epochs[name] = (epoch, how)
         if changes.epochs or changes.events:
             self.effects.changed = True
+        if changes.look_again:
+            self.effects.hurry = True
         if self.view.primary is None and self.primary is not None:
-            self._gate(now, lambda: self.gate.primary_lost(now, f"{self.primary.name if self.primary else ''} is lost"))
+            self._gate(now, self.gate.primary_lost(now, f"{self.primary.name if self.primary else ''} is lost"))
         self.publish()
 
     def publish(self) -> None:
@@ -242,7 +273,7 @@ class GuardState:
             if call.role == "replica" or call.fallback == "error":
                 return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
         else:
-            why = call.statement.why if call.statement is not None else "a transaction"
+            why = call.text.statement.why if call.text is not None else "a transaction"
         return self._writer(call, avoid, why, queued=queued)
 
     def reader(self, consistency: str, box: Box, avoid: frozenset[str] = frozenset()) -> tuple[Node | None, str]:
@@ -313,6 +344,20 @@ class GuardState:
         self.counts["repeats"] += 1
         self.effects.events.append(CallRepeated(at=self.clock(), node=failure.node, attempt=number, why=why))
 
+    def misread(self, call: Call, failure: Failure) -> None:
+        """A replica has refused a read as a write: it goes to the primary, now and from now on (RULES: learning)."""
+        call.reads = False
+        call.work = replace(call.work, stake=Stake.WRITE)
+        if call.text is not None:
+            call.text.reads = False
+            why = call.text.statement.why
+        else:
+            why = "a read-only block"
+        self.counts["misread"] += 1
+        self.effects.events.append(
+            ClassifierMissed(at=self.clock(), node=failure.node, sqlstate=failure.sqlstate, why=why)
+        )
+
     def left_open(self, call: Call, failure: Failure) -> OutcomeUnknown:
         """Return the error for a write of unknown fate."""
         self.counts["unknown"] += 1
@@ -335,33 +380,26 @@ class GuardState:
     def take_effects(self) -> Effects | None:
         """Hand over what has to be done outside; None if there is nothing."""
         effects = self.effects
-        if not (effects.events or effects.epochs or effects.hurry or effects.changed):
+        if not (effects.events or effects.epochs or effects.silent or effects.hurry or effects.changed):
             return None
         self.effects = Effects()
         return effects
 
-    def _gate(self, now: float, signal: Callable[[], object]) -> None:
-        was = self.gate.state
-        signal()
-        if self.gate.state is not was:
-            self.effects.changed = True
-            self.effects.events.append(
-                GateChanged(
-                    at=now, was=was.value, now=self.gate.state.value, why=self.gate.why, waiting=self.waiting
-                )
-            )
+    def _gate(self, now: float, change: gate.Change | None) -> None:
+        if change is None or change.was is change.now:
+            return
+        self.effects.changed = True
+        self.effects.events.append(
+            GateChanged(at=now, was=change.was.value, now=change.now.value, why=change.why, waiting=self.waiting)
+        )
 
-    def _note_breaker(self, node: Node, signal: Callable[[], object]) -> None:
-        was = node.breaker.state
-        signal()
-        if node.breaker.state is not was:
-            why = node.breaker.why
-            self.effects.events.append(
-                BreakerChanged(
-                    at=self.clock(), node=node.name, was=was.value, now=node.breaker.state.value, why=why
-                )
-            )
-            self.publish()
+    def _note_breaker(self, node: Node, change: breaker.Change | None) -> None:
+        if change is None or change.was is change.now:
+            return
+        self.effects.events.append(
+            BreakerChanged(at=self.clock(), node=node.name, was=change.was.value, now=change.now.value, why=change.why)
+        )
+        self.publish()
 
     def admit(self, call: Call) -> Overloaded | None:
         """Say whether one more call may wait; the error to raise if not."""

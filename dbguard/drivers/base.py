@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from dbguard.core.classify import Touch
     from dbguard.core.failure import Failure
     from dbguard.core.route import Node
+    from dbguard.core.statement import Touch
     from dbguard.core.topology import Sighting
     from dbguard.errors import DbGuardError
 
@@ -41,10 +41,14 @@ class NodePool(Protocol):
 
     node: Node
 
+    @property
+    def idle(self) -> int:
+        """Connections at hand."""
+
     def take_now(self) -> Lease | None:
         """Return a lease if one is at hand, without waiting."""
 
-    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+    async def take(self, timeout: float) -> Lease:
         """Return a lease within *timeout* seconds; raises what the dial raised."""
 
     def give(self, lease: Any, touched: Touch) -> None:
@@ -62,10 +66,10 @@ class NodePool(Protocol):
     def rest(self) -> None:
         """Close what has been idle too long."""
 
-    async def warm(self, count: int, timeout: float) -> None:  # noqa: ASYNC109  handed on
+    async def warm(self, count: int, timeout: float) -> None:
         """Dial until *count* connections are at hand."""
 
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  handed on
+    async def close(self, timeout: float) -> None:
         """Close what this pool opened, by *timeout* at the latest."""
 
 
@@ -76,10 +80,10 @@ class Control(Protocol):
     def alive(self) -> bool:
         """Whether there is a connection that looks usable."""
 
-    async def ask(self, timeout: float) -> Sighting:  # noqa: ASYNC109  handed to the driver
+    async def ask(self, timeout: float) -> Sighting:
         """Ask the node who it is over the present connection. Raises what the driver raises."""
 
-    async def dial(self, timeout: float) -> Sighting:  # noqa: ASYNC109  handed to the driver
+    async def dial(self, timeout: float) -> Sighting:
         """Connect anew, and ask. Raises what the driver raises."""
 
     async def end_backend(
@@ -88,7 +92,7 @@ class Control(Protocol):
         started: float | None,
         *,
         doomed: bool,
-        timeout: float,  # noqa: ASYNC109  the driver's
+        timeout: float,
     ) -> bool:
         """Say whether a backend that was given up is gone; *doomed*: end it, unless it waits for a standby."""
 

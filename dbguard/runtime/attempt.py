@@ -7,21 +7,31 @@ cancel request, which would end a commit's wait for its standby, and it wakes wh
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.core.causal import Orphan
-from dbguard.core.classify import Touch
-from dbguard.core.failure import Failure, Phase
+from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.plan import Done
 from dbguard.core.retry import Stake
+from dbguard.core.statement import Touch
 
 if TYPE_CHECKING:
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
+    from dbguard.core.topology import Reign
     from dbguard.drivers.base import Lease
     from dbguard.runtime.engine import Engine
 
-__all__ = ["Job", "attempt", "settle_failure"]
+__all__ = ["Application", "Job", "attempt", "name_failed"]
+
+
+class Application(Exception):
+    """Carries an exception of the application's own code out of an attempt: it is raised as it is, never judged."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
 
 
 class Job(Protocol):
@@ -34,8 +44,8 @@ class Job(Protocol):
     touched: Touch
     keeps: bool
 
-    async def run(self, lease: Any, timeout: float) -> Any:  # noqa: ASYNC109  handed to the driver
-        """Do the work within *timeout* seconds; raises what the driver raises."""
+    async def run(self, lease: Any, timeout: float | None) -> Any:
+        """Do the work within *timeout* seconds, None: no limit; raises what the driver raises."""
 
 
 async def attempt(engine: Engine, call: Call, name: str, job: Job) -> Done | Failure:
@@ -62,16 +72,23 @@ async def attempt(engine: Engine, call: Call, name: str, job: Job) -> Done | Fai
     reign = state.view.reign
     unsent = lease.con.is_closed()
     try:
-        value = await job.run(lease, max(0.0, min(call.deadline - taken, engine.attempt_timeout)))
+        value = await job.run(lease, None if call.deadline == inf else max(0.001, call.deadline - taken))
+    except Application as own:
+        pool.give(lease, job.touched)
+        raise own.cause from own.cause.__cause__
     except BaseException as error:
         closed = lease.con.is_closed()
         if not closed and (isinstance(error, TimeoutError) or not isinstance(error, Exception)):
             lease.con.terminate()
         _spend(call, "execute", clock() - taken)
-        failure = settle_failure(engine, call, node, lease, error, reign, unsent=unsent, closed=closed)
+        failure = name_failed(engine, call, node, lease, error, reign, unsent=unsent, closed=closed)
+        pool.give(lease, Touch.LOST if failure.phase is Phase.SENT else job.touched)
         if not isinstance(error, Exception):
             raise
-        state.failed(failure, generation)
+        if call.reads and failure.family is Family.ROLE and node is not state.primary:
+            state.misread(call, failure)
+        else:
+            state.failed(failure, generation)
         engine.flush()
         return failure
     _spend(call, "execute", clock() - taken)
@@ -83,31 +100,31 @@ async def attempt(engine: Engine, call: Call, name: str, job: Job) -> Done | Fai
     return Done(value)
 
 
-def settle_failure(
+def name_failed(
     engine: Engine,
     call: Call,
     node: Node,
     lease: Lease,
     error: BaseException,
-    reign: Any,
+    reign: Reign | None,
     *,
     unsent: bool,
     closed: bool,
 ) -> Failure:
-    """Name the failure of a leased connection, stamp the context's box, and give the lease back."""
+    """Name the failure of a leased connection, and stamp the context's box; the lease stays where it is."""
     state = engine.state
     failure = engine.driver.name_failure(error, node.name, lease, unsent=unsent, closed=closed)
     stake = call.work.stake
-    if stake is not Stake.READ and failure.phase is not Phase.UNSENT:
-        call.box.wrote(reign, state.clock())
-        if failure.phase is Phase.SENT and (failure.broken or lease.con.is_closed()):
-            pid, started = lease.backend
-            sent = stake in (Stake.WRITE, Stake.COMMIT)
-            orphan = Orphan(node=node.name, pid=pid, started=started, doomed=not sent)
-            engine.orphaned(orphan)
-            if sent:
-                call.box.pin(orphan)
-    engine.pools[node.name].give(lease, Touch.LOST if failure.phase is Phase.SENT else Touch.SETTINGS)
+    if stake is Stake.READ or failure.phase is Phase.UNSENT:
+        return failure
+    call.box.wrote(reign, state.clock())
+    if failure.phase is Phase.SENT and lease.con.is_closed():
+        pid, started = lease.backend
+        sent = stake is not Stake.TRANSACTION
+        orphan = Orphan(node=node.name, pid=pid, started=started, doomed=not sent)
+        engine.orphaned(orphan)
+        if sent:
+            call.box.pin(orphan)
     return failure
 
 

@@ -46,10 +46,10 @@ class Backoff:
             cause = pause.failure.cause
             state.set_exception((type(cause), cause, cause.__traceback__))
         state.outcome_timestamp = now
-        stop = self._policy.stop
+        stop: Any = self._policy.stop
         if stop is not None and stop(state):
             return None
-        wait = self._policy.wait
+        wait: Any = self._policy.wait
         if wait is None:
             wait = DEFAULT_WAITS.get(pause.family, HARD_WAIT)
         return min(float(wait(state)), pause.at_most)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dbguard.core.failure import Failure
 from dbguard.core.plan import Attempt, Done, Pause, Reply, Step, Stopped
+
+if TYPE_CHECKING:
+    from dbguard.core.failure import Failure
 
 __all__ = ["drive", "drive_sync"]
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
+from dbguard.core.plan import Attempt, Done, Pause, Route, Stopped, recover
 from dbguard.errors import DbGuardError, GuardClosed
 from dbguard.events import Drained, Event
 from dbguard.runtime.attempt import Job, attempt
@@ -19,6 +18,8 @@ from dbguard.runtime.drive import drive
 from dbguard.runtime.waiting import Room
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from dbguard.core.causal import Orphan
     from dbguard.core.failure import Failure
     from dbguard.core.plan import Call
@@ -38,8 +39,9 @@ MOST_ORPHANS = 1_000
 class Engine:
     """What a guard is made of once it runs.
 
-    acquire_timeout: seconds one attempt may wait for a connection. attempt_timeout: seconds one attempt may take.
+    acquire_timeout: seconds one attempt may wait for a connection.
     drain_timeout: seconds after which leases of an old epoch are terminated.
+    fast: the first attempt is made without a plan; off, every call goes through one, with the same history.
     """
 
     def __init__(
@@ -49,20 +51,19 @@ class Engine:
         driver: Driver,
         *,
         acquire_timeout: float,
-        attempt_timeout: float,
         drain_timeout: float,
     ) -> None:
         self.state = state
         self.pools = pools
         self.driver = driver
         self.acquire_timeout = acquire_timeout
-        self.attempt_timeout = attempt_timeout
         self.drain_timeout = drain_timeout
         self.room = Room(state)
         self.listeners: list[Listener] = []
         self.orphans: list[Orphan] = []
         self.hurry: Callable[[], None] = _nobody
         self.closed = True
+        self.fast = True
 
     async def call(self, call: Call, job: Job, last: Failure | None = None) -> Any:
         """Make *call*, with as many attempts as are safe, affordable and in time.
@@ -72,6 +73,15 @@ class Engine:
         if self.closed:
             raise self.driver.dress(GuardClosed("the guard is closed"))
         state = self.state
+        if last is None and self.fast:
+            # The fast path: an attempt with the gate open, without plan, task or timer. It may only succeed: what
+            # fails becomes a value, and goes to the plan.
+            route = state.route(call)
+            if isinstance(route, Route):
+                reply = await attempt(self, call, route.node, job)
+                if isinstance(reply, Done):
+                    return reply.value
+                last = reply
         backoff: Backoff | None = None
 
         async def one(step: Attempt) -> Done | Failure:
@@ -115,6 +125,8 @@ class Engine:
             return
         for name, (epoch, how) in effects.epochs.items():
             self._drain(name, epoch, how)
+        for name in effects.silent:
+            self.pools[name].end_in_use()
         if effects.hurry:
             self.hurry()
         if effects.changed:

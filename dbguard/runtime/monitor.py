@@ -78,6 +78,7 @@ class Monitor:
         self._task: asyncio.Task[None] | None = None
         self._urgent_since: float | None = None
         self.rounds = 0
+        self.last: dict[str, Sighting | Missed] = {}
         self.round_done = asyncio.Event()
 
     def start(self) -> None:
@@ -93,6 +94,19 @@ class Monitor:
         await asyncio.gather(*tasks, return_exceptions=True)
         for target in self._targets:
             target.control.drop()
+
+    def missed(self) -> dict[str, str]:
+        """Return why each node that is not fit was not fit when last asked."""
+        view = self._state.view
+        said = {name: last.why for name, last in self.last.items() if isinstance(last, Missed)}
+        return said | {name: node.misconfigured for name, node in view.nodes.items() if node.misconfigured}
+
+    def misconfigured(self) -> dict[str, str]:
+        """Return which nodes answer but cannot be used as they are configured, if no node that answers can."""
+        answered = {name for name, last in self.last.items() if isinstance(last, Sighting) or last.config or last.alive}
+        view = self._state.view
+        wrong = {name: why for name, why in self.missed().items() if view.nodes[name].misconfigured is not None}
+        return wrong if answered and answered <= set(wrong) else {}
 
     async def _run(self) -> None:
         while True:
@@ -111,6 +125,7 @@ class Monitor:
         """Ask every node once, in parallel, and hand the answers on."""
         results = await asyncio.gather(*(self._probe(target) for target in self._targets))
         self._state.probed(results, full=True)
+        self.last = {result.node: result for result in results}
         self._state.tick()
         self.rounds += 1
         self._engine.flush()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dbguard.core.state import GuardState
 
 __all__ = ["Room"]
@@ -78,12 +79,13 @@ class Room:
             return
         state = self._state
         if state.gate.writable:
-            count, again = state.gate.release(state.clock(), len(self._turns))
+            now = state.clock()
             waiting = [waiter for waiter in self._turns if not waiter.done()]
-            for waiter in waiting[:count]:
+            go, again_at = state.gate.release(now, len(waiting))
+            for waiter in waiting[:go]:
                 _wake(waiter)
-            if len(waiting) > count:
-                self._timer = asyncio.get_running_loop().call_later(again, self._give)
+            if again_at is not None:
+                self._timer = asyncio.get_running_loop().call_later(max(0.0, again_at - now), self._give)
         else:
             for waiter, reads in self._turns.items():
                 if reads:

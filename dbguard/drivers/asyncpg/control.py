@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.probe import ask, sighting
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import asyncpg
 
     from dbguard.core.topology import Sighting
@@ -41,17 +42,17 @@ class OwnControl:
         """Whether there is a connection that looks usable."""
         return self._con is not None and not self._con.is_closed()
 
-    async def ask(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+    async def ask(self, timeout: float) -> Sighting:
         """Ask over the present connection."""
         return await self._ask(timeout, fresh=False)
 
-    async def dial(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+    async def dial(self, timeout: float) -> Sighting:
         """Connect anew, and ask."""
         self.drop()
         self._con = await self._dial(timeout=timeout)
         return await self._ask(timeout, fresh=True)
 
-    async def _ask(self, timeout: float, *, fresh: bool) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+    async def _ask(self, timeout: float, *, fresh: bool) -> Sighting:
         at = self._clock()
         return sighting(await ask(self._con, timeout=timeout), self._node, at, fresh=fresh)
 
@@ -61,7 +62,7 @@ class OwnControl:
         started: float | None,
         *,
         doomed: bool,
-        timeout: float,  # noqa: ASYNC109  the driver's
+        timeout: float,
     ) -> bool:
         """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
         rows = await self._con.fetch(_END, pid, started, doomed, timeout=timeout)
@@ -91,15 +92,15 @@ class BorrowedControl:
         """A pool can always be asked."""
         return self._seen is not None
 
-    async def ask(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+    async def ask(self, timeout: float) -> Sighting:
         """Borrow a connection and ask."""
         return await self._borrow(timeout, fresh=False)
 
-    async def dial(self, timeout: float) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+    async def dial(self, timeout: float) -> Sighting:
         """Borrow a connection and ask; the pool dials if it has none."""
         return await self._borrow(timeout, fresh=True)
 
-    async def _borrow(self, timeout: float, *, fresh: bool) -> Sighting:  # noqa: ASYNC109  the driver's own limit
+    async def _borrow(self, timeout: float, *, fresh: bool) -> Sighting:
         pool = self._pool
         full = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
         try:
@@ -126,7 +127,7 @@ class BorrowedControl:
         started: float | None,
         *,
         doomed: bool,
-        timeout: float,  # noqa: ASYNC109  the driver's
+        timeout: float,
     ) -> bool:
         """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
         con = await self._pool.acquire(timeout=timeout)
@@ -144,7 +145,7 @@ class BorrowedControl:
         self._seen = None
 
 
-async def _give_back(pool: asyncpg.Pool[Any], con: Any, timeout: float) -> None:  # noqa: ASYNC109  the driver's
+async def _give_back(pool: asyncpg.Pool[Any], con: Any, timeout: float) -> None:
     try:
         await pool.release(con, timeout=timeout)
     except Exception:  # noqa: BLE001  asyncpg has terminated the connection; the next question gets another

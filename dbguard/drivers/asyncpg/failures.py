@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from typing import Any
 
 import asyncpg
 
@@ -18,11 +19,25 @@ from dbguard import errors
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.sqlstates import family as family_of
 
-__all__ = ["PoolExhausted", "WrongNode", "dress", "name_dial", "name_failure"]
+__all__ = [
+    "AsyncpgDriver",
+    "NotReplicated",
+    "PoolExhausted",
+    "WrongNode",
+    "dress",
+    "is_drivers",
+    "is_refusal",
+    "name_dial",
+    "name_failure",
+]
 
 
 class PoolExhausted(TimeoutError):
     """No connection of the node's pool came free in time. Says nothing about the node."""
+
+
+class NotReplicated(Exception):
+    """A commit was answered, but its wait for a synchronous standby was cut short: no acknowledgement."""
 
 
 class WrongNode(Exception):
@@ -56,9 +71,19 @@ def name_dial(error: BaseException, node: str) -> Failure:
         family=family,
         cause=error,
         sqlstate=sqlstate,
-        broken=True,
+        broken=family is not Family.NEUTRAL or isinstance(error, PoolExhausted),
         timed_out=isinstance(error, TimeoutError),
     )
+
+
+def is_drivers(error: BaseException) -> bool:
+    """Say whether *error* is asyncpg's, and so about the connection or what ran on it."""
+    return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Say whether the server answered with an error, which aborts an open transaction."""
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError)
 
 
 def name_failure(
@@ -79,8 +104,11 @@ def name_failure(
     """
     sqlstate = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
     timed_out = isinstance(error, TimeoutError)
+    unproven = isinstance(error, NotReplicated)
     if unsent:
         phase, family = Phase.UNSENT, Family.HARD
+    elif unproven:
+        phase, family = Phase.SENT, Family.NEUTRAL
     elif (timed_out and not isinstance(error, OSError | asyncpg.PostgresError)) or type(error) is TimeoutError:
         phase, family = Phase.SENT, Family.SOFT
     elif isinstance(error, asyncpg.PostgresError) and not closed:
@@ -98,7 +126,7 @@ def name_failure(
         family=family,
         cause=error,
         sqlstate=sqlstate,
-        broken=closed or unsent or timed_out,
+        broken=closed or unsent or timed_out or unproven,
         timed_out=timed_out,
         ours=ours,
     )
@@ -173,3 +201,19 @@ def dress(error: errors.DbGuardError) -> errors.DbGuardError:
     dressed.__dict__.update(error.__dict__)
     dressed.__cause__ = error.__cause__
     return dressed
+
+
+class AsyncpgDriver:
+    """asyncpg's names for failures, as the runtime asks for them."""
+
+    name_dial = staticmethod(name_dial)
+    dress = staticmethod(dress)
+
+    @staticmethod
+    def name_failure(error: BaseException, node: str, lease: Any, *, unsent: bool, closed: bool) -> Failure:
+        """Name what went wrong on a leased connection."""
+        standby: bool | None = None
+        if not closed and not lease.con.is_closed():
+            said = getattr(lease.con.get_settings(), "in_hot_standby", None)
+            standby = None if said is None else said == "on"
+        return name_failure(error, node, unsent=unsent, closed=closed, standby=standby, ours=lease.ours)

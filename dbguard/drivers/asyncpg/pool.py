@@ -11,22 +11,24 @@ call, by its public API.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-from dbguard.core.classify import Touch
-
+from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import asyncpg
+
     from dbguard.core.route import Node
     from dbguard.core.topology import Instance, Sighting
 
-__all__ = ["GuardedConnection", "Lease", "OwnPool", "Tag", "WrappedPool", "connection_class"]
+__all__ = ["Lease", "OwnPool", "Tag", "WrappedPool"]
 
 RETURN_WITHIN = 2.0
 """Seconds a reset or a close may take in the background before the connection is terminated."""
@@ -56,41 +58,15 @@ class Tag:
         self.last_status = ""
 
 
-class GuardedConnection:
-    """Mixed into the connection class of own pools, so that what a transaction's end really said is known."""
-
-    guard_tag: Tag
-
-    @property
-    def guarded(self) -> GuardedConnection:
-        """This object itself; reached through the pool's proxy, which passes unknown attributes on."""
-        return self
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  asyncpg's
-        """As asyncpg's; the command tag is kept, because asyncpg's `Transaction.commit` hides it."""
-        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]
-        self.guard_tag.last_status = status
-        return status
-
-
-_classes: dict[type, type] = {}
-
-
-def connection_class(base: type[asyncpg.Connection[Any]]) -> type[asyncpg.Connection[Any]]:
-    """Return *base* with what the guard needs mixed in."""
-    if base not in _classes:
-        _classes[base] = type(f"Guarded{base.__name__}", (GuardedConnection, base), {})
-    return _classes[base]
-
-
 class Lease:
     """A connection in use.
 
     con: what statements are run on. tag: its birth. touched: the worst that was done to its session so far.
     ours: it was ended by a drain, a fence or a terminate of ours.
+    raw_touched: the application was handed the driver's own connection.
     """
 
-    __slots__ = ("con", "loan", "ours", "pool", "tag", "touched", "used_at")
+    __slots__ = ("con", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
 
     def __init__(self, pool: OwnPool | WrappedPool, con: Any, loan: Any, tag: Tag) -> None:
         self.pool = pool
@@ -99,6 +75,7 @@ class Lease:
         self.tag = tag
         self.touched = Touch.NOTHING
         self.ours = False
+        self.raw_touched = False
         self.used_at = 0.0
 
     @property
@@ -132,6 +109,7 @@ class _Books:
         self.clock = clock
         self.out: set[Lease] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._empty: asyncio.Event | None = None
 
     def end_in_use(self) -> int:
         """Terminate every lease in use."""
@@ -153,7 +131,22 @@ class _Books:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self, timeout: float) -> None:  # noqa: ASYNC109  a bound on several tasks
+    def _returned(self, lease: Lease) -> None:
+        """Note that a lease came back."""
+        self.out.discard(lease)
+        self.node.load.in_use -= 1
+        if not self.out and self._empty is not None:
+            self._empty.set()
+
+    async def _drained(self, timeout: float) -> None:
+        """Wait until no lease is out, for *timeout* seconds at most."""
+        if self.out:
+            self._empty = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
+
+    async def _settle(self, timeout: float) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
 
@@ -197,6 +190,11 @@ class OwnPool(_Books):
         self._closing = False
         self.pool = make(self._connect)
 
+    @property
+    def idle(self) -> int:
+        """Connections at hand."""
+        return len(self._free) + self.pool.get_idle_size()
+
     async def open(self) -> None:
         """Make the pool ready; nothing is dialled."""
         await self.pool
@@ -235,7 +233,7 @@ class OwnPool(_Books):
             self._close(lease)
         return None
 
-    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+    async def take(self, timeout: float) -> Lease:
         """Return a lease within *timeout* seconds; dials where none is free and the pool is not full."""
         end = self.clock() + timeout
         while True:
@@ -258,14 +256,11 @@ class OwnPool(_Books):
         else:
             self._taken += 1
         try:
-            remaining = end - self.clock()
-            if remaining <= 0:
-                raise PoolExhausted(f"no connection of {self.node.name} came free in time")
-            proxy = await self.pool.acquire(timeout=remaining)
+            proxy = await self.pool.acquire(timeout=max(0.001, end - self.clock()))
         except BaseException:
             self._spare()
             raise
-        con = proxy.guarded
+        con: Any = proxy.guarded  # type: ignore[attr-defined]  # the proxy passes it on
         return Lease(self, con, proxy, con.guard_tag)
 
     async def _queue(self, end: float) -> Lease | None:
@@ -311,8 +306,7 @@ class OwnPool(_Books):
 
     def give(self, lease: Lease, touched: Touch) -> None:
         """Take a lease back: hand on, reset or close."""
-        self.out.discard(lease)
-        self.node.load.in_use -= 1
+        self._returned(lease)
         worst = max(lease.touched, touched)
         now = self.clock()
         if (
@@ -381,7 +375,7 @@ class OwnPool(_Books):
         while self._free and now - self._free[0].used_at > self._max_idle:
             self._close(self._free.popleft())
 
-    async def warm(self, count: int, timeout: float) -> None:  # noqa: ASYNC109  handed on
+    async def warm(self, count: int, timeout: float) -> None:
         """Dial until *count* connections are held, so that the first calls need not."""
         missing = min(count, self._hold) - len(self._free)
         if missing <= 0 or self._closing:
@@ -391,7 +385,7 @@ class OwnPool(_Books):
             if isinstance(lease, Lease):
                 self.give(lease, Touch.NOTHING)
 
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  handed on
+    async def close(self, timeout: float) -> None:
         """Close all connections: idle ones now, those in use when they come back, all by *timeout*."""
         self._closing = True
         for turn in self._waiters:
@@ -400,8 +394,7 @@ class OwnPool(_Books):
         while self._free:
             self._close(self._free.pop())
         end = self.clock() + timeout
-        while self.out and self.clock() < end:
-            await asyncio.sleep(0.01)
+        await self._drained(timeout)
         self.end_in_use()
         await self._settle(max(0.1, end - self.clock()))
         self.pool.terminate()
@@ -432,7 +425,7 @@ class WrappedPool(_Books):
         """A wrapped pool has nothing at hand."""
         return None
 
-    async def take(self, timeout: float) -> Lease:  # noqa: ASYNC109  handed to the driver
+    async def take(self, timeout: float) -> Lease:
         """Check a connection out; one that was never seen before is asked who it is."""
         end = self.clock() + timeout
         if self._expiry is not None:
@@ -454,7 +447,12 @@ class WrappedPool(_Books):
         self.out.add(lease)
         return lease
 
-    async def _acquire(self, timeout: float) -> Any:  # noqa: ASYNC109  handed on
+    @property
+    def idle(self) -> int:
+        """Connections at hand."""
+        return self.pool.get_idle_size()
+
+    async def _acquire(self, timeout: float) -> Any:
         try:
             return await self.pool.acquire(timeout=timeout)
         except TimeoutError as error:
@@ -482,8 +480,7 @@ class WrappedPool(_Books):
 
     def give(self, lease: Lease, touched: Touch) -> None:
         """Give it back to the pool, which resets it in its own way."""
-        self.out.discard(lease)
-        self.node.load.in_use -= 1
+        self._returned(lease)
         worst = max(touched, lease.touched)
         if not lease.con.is_closed() and (worst >= Touch.IDENTITY or lease.stale):
             # The application's pool resets in its own way, which leaves role and temporary objects behind.
@@ -510,14 +507,13 @@ class WrappedPool(_Books):
     def rest(self) -> None:
         """Nothing is held."""
 
-    async def warm(self, count: int, timeout: float) -> None:  # noqa: ASYNC109  as the own pool's
+    async def warm(self, count: int, timeout: float) -> None:
         """The application's pool warms itself."""
 
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109  as the own pool's
+    async def close(self, timeout: float) -> None:
         """Give back what is out; the pool itself stays open, it is the application's."""
         end = self.clock() + timeout
-        while self.out and self.clock() < end:
-            await asyncio.sleep(0.01)
+        await self._drained(timeout)
         self.end_in_use()
         await self._settle(max(0.1, end - self.clock()))
 

@@ -60,7 +60,7 @@ class Backend:
     started: float | None
 
 
-async def ask(con: Any, *, timeout: float) -> Mapping[str, Any]:  # noqa: ASYNC109  the driver's own limit
+async def ask(con: Any, *, timeout: float) -> Mapping[str, Any]:
     """Ask *con* who it is talking to. Raises what the driver raises."""
     try:
         row = await con.fetchrow(_FULL, timeout=timeout)

@@ -1,0 +1,335 @@
+"""The calls: asyncpg's methods, routed, and dbguard's own words around them.
+
+`Guard` and what `using` returns are both `Calls`: the same engine, other options.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.causal import Box
+from dbguard.core.plan import Call, Nowhere, Route
+from dbguard.core.retry import Stake, Work
+from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.failures import dress
+from dbguard.errors import GuardClosed
+from dbguard.jobs import Checkout, Function, Run, again
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+
+    from types import TracebackType
+
+    from dbguard.connection import Connection, Transaction
+    from dbguard.runtime.engine import Engine
+    from dbguard.texts import Text, Texts
+
+__all__ = ["Acquiring", "Calls", "Core", "Options"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How calls are made; see `Calls.using`."""
+
+    role: str | None = None
+    consistency: str = "own-writes"
+    fallback: str = "primary"
+    timeout: float = 30.0
+    wait: bool = True
+    idempotent: bool = False
+
+
+class Core:
+    """What all views of one guard share: the engine while it is open, the texts, the guard's own box."""
+
+    __slots__ = ("box", "engine", "texts")
+
+    def __init__(self, texts: Texts) -> None:
+        self.engine: Engine | None = None
+        self.texts = texts
+        self.box = Box()
+
+
+_boxes: ContextVar[Mapping[int, Box]] = ContextVar("dbguard_boxes", default={})  # noqa: B039  never changed in place
+
+
+class Calls:
+    """Statements, transactions and connections, over the guard's nodes.
+
+    The methods that `asyncpg.Pool` has keep its signatures; *timeout* bounds the whole call here, waiting and repeats
+    included.
+    """
+
+    _core: Core
+    _options: Options
+
+    # ------------------------------------------------------------------ statements
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Execute an SQL command or commands; as `asyncpg.Pool.execute`."""
+        return await self._run("execute", query, (query, *args), timeout)  # type: ignore[no-any-return]
+
+    async def executemany(self, command: str, args: Any, *, timeout: float | None = None) -> None:
+        """Execute a command for each sequence of arguments, in one transaction; as `asyncpg.Pool.executemany`."""
+        rows, readable = again(args)
+        await self._run("executemany", command, (command, rows), timeout, final=not readable)
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
+        """Run a query and return its rows; as `asyncpg.Pool.fetch`."""
+        return await self._run("fetch", query, (query, *args), timeout, record_class=record_class)  # type: ignore[no-any-return]
+
+    async def fetchmany(
+        self, query: str, args: Any, *, timeout: float | None = None, record_class: Any = None
+    ) -> list[Any]:
+        """Run a query for each sequence of arguments and return all rows; as `asyncpg.Pool.fetchmany`."""
+        rows, readable = again(args)
+        return await self._run(  # type: ignore[no-any-return]
+            "fetchmany", query, (query, rows), timeout, final=not readable, record_class=record_class
+        )
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
+        """Run a query and return its first row or None; as `asyncpg.Pool.fetchrow`."""
+        return await self._run("fetchrow", query, (query, *args), timeout, record_class=record_class)
+
+    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
+        """Run a query and return one value of its first row; as `asyncpg.Pool.fetchval`."""
+        return await self._run("fetchval", query, (query, *args), timeout, column=column)
+
+    async def copy_from_query(self, query: str, *args: Any, output: Any, timeout: Any = None, **options: Any) -> str:
+        """Copy the results of a query to a file; as `asyncpg.Pool.copy_from_query`. Not repeated once it is under way."""
+        return await self._run(  # type: ignore[no-any-return]
+            "copy_from_query", query, (query, *args), timeout, final=True, output=output, **options
+        )
+
+    async def copy_from_table(self, table_name: str, *, output: Any, timeout: Any = None, **options: Any) -> str:
+        """Copy a table to a file; as `asyncpg.Pool.copy_from_table`. Not repeated once it is under way."""
+        return await self._copy("copy_from_table", table_name, timeout, final=True, output=output, **options)
+
+    async def copy_to_table(self, table_name: str, *, source: Any, timeout: Any = None, **options: Any) -> str:
+        """Copy a file to a table; as `asyncpg.Pool.copy_to_table`. Repeated only if *source* is bytes."""
+        final = type(source) is not bytes
+        return await self._copy("copy_to_table", table_name, timeout, final=final, source=source, **options)
+
+    async def copy_records_to_table(self, table_name: str, *, records: Any, timeout: Any = None, **options: Any) -> str:
+        """Copy records to a table; as `asyncpg.Pool.copy_records_to_table`."""
+        rows, readable = again(records)
+        return await self._copy(
+            "copy_records_to_table", table_name, timeout, final=not readable, records=rows, **options
+        )
+
+    # ------------------------------------------------------------------ connections and transactions
+
+    def acquire(self, *, timeout: float | None = None) -> Acquiring:
+        """Take a connection to the primary, or with ``using(role="replica")`` to a replica; as `asyncpg.Pool.acquire`.
+
+        Use it with ``async with`` or ``await``. Nothing that is done on it is repeated.
+        """
+        return Acquiring(self, timeout, None)
+
+    def transaction(
+        self,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+    ) -> Acquiring:
+        """Open a block on one connection, committed at its end, rolled back on an exception; never repeated.
+
+        isolation: ``read_committed``, ``repeatable_read``, ``serializable``; None: the server's default.
+        readonly: a block that only reads may go to a replica, unless it is serializable.
+        timeout: seconds for taking the connection and BEGIN.
+
+        Raises `OutcomeUnknown` if the COMMIT was sent and its answer lost; with any other error nothing was committed.
+        """
+        begin = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        return Acquiring(self, timeout, begin)
+
+    async def run_in_transaction(
+        self,
+        fn: Callable[[Connection], Awaitable[Any]],
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        """Run *fn*, which must have no effect outside the transaction, in one; repeat it whole where that is safe.
+
+        fn: gets the connection; its `attempt` counts from 1. What a failed attempt returned is never seen.
+        isolation, readonly, deferrable: as in `transaction`.
+        timeout: seconds for all attempts together. Default: the guard's.
+
+        Repeated on serialization failures, deadlocks, a connection lost before COMMIT, and a change of roles. Raises
+        what *fn* raises; `OutcomeUnknown` if a COMMIT was sent and its answer lost.
+        """
+        begin = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        reads = readonly and isolation != "serializable"
+        engine = self._engine()
+        call = self._call(engine, reads=reads, work=Work(stake=Stake.TRANSACTION), timeout=timeout)
+        return await engine.call(call, Function(engine, self._core.texts, call, fn, begin))
+
+    # ------------------------------------------------------------------ options and contexts
+
+    def using(
+        self,
+        *,
+        role: str | None = None,
+        consistency: str | None = None,
+        fallback: str | None = None,
+        timeout: float | None = None,
+        writes: str | None = None,
+    ) -> Calls:
+        """Return the same guard with other options: a cheap, immutable view.
+
+        role: ``"primary"`` or ``"replica"``; a definite write is never lifted to a replica.
+        consistency: ``own-writes``, ``eventual``, ``bounded`` or ``primary``, for reads.
+        fallback: ``primary`` or ``error``: what a read does where no replica is fit.
+        timeout: seconds for each call in all, > 0; `math.inf` is none.
+        writes: ``wait`` or ``fail``: what a write does while there is no primary.
+        """
+        _one_of("role", role, "primary", "replica")
+        _one_of("consistency", consistency, "own-writes", "eventual", "bounded", "primary")
+        _one_of("fallback", fallback, "primary", "error")
+        _one_of("writes", writes, "wait", "fail")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
+        options = self._options
+        view = Calls.__new__(Calls)
+        view._core = self._core  # noqa: SLF001  another view of this very object
+        view._options = replace(  # noqa: SLF001  same
+            options,
+            role=role or options.role,
+            consistency=consistency or options.consistency,
+            fallback=fallback or options.fallback,
+            timeout=options.timeout if timeout is None else timeout,
+            wait=options.wait if writes is None else writes == "wait",
+        )
+        return view
+
+    @asynccontextmanager
+    async def causal(self) -> AsyncIterator[None]:
+        """Open a context of its own: its reads see its own writes, and nobody else's hold them on the primary.
+
+        Child tasks belong to it. Open one per web request or job: without one, all calls of the process share the
+        guard's own context.
+        """
+        token = _boxes.set({**_boxes.get(), id(self._core): Box()})
+        try:
+            yield
+        finally:
+            _boxes.reset(token)
+
+    def route(self, query: str) -> Route:
+        """Say where *query* would go now, and why. Sends nothing. Raises `NotAttempted` if it could go nowhere."""
+        engine = self._engine()
+        text = self._core.texts.learn(query)
+        route = engine.state.route(self._call(engine, reads=self._reads(text), work=text.work, timeout=None, text=text))
+        if isinstance(route, Nowhere):
+            raise engine.driver.dress(route.error(route.why, retry_after=route.retry_after))
+        return route
+
+    # ------------------------------------------------------------------ within
+
+    def _engine(self) -> Engine:
+        engine = self._core.engine
+        if engine is None:
+            raise dress(GuardClosed("the guard is not open: use `async with guard:` or `await guard.open()` first"))
+        return engine
+
+    def _call(
+        self, engine: Engine, *, reads: bool, work: Work, timeout: float | None, text: Text | None = None
+    ) -> Call:
+        options = self._options
+        core = self._core
+        now = engine.state.clock()
+        engine.state.budget.deposit(now)
+        return Call(
+            reads=reads,
+            work=work,
+            box=_boxes.get().get(id(core), core.box),
+            deadline=now + (options.timeout if timeout is None else timeout),
+            began=now,
+            consistency=options.consistency,
+            fallback=options.fallback,
+            role=options.role,
+            wait=options.wait,
+            text=text,
+        )
+
+    def _reads(self, text: Text) -> bool:
+        role = self._options.role
+        return role != "primary" and (text.reads or (role == "replica" and text.liftable))
+
+    async def _run(
+        self, method: str, query: str, args: tuple[Any, ...], limit: float | None, *, final: bool = False, **extra: Any
+    ) -> Any:
+        engine = self._engine()
+        text = self._core.texts.get(query) or self._core.texts.learn(query)
+        work = replace(text.work, final=True) if final else text.work
+        call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
+        return await engine.call(call, Run(method, args, extra, text.touched, writes=work.stake is not Stake.READ))
+
+    async def _copy(self, method: str, table: str, limit: float | None, *, final: bool, **extra: Any) -> str:
+        reads = method == "copy_from_table"
+        work = Work(stake=Stake.READ if reads else Stake.WRITE, final=final)
+        engine = self._engine()
+        call = self._call(engine, reads=reads, work=work, timeout=limit)
+        job = Run(method, (table,), extra, Touch.SETTINGS, writes=not reads)
+        return await engine.call(call, job)  # type: ignore[no-any-return]
+
+
+class Acquiring:
+    """What `acquire` and `transaction` return: for ``async with``, or ``await``."""
+
+    __slots__ = ("_begin", "_calls", "_con", "_limit", "_transaction")
+
+    def __init__(self, calls: Calls, limit: float | None, begin: dict[str, Any] | None) -> None:
+        self._calls = calls
+        self._limit = limit
+        self._begin = begin
+        self._con: Connection | None = None
+        self._transaction: Transaction | None = None
+
+    async def _take(self) -> Connection:
+        calls, begin = self._calls, self._begin
+        reads = begin is not None and begin["readonly"] and begin["isolation"] != "serializable"
+        reads = reads or calls._options.role == "replica"  # noqa: SLF001  two halves of one thing
+        # Entering a block leaves nothing behind, so that it may be repeated as a read is.
+        engine = calls._engine()  # noqa: SLF001
+        call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001
+        job = Checkout(engine, calls._core.texts, call, begin)  # noqa: SLF001
+        self._con, self._transaction = await engine.call(call, job)
+        return self._con
+
+    def __await__(self) -> Generator[Any, None, Connection]:
+        return self._take().__await__()
+
+    async def __aenter__(self) -> Connection:
+        return await self._take()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        con, self._con = self._con, None
+        if con is None:
+            return
+        try:
+            if self._transaction is not None:
+                await self._transaction.__aexit__(kind, error, trace)
+            elif error is not None and not isinstance(error, Exception):
+                con.terminate()
+        except BaseException as failed:
+            if not isinstance(failed, Exception):
+                con.terminate()
+            raise
+        finally:
+            con.give_back()
+
+
+def _one_of(name: str, value: str | None, *allowed: str) -> None:
+    if value is not None and value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

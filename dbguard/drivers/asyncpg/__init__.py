@@ -1,0 +1,1 @@
+"""asyncpg: its exceptions become failures, its pools give leases, its sessions are asked who they are."""

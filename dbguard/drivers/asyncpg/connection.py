@@ -1,0 +1,49 @@
+"""The connection class of own pools, and what of asyncpg the facade is made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from dbguard.drivers.asyncpg.pool import Tag
+
+__all__ = ["DriverConnection", "GuardedConnection", "Record", "connection_class", "released"]
+
+DriverConnection: type[Any] = asyncpg.Connection
+Record = asyncpg.Record
+
+
+def released() -> asyncpg.InterfaceError:
+    """Return the error for a connection that was given back and is used again."""
+    return asyncpg.InterfaceError("the connection was given back: its block has ended")
+
+
+class GuardedConnection:
+    """Mixed into the connection class of own pools, so that what a transaction's end really said is known."""
+
+    guard_tag: Tag
+
+    @property
+    def guarded(self) -> GuardedConnection:
+        """This object itself; reached through the pool's proxy, which passes unknown attributes on."""
+        return self
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """As asyncpg's; the command tag is kept, because asyncpg's `Transaction.commit` hides it."""
+        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]
+        tag = getattr(self, "guard_tag", None)
+        if tag is not None:
+            tag.last_status = status
+        return status
+
+
+_classes: dict[type, type] = {}
+
+
+def connection_class(base: type[Any]) -> type[Any]:
+    """Return *base*, a subclass of `asyncpg.Connection`, with what the guard needs mixed in."""
+    if base not in _classes:
+        _classes[base] = type(f"Guarded{base.__name__}", (GuardedConnection, base), {})
+    return _classes[base]

@@ -1,0 +1,81 @@
+"""Opening connections to one node: for its pool, and for the monitor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from dbguard.drivers.asyncpg.connection import connection_class
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+__all__ = ["Dialer"]
+
+POOL_ARGUMENTS = frozenset({"init", "setup", "reset", "max_queries", "max_inactive_connection_lifetime"})
+"""Arguments of `asyncpg.create_pool` that its connections never see."""
+
+OWN_ARGUMENTS = frozenset({"min_size", "max_size", "init_size", "connect", "connection_class", "record_class", "loop"})
+"""Arguments that are answered here, or by the guard's own pool."""
+
+SERVER_SETTINGS = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+    "idle_in_transaction_session_timeout": "300000",
+}
+"""What the server is told at connecting, so that it ends the backend of a client that is gone, and its locks with it:
+within about 30 s of silence on the line, and after 5 min of silence inside a transaction. Milliseconds where PostgreSQL
+counts in them; what the application sets itself wins."""
+
+
+class Dialer:
+    """Opens connections to one node.
+
+    connect: arguments of `asyncpg.connect` for this node. arguments: what the application gave, in the words of
+    `asyncpg.create_pool`; they win.
+    """
+
+    def __init__(self, connect: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+        self._dial: Callable[..., Awaitable[Any]] = arguments.get("connect") or asyncpg.connect
+        self._class = connection_class(arguments.get("connection_class") or asyncpg.Connection)
+        self._record = arguments.get("record_class") or asyncpg.Record
+        self._pool = {name: value for name, value in arguments.items() if name in POOL_ARGUMENTS}
+        skip = POOL_ARGUMENTS | OWN_ARGUMENTS
+        self._connect = {**connect, **{name: value for name, value in arguments.items() if name not in skip}}
+        self._own_settings: dict[str, str] = dict(self._connect.pop("server_settings", None) or {})
+        self._plain = False
+
+    def pool(self, size: int, connect: Callable[..., Awaitable[Any]]) -> asyncpg.Pool[Any]:
+        """Make the node's pool; it dials by *connect*, and nothing before it is asked to."""
+        make: Any = asyncpg.create_pool  # its overloads do not know arguments that are passed through
+        opened: asyncpg.Pool[Any] = make(
+            min_size=0,
+            max_size=size,
+            connect=connect,
+            connection_class=self._class,
+            record_class=self._record,
+            **self._pool,
+            **self._connect,
+        )
+        return opened
+
+    async def dial(self, *args: Any, **kwargs: Any) -> Any:
+        """Open a connection, as `asyncpg.connect` does.
+
+        A proxy that refuses what the server is told at connecting (PgBouncer does) is not told any more.
+        """
+        if not self._plain:
+            told = {**SERVER_SETTINGS, **self._own_settings}
+            try:
+                return await self._dial(*args, server_settings=told, **kwargs)
+            except asyncpg.ProtocolViolationError:
+                self._plain = True
+        return await self._dial(*args, server_settings=self._own_settings or None, **kwargs)
+
+    async def control(self, *, timeout: float) -> Any:
+        """Open the monitor's connection."""
+        known = {name: value for name, value in self._connect.items() if name not in ("timeout", "command_timeout")}
+        return await self.dial(timeout=timeout, command_timeout=timeout, **known)

@@ -1,0 +1,300 @@
+"""`Guard`: the facade over asyncpg, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Self
+
+from dbguard.calls import Calls, Core, Options
+from dbguard.config import load
+from dbguard.core.classify import Classifier
+from dbguard.core.topology import Role
+from dbguard.drivers.asyncpg.failures import dress
+from dbguard.errors import ConfigError, NoPrimary, NotAttempted
+from dbguard.status import Status, status_of
+from dbguard.texts import Texts
+from dbguard.wiring import wire
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    import asyncpg
+
+    from dbguard.config.settings import Settings
+    from dbguard.events import Listener
+    from dbguard.runtime.engine import Engine
+    from dbguard.runtime.monitor import Monitor
+
+__all__ = ["Connecting", "Guard", "connect"]
+
+CLOSE_WITHIN = 10.0
+"""Seconds `Guard.close` lets calls go on before it ends them."""
+
+
+class Guard(Calls):
+    """A PostgreSQL cluster, guarded: asyncpg's methods, sent to the right node, through failovers.
+
+    config: settings, a mapping, a DSN of one or several hosts, or the path of a YAML file.
+    on_event: called with each `dbguard.events.Event`.
+    retry_wait, retry_stop: tenacity strategies for the pauses between attempts and for giving up. Default: full jitter.
+    arguments: any argument of `asyncpg.create_pool`, for the guard's own pools; they win over *config*.
+
+    Making one does no I/O and needs no running loop, so it can live at module level; `open` or ``async with`` starts it.
+
+    Raises `ConfigError` if the configuration is wrong.
+    """
+
+    def __init__(
+        self,
+        config: Settings | Mapping[str, Any] | str | os.PathLike[str],
+        *,
+        on_event: Listener | None = None,
+        retry_wait: object | None = None,
+        retry_stop: object | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._settings = load(config)
+        self._arguments = arguments
+        self._wrapped: dict[str, Any] | None = None
+        self._wait = retry_wait
+        self._stop = retry_stop
+        self._listeners: list[Listener] = [on_event] if on_event is not None else []
+        self._monitor: Monitor | None = None
+        functions = self._settings.routing.functions
+        self._core = Core(
+            Texts(Classifier(read_functions=frozenset(functions.read), write_functions=frozenset(functions.write)))
+        )
+        self._options = Options(
+            consistency=self._settings.reads.consistency,
+            fallback=self._settings.reads.fallback,
+            timeout=self._settings.timeout,
+            wait=self._settings.failover.writes == "wait",
+        )
+
+    @classmethod
+    def wrap(
+        cls,
+        primary: asyncpg.Pool[Any],
+        replicas: Sequence[asyncpg.Pool[Any]] = (),
+        *,
+        config: Mapping[str, Any] | None = None,
+        on_event: Listener | None = None,
+    ) -> Guard:
+        """Guard pools that the application has already, by their public API; they stay its own and are never closed.
+
+        primary, replicas: open `asyncpg.Pool`s, one per node. Roles are found out, never believed.
+        config: sections of the configuration that do not say where nodes are: ``reads``, ``retry``, ``breaker``, ...
+
+        A wrapped pool can be reset and drained, but not moved to an address that it does not know.
+        """
+        pools = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
+        given = dict(config or {})
+        for key in ("nodes", "dsn", "connection"):
+            if key in given:
+                raise ConfigError(f"{key} has no meaning for wrapped pools: they know their servers", path=key)
+        # The addresses are never dialled: the pools do that.
+        given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
+        guard = cls(given, on_event=on_event)
+        guard._wrapped = pools
+        return guard
+
+    # ------------------------------------------------------------------ life cycle
+
+    async def open(self) -> Self:
+        """Connect, and wait until what ``startup.need`` says answers.
+
+        Raises `ConfigError` if every node that answered refuses the configuration (password, database, TLS, another
+        cluster); `NoPrimary` or `NotAttempted` if nobody answered within ``startup.wait``.
+        """
+        if self._core.engine is not None:
+            return self
+        engine, monitor, own = wire(self._settings, self._arguments, self._wrapped, wait=self._wait, stop=self._stop)
+        engine.listeners = self._listeners
+        for pool in own:
+            await pool.open()
+        engine.closed = False
+        self._monitor = monitor
+        monitor.start()
+        try:
+            await self._start(engine, monitor)
+        except BaseException:
+            engine.closed = True
+            await monitor.stop()
+            for node_pool in engine.pools.values():
+                await node_pool.close(0.1)
+            raise
+        self._core.engine = engine
+        warm = self._arguments.get("min_size", self._settings.pool.min_size)
+        for name, node in engine.state.nodes.items():
+            if node.view.reachable and node.view.misconfigured is None:
+                await engine.pools[name].warm(warm, self._settings.pool.acquire_timeout)
+        return self
+
+    async def _start(self, engine: Engine, monitor: Monitor) -> None:
+        """Wait for the first answers."""
+        startup = self._settings.startup
+        loop = asyncio.get_running_loop()
+        until = loop.time() + startup.wait
+        while True:
+            answered = monitor.round_done
+            left = until - loop.time()
+            try:
+                async with asyncio.timeout(max(0.05, left)):
+                    await answered.wait()
+            except TimeoutError:
+                if loop.time() >= until and monitor.rounds:
+                    raise dress(_nobody(monitor, startup.wait)) from None
+                continue
+            wrong = [f"{name}: {why}" for name, why in monitor.misconfigured().items()]
+            if wrong:
+                raise ConfigError(
+                    "no node can be used as it is configured:\n  " + "\n  ".join(wrong), problems=tuple(wrong)
+                )
+            if _started(engine, startup.need):
+                return
+            if loop.time() >= until:
+                raise dress(_nobody(monitor, startup.wait))
+
+    async def close(self, *, timeout: float = CLOSE_WITHIN) -> None:
+        """Let calls end for *timeout* seconds, then end them; close what the guard opened. May be called twice."""
+        engine, self._core.engine = self._core.engine, None
+        if engine is None:
+            return
+        engine.closed = True
+        engine.room.release_all()
+        await asyncio.gather(*(pool.close(timeout) for pool in engine.pools.values()))
+        if self._monitor is not None:
+            await self._monitor.stop()
+            self._monitor = None
+
+    def terminate(self) -> None:
+        """End everything at once, as `asyncpg.Pool.terminate`; `close` is to be awaited afterwards."""
+        engine = self._core.engine
+        if engine is not None:
+            engine.closed = True
+            for pool in engine.pools.values():
+                pool.end_in_use()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.open().__await__()
+
+    # ------------------------------------------------------------------ looking at it
+
+    def status(self) -> Status:
+        """Return a picture of the moment. Raises `GuardClosed` while the guard is not open."""
+        return status_of(self._engine().state)
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        """Call *listener* with each event from now on; returns what takes it off again."""
+        self._listeners.append(listener)
+
+        def remove() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return remove
+
+    async def ready(self, *, role: str = "primary", timeout: float = 30.0) -> None:
+        """Wait until a node serves in *role*: ``primary`` or ``replica``. Raises `NoPrimary` or `NotAttempted`."""
+        engine = self._engine()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while not _started(engine, role):
+            if loop.time() >= until:
+                raise dress(_nobody(self._monitor, timeout))
+            await engine.room.pause(min(0.5, until - loop.time()))
+
+    # ------------------------------------------------------------------ asyncpg.Pool's own words
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ARG002  asyncpg's signature
+        """Give back a connection taken with ``await guard.acquire()``; what must be awaited happens in the background."""
+        connection.give_back()
+
+    async def expire_connections(self) -> None:
+        """Replace all connections: idle ones now, those in use when they are given back."""
+        engine = self._engine()
+        for name in engine.pools:
+            engine.state.renew(name)
+        engine.flush()
+
+    def is_closing(self) -> bool:
+        """Whether the guard is closed, or not open yet."""
+        return self._core.engine is None
+
+    def get_size(self) -> int:
+        """Return the leases out, over all nodes."""
+        return sum(node.load.in_use for node in self._engine().state.nodes.values())
+
+    def get_idle_size(self) -> int:
+        """Return the connections at hand, over all nodes."""
+        return sum(pool.idle for pool in self._engine().pools.values())
+
+    def get_min_size(self) -> int:
+        """Return the connections kept open per node."""
+        return int(self._arguments.get("min_size", self._settings.pool.min_size))
+
+    def get_init_size(self) -> int:
+        """Return the connections dialled per node at the start."""
+        return self.get_min_size()
+
+    def get_max_size(self) -> int:
+        """Return the connections at most, per node."""
+        return int(self._arguments.get("max_size", self._settings.pool.max_size))
+
+    def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
+        """Not supported: raises `NotImplementedError`. Nodes are the configuration's: close this guard, open another."""
+        raise NotImplementedError(
+            "a guard's nodes come from its configuration: close it and open another one; for passwords that change, "
+            "give password= a function"
+        )
+
+
+class Connecting:
+    """What `connect` returns: for ``async with``, or ``await``."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def __await__(self) -> Generator[Any, None, Guard]:
+        return self._guard.open().__await__()
+
+    async def __aenter__(self) -> Guard:
+        return await self._guard.open()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._guard.close()
+
+
+def connect(config: Settings | Mapping[str, Any] | str | os.PathLike[str], **arguments: Any) -> Connecting:
+    """Open a guard: ``async with dbguard.connect(...) as guard``, or ``guard = await dbguard.connect(...)``.
+
+    config and arguments: as for `Guard`.
+    """
+    return Connecting(Guard(config, **arguments))
+
+
+def _started(engine: Engine, need: str) -> bool:
+    nodes = engine.state.view.nodes.values()
+    fit = [node for node in nodes if node.reachable and node.misconfigured is None]
+    match need:
+        case "primary":
+            return engine.state.view.primary is not None and engine.state.gate.writable
+        case "replica":
+            return any(node.role is Role.REPLICA for node in fit)
+        case "all":
+            return len(fit) == len(nodes) and engine.state.view.primary is not None
+        case _:
+            return bool(fit)
+
+
+def _nobody(monitor: Monitor | None, waited: float) -> NotAttempted:
+    missed = monitor.missed() if monitor is not None else {}
+    why = "; ".join(f"{name}: {reason}" for name, reason in missed.items()) or "no node has that role"
+    return NoPrimary(f"no node that is needed answered within {waited:g} s ({why})", retry_after=1.0)
