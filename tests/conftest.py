@@ -5,7 +5,7 @@
 * `cluster_factory`: makes clusters of other shapes, `cluster_factory(synchronous=True)`; takes what `Cluster` takes.
 
 They run on the wheel's newest PostgreSQL. Tests marked `every_postgres` run on the system's as well, where there is one.
-Who asks for any of these fixtures is marked `cluster`.
+Whoever asks for any of these fixtures, or for `binaries` below them, is marked `cluster`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from dbguard.testing.cluster import Cluster
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CLUSTER_FIXTURES = {"cluster", "calm_cluster", "cluster_factory"}
-
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
@@ -33,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if "binaries" in getattr(item, "fixturenames", ()):
             item.add_marker("cluster")
 
 

@@ -17,6 +17,7 @@ acts by itself: who kills a primary also promotes a replica, and tells the other
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -83,6 +84,7 @@ class Cluster:
         self._lock = threading.Lock()  # guards the parts below while starting and stopping; each node has its own lock
         self._parts = contextlib.ExitStack()
         self._started = False
+        self._owner = os.getpid()
         self._sandbox: Sandbox
         self._admin: Admin
         self._nodes: tuple[ClusterNode, ...] = ()
@@ -100,6 +102,7 @@ class Cluster:
             if self._started:
                 raise ClusterError("this cluster is started already")
             self._started = True
+            self._owner = os.getpid()
         try:
             self._create()
         except BaseException:
@@ -107,7 +110,12 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """Kill all servers and remove their directory; does nothing if there is nothing. Data is lost by design."""
+        """Kill all servers and remove their directory; does nothing if there is nothing. Data is lost by design.
+
+        Does nothing in a fork of the process that started it either: the cluster is not the fork's.
+        """
+        if os.getpid() != self._owner:
+            return
         with self._lock:
             parts, self._parts = self._parts, contextlib.ExitStack()
             self._started = False

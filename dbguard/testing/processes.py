@@ -9,6 +9,8 @@ A `Sandbox` is a directory and the programs that live in it. Three rules hold:
   Ctrl-C and a SIGKILL look the same to it. It then ends the programs and removes the directory. It is the only way in
   which a sandbox is cleared, so it is proven by every test. (PR_SET_PDEATHSIG was rejected: it fires when the *thread*
   that started the program ends.)
+* There is no moment in which a program runs and the watchdog does not know it: a shell waits at a gate, under the id
+  that the program will have, until the watchdog was told. If this process dies before that, the gate never opens.
 
 Standard library only: the watchdog starts without site-packages, in some 40 ms.
 """
@@ -19,6 +21,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import secrets
 import select
 import shutil
 import signal
@@ -39,6 +42,7 @@ __all__ = ["ClusterError", "RunAs", "Sandbox", "freeze_tree", "kill_tree", "thaw
 USER_VARIABLE = "DBGUARD_PG_USER"
 _GRACE = 10.0  # seconds for a process to obey SIGKILL or SIGSTOP, or for a directory to go
 _PAUSE = 0.005  # seconds between two looks at the table of processes
+_GATE = ("/bin/sh", "-c", 'read -r _ && exec "$0" "$@" </dev/null')  # end of file: no exec
 
 
 class ClusterError(RuntimeError):
@@ -82,18 +86,26 @@ class RunAs:
             os.chown(path, self.uid, self.gid)
 
     def start(
-        self, argv: Sequence[str | Path], *, cwd: Path, output: IO[bytes] | int, env: dict[str, str] | None = None
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path,
+        output: IO[bytes] | int,
+        input: int = subprocess.DEVNULL,  # noqa: A002  the pair of output
+        env: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a program as the user, in a session of its own, without PG* variables and in the C locale.
 
         output: where its standard output and error go: a file, not a pipe (a server's children would hold it open).
+        input: its standard input. Default: nothing.
         Raises ClusterError if the user may not run it or not enter *cwd*.
         """
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
         try:
             return subprocess.Popen(
                 [str(a) for a in argv],
-                stdin=subprocess.DEVNULL,
+                bufsize=0,
+                stdin=input,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
@@ -118,12 +130,16 @@ class Sandbox:
 
     def __init__(self, run_as: RunAs, *, below: Path) -> None:
         self.run_as = run_as
-        # a short name, resolved: the same string must show up in PostgreSQL's own messages
-        self.path = Path(tempfile.mkdtemp(prefix="dbguard-", dir=below)).resolve()
+        self.path = below.resolve() / f"dbguard-{secrets.token_hex(6)}"
         self._lock = threading.Lock()  # guards _roots and writing to the watchdog; nothing slow happens under it
         self._roots: set[int] = set()
-        self._watchdog: subprocess.Popen[bytes] | None = self._watch()
-        run_as.own(self.path)
+        self._watchdog: subprocess.Popen[bytes] | None = self._watch()  # before there is anything to remove
+        try:
+            self.path.mkdir(mode=0o700)
+            run_as.own(self.path)
+        except BaseException:
+            self.close()
+            raise
 
     def start(
         self, argv: Sequence[str | Path], *, output: IO[bytes], env: dict[str, str] | None = None
@@ -132,8 +148,12 @@ class Sandbox:
         with self._lock:
             if self._watchdog is None:
                 raise ClusterError(f"{self.path} is closed")
-        process = self.run_as.start(argv, cwd=self.path, output=output, env=env)
+        gate = [*_GATE, *argv]
+        process = self.run_as.start(gate, cwd=self.path, output=output, input=subprocess.PIPE, env=env)
         self._tell(process.pid)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # closed by another thread: then it was killed
+                process.stdin.write(b"\n")
         return process
 
     def run(self, argv: Sequence[str | Path], *, timeout: float = 120.0, env: dict[str, str] | None = None) -> str:

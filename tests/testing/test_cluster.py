@@ -501,9 +501,10 @@ def test_directory_that_the_user_cannot_enter_is_named(binaries: Binaries, tmp_p
     closed.mkdir(mode=0o700)
     refused = pytest.raises(ClusterError, match=f"(?s)initdb failed.*{closed}.*Permission denied")
 
+    cluster = Cluster(binaries=binaries, replicas=0, base=closed)
     with contextlib.nullcontext() if os.geteuid() else refused:  # only root gives way to another user
-        with Cluster(binaries=binaries, replicas=0, base=closed):
-            pass
+        cluster.start()
+    cluster.stop()
 
     assert list(closed.iterdir()) == []
 

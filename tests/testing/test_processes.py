@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -95,6 +96,7 @@ def segments_of(below: Path) -> set[str]:
         pytest.param("os.read(0, 1); os._exit(3)", None, id="exit without clearing up"),
         pytest.param("os.read(0, 1); cluster.stop()", None, id="stop"),
         pytest.param("signal.pause() if os.fork() else os.read(0, 1)", signal.SIGKILL, id="killed, a fork lives on"),
+        pytest.param("os.fork(); os.read(0, 1)", None, id="stop, of it and of its fork"),
     ],
 )
 def test_nothing_stays_behind_however_the_process_ends(ending: str, number: signal.Signals | None, below: Path) -> None:
@@ -130,6 +132,8 @@ def test_nothing_stays_behind_however_the_process_ends(ending: str, number: sign
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 s.bind(("127.0.0.1", port))
         process.stdin.close()
+        assert select.select([process.stdout], [], [], SOON)[0], "a fork hangs"
+        assert process.stdout.read() == ""
 
 
 @pytest.mark.cluster
@@ -143,6 +147,23 @@ def test_nothing_stays_behind_when_killed_while_starting(reached: str, below: Pa
 
         until(lambda: not list(below.iterdir()), f"{below} is empty")
         until(lambda: not alive(family), "all processes are gone")
+
+
+@pytest.mark.cluster
+def test_program_that_the_watchdog_was_not_told_of_never_runs(below: Path) -> None:
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from dbguard.testing.processes import RunAs, Sandbox
+
+        Sandbox._tell = lambda self, change: os.kill(os.getpid(), signal.SIGKILL)
+        marker = Path(sys.argv[1]) / "ran"
+        Sandbox(RunAs.detect(), below=Path(sys.argv[1])).run(["sh", "-c", f"touch {marker}; sleep 60"])
+    """
+    with child(code, below) as process:
+        process.wait()
+
+        until(lambda: not list(below.iterdir()), f"{below} is empty, and nothing ran")
 
 
 def test_programs_are_out_of_the_reach_of_a_terminals_ctrl_c(sandbox: Sandbox) -> None:
