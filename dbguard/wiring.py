@@ -18,7 +18,8 @@ from dbguard.core.state import GuardState, ReadPolicy
 from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
-from dbguard.drivers.asyncpg.pool import OwnPool, WrappedPool
+from dbguard.drivers.asyncpg.pool import OwnPool
+from dbguard.drivers.asyncpg.wrapped import WrappedPool
 from dbguard.runtime.engine import Engine
 from dbguard.runtime.monitor import Monitor, Pace
 

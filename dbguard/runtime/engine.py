@@ -123,8 +123,7 @@ class Engine:
         effects = self.state.take_effects()
         if effects is None:
             return
-        for name, (epoch, how) in effects.epochs.items():
-            self._drain(name, epoch, how)
+        drained = [self._drain(name, epoch, how) for name, (epoch, how) in effects.epochs.items()]
         for name in effects.silent:
             self.pools[name].end_in_use()
         if effects.hurry:
@@ -133,6 +132,9 @@ class Engine:
             self.room.changed()
         for event in effects.events:
             self.tell(event)
+        for done in drained:
+            if done is not None:
+                self.tell(done)
 
     def tell(self, event: Event) -> None:
         """Log *event* and hand it to the listeners; what they raise is logged and never felt by a call."""
@@ -144,14 +146,15 @@ class Engine:
             except Exception:
                 log.exception("a listener for dbguard's events failed")
 
-    def _drain(self, name: str, epoch: int, how: str) -> None:
+    def _drain(self, name: str, epoch: int, how: str) -> Drained | None:
         pool = self.pools[name]
         idle, in_use = pool.expire(how)
         if how != "now" and in_use:
             asyncio.get_running_loop().call_later(self.drain_timeout, pool.end_stale)
-        if idle or in_use:
-            said = "ended at once" if how == "now" else f"at return, the rest after {self.drain_timeout:g} s"
-            self.tell(Drained(at=self.state.clock(), node=name, epoch=epoch, idle=idle, in_use=in_use, how=said))
+        if not (idle or in_use):
+            return None
+        said = "ended at once" if how == "now" else f"end at return, the rest after {self.drain_timeout:g} s"
+        return Drained(at=self.state.clock(), node=name, epoch=epoch, idle=idle, in_use=in_use, how=said)
 
     def orphaned(self, orphan: Orphan) -> None:
         """Let the monitor watch for a backend that was given up, and end it where that is safe."""

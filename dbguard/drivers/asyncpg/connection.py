@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 if TYPE_CHECKING:
-    from dbguard.drivers.asyncpg.pool import Tag
+    from dbguard.drivers.asyncpg.lease import Tag
 
 __all__ = ["DriverConnection", "GuardedConnection", "Record", "connection_class", "released"]
 

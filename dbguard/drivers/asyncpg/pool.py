@@ -1,23 +1,20 @@
-"""Pools that give leases: the guard's own, and those an application already has.
+"""Pools that the guard opened itself.
 
-A *lease* is a connection in use, with the epoch it was born under: the one current when its dial *began*. Giving back
-is one of three: hand on (proven to have left nothing on the session), reset (asyncpg's own), or close.
-
-An own pool is an `asyncpg.Pool` of which a few connections stay leased between calls and are handed over by a deque;
-all checkouts go through the guard, so it knows its own waiters. A wrapped pool sees one checkout and one return per
-call, by its public API.
+An own pool is an `asyncpg.Pool` of which connections stay leased between calls and are handed over by a deque; all
+checkouts go through the guard, so it knows its own waiters. Giving back is one of three: hand on (proven to have left
+nothing on the session), reset (asyncpg's own, and a deeper one), or close.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import PoolExhausted
+from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
 if TYPE_CHECKING:
@@ -26,132 +23,15 @@ if TYPE_CHECKING:
     import asyncpg
 
     from dbguard.core.route import Node
-    from dbguard.core.topology import Instance, Sighting
+    from dbguard.core.topology import Sighting
 
-__all__ = ["Lease", "OwnPool", "Tag", "WrappedPool"]
-
-RETURN_WITHIN = 2.0
-"""Seconds a reset or a close may take in the background before the connection is terminated."""
+__all__ = ["OwnPool"]
 
 DEEP_RESET = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; DISCARD SEQUENCES"
 """What asyncpg's own reset leaves behind: role, session authorization, temporary objects, lastval()."""
 
 
-class Tag:
-    """What is known about one connection from its birth on.
-
-    epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
-    born: on the monotonic clock. synchronous: whether commits there wait for a standby.
-    plain_role: the role at birth was the login's, so the role can be reset.
-    """
-
-    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "lease", "plain_role", "synchronous")
-
-    def __init__(self, epoch: int, born: float) -> None:
-        self.epoch = epoch
-        self.born = born
-        self.instance: Instance | None = None
-        self.backend = Backend(0, None)
-        self.synchronous = False
-        self.plain_role = True
-        self.lease: Lease | None = None
-        self.last_status = ""
-
-
-class Lease:
-    """A connection in use.
-
-    con: what statements are run on. tag: its birth. touched: the worst that was done to its session so far.
-    ours: it was ended by a drain, a fence or a terminate of ours.
-    raw_touched: the application was handed the driver's own connection.
-    """
-
-    __slots__ = ("con", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
-
-    def __init__(self, pool: OwnPool | WrappedPool, con: Any, loan: Any, tag: Tag) -> None:
-        self.pool = pool
-        self.con = con
-        self.loan = loan
-        self.tag = tag
-        self.touched = Touch.NOTHING
-        self.ours = False
-        self.raw_touched = False
-        self.used_at = 0.0
-
-    @property
-    def stale(self) -> bool:
-        """Whether it was born under an older epoch than its node's present one."""
-        return self.tag.epoch != self.pool.node.epoch
-
-    @property
-    def synchronous(self) -> bool:
-        """Whether commits on it wait for a standby."""
-        return self.tag.synchronous
-
-    @property
-    def backend(self) -> tuple[int, float | None]:
-        """The server's process, and when it began."""
-        return self.tag.backend.pid, self.tag.backend.started
-
-    def end(self) -> None:
-        """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
-        self.ours = True
-        if not self.con.is_closed():
-            self.con.terminate()
-
-
-class _Books:
-    """What both kinds of pool keep: leases out, and work in the background."""
-
-    def __init__(self, node: Node, *, clock: Callable[[], float], size: int) -> None:
-        self.node = node
-        self.node.load.size = max(1, size)
-        self.clock = clock
-        self.out: set[Lease] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._empty: asyncio.Event | None = None
-
-    def end_in_use(self) -> int:
-        """Terminate every lease in use."""
-        ended = 0
-        for lease in list(self.out):
-            lease.end()
-            ended += 1
-        return ended
-
-    def end_stale(self) -> int:
-        """Terminate the leases in use that were born under an older epoch."""
-        stale = [lease for lease in self.out if lease.stale]
-        for lease in stale:
-            lease.end()
-        return len(stale)
-
-    def _later(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _returned(self, lease: Lease) -> None:
-        """Note that a lease came back."""
-        self.out.discard(lease)
-        self.node.load.in_use -= 1
-        if not self.out and self._empty is not None:
-            self._empty.set()
-
-    async def _drained(self, timeout: float) -> None:
-        """Wait until no lease is out, for *timeout* seconds at most."""
-        if self.out:
-            self._empty = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._empty.wait()
-
-    async def _settle(self, timeout: float) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
-
-
-class OwnPool(_Books):
+class OwnPool(Books):
     """A pool that the guard opened itself, for one node.
 
     make: makes the `asyncpg.Pool`, given the connect hook. hold: how many leases stay out between calls at most.
@@ -398,124 +278,6 @@ class OwnPool(_Books):
         self.end_in_use()
         await self._settle(max(0.1, end - self.clock()))
         self.pool.terminate()
-
-
-class WrappedPool(_Books):
-    """A pool of the application's: one checkout and one return per call, by its public API, and never closed by us."""
-
-    def __init__(
-        self,
-        node: Node,
-        pool: asyncpg.Pool[Any],
-        *,
-        clock: Callable[[], float],
-        check: Callable[[Sighting], None],
-        ask_within: float,
-    ) -> None:
-        super().__init__(node, clock=clock, size=pool.get_max_size())
-        self.pool = pool
-        self._check = check
-        self._ask_within = ask_within
-        # A connection is known by its settings object, which lives as long as it does: asyncpg's pools give a new
-        # proxy at each checkout, and two servers can give the same process number.
-        self._tags: dict[int, tuple[Any, Tag]] = {}
-        self._expiry: asyncio.Task[None] | None = None
-
-    def take_now(self) -> Lease | None:
-        """A wrapped pool has nothing at hand."""
-        return None
-
-    async def take(self, timeout: float) -> Lease:
-        """Check a connection out; one that was never seen before is asked who it is."""
-        end = self.clock() + timeout
-        if self._expiry is not None:
-            await asyncio.shield(self._expiry)
-        while True:
-            con = await self._acquire(max(0.001, end - self.clock()))
-            try:
-                tag = await self._tag(con)
-            except BaseException:
-                con.terminate()
-                self._later(self._return(con))
-                raise
-            if tag.epoch == self.node.epoch:
-                break
-            con.terminate()
-            self._later(self._return(con))
-        lease = Lease(self, con, con, tag)
-        self.node.load.in_use += 1
-        self.out.add(lease)
-        return lease
-
-    @property
-    def idle(self) -> int:
-        """Connections at hand."""
-        return self.pool.get_idle_size()
-
-    async def _acquire(self, timeout: float) -> Any:
-        try:
-            return await self.pool.acquire(timeout=timeout)
-        except TimeoutError as error:
-            if self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size():
-                raise PoolExhausted(f"no connection of {self.node.name} came free in time") from error
-            raise
-
-    async def _tag(self, con: Any) -> Tag:
-        settings = con.get_settings()
-        known = self._tags.get(id(settings))
-        if known is not None:
-            return known[1]
-        tag = Tag(self.node.epoch, self.clock())
-        at = self.clock()
-        row = await ask(con, timeout=self._ask_within)
-        seen = sighting(row, self.node.name, at, fresh=True)
-        tag.instance = seen.instance
-        tag.backend = Backend(row["pid"], row["backend_start"])
-        tag.synchronous = bool(row["synchronous"])
-        self._check(seen)
-        self._tags[id(settings)] = (settings, tag)
-        if len(self._tags) > 2 * self.pool.get_max_size() + 16:
-            self._tags = dict(list(self._tags.items())[-self.pool.get_max_size() - 8 :])
-        return tag
-
-    def give(self, lease: Lease, touched: Touch) -> None:
-        """Give it back to the pool, which resets it in its own way."""
-        self._returned(lease)
-        worst = max(touched, lease.touched)
-        if not lease.con.is_closed() and (worst >= Touch.IDENTITY or lease.stale):
-            # The application's pool resets in its own way, which leaves role and temporary objects behind.
-            lease.con.terminate()
-        self._later(self._return(lease.con))
-
-    async def _return(self, con: Any) -> None:
-        try:
-            await self.pool.release(con, timeout=RETURN_WITHIN)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001  asyncpg has terminated it
-            return
-
-    def expire(self, how: str) -> tuple[int, int]:
-        """End what was born under an older epoch."""
-        idle = self.pool.get_idle_size()
-        if not self.pool.is_closing():
-            self._expiry = asyncio.ensure_future(self.pool.expire_connections())
-        self._tags.clear()
-        in_use = len(self.out)
-        if how == "now":
-            self.end_in_use()
-        return idle, in_use
-
-    def rest(self) -> None:
-        """Nothing is held."""
-
-    async def warm(self, count: int, timeout: float) -> None:
-        """The application's pool warms itself."""
-
-    async def close(self, timeout: float) -> None:
-        """Give back what is out; the pool itself stays open, it is the application's."""
-        end = self.clock() + timeout
-        await self._drained(timeout)
-        self.end_in_use()
-        await self._settle(max(0.1, end - self.clock()))
 
 
 def _give_up(turn: asyncio.Future[Any], node: str) -> None:

@@ -17,7 +17,7 @@ from dbguard.drivers.asyncpg.failures import NotReplicated
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from dbguard.drivers.asyncpg.pool import Lease
+    from dbguard.drivers.asyncpg.lease import Lease
 
 __all__ = ["commit", "heard", "rollback", "rolled_back"]
 

@@ -1,0 +1,139 @@
+"""Leases: connections in use, and what is known of each from its birth on.
+
+A lease remembers the epoch it was born under: the one current when its dial *began*. Draining a node is a comparison of
+two numbers, not a search.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.probe import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from dbguard.core.route import Node
+    from dbguard.core.topology import Instance
+
+__all__ = ["RETURN_WITHIN", "Books", "Lease", "Tag"]
+
+RETURN_WITHIN = 2.0
+"""Seconds a reset or a close may take in the background before the connection is terminated."""
+
+
+class Tag:
+    """What is known about one connection from its birth on.
+
+    epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
+    born: on the monotonic clock. synchronous: whether commits there wait for a standby.
+    plain_role: the role at birth was the login's, so the role can be reset.
+    """
+
+    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "lease", "plain_role", "synchronous")
+
+    def __init__(self, epoch: int, born: float) -> None:
+        self.epoch = epoch
+        self.born = born
+        self.instance: Instance | None = None
+        self.backend = Backend(0, None)
+        self.synchronous = False
+        self.plain_role = True
+        self.lease: Lease | None = None
+        self.last_status = ""
+
+
+class Lease:
+    """A connection in use.
+
+    con: what statements are run on. tag: its birth. touched: the worst that was done to its session so far.
+    ours: it was ended by a drain, a fence or a terminate of ours.
+    raw_touched: the application was handed the driver's own connection.
+    """
+
+    __slots__ = ("con", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
+
+    def __init__(self, pool: Books, con: Any, loan: Any, tag: Tag) -> None:
+        self.pool = pool
+        self.con = con
+        self.loan = loan
+        self.tag = tag
+        self.touched = Touch.NOTHING
+        self.ours = False
+        self.raw_touched = False
+        self.used_at = 0.0
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was born under an older epoch than its node's present one."""
+        return self.tag.epoch != self.pool.node.epoch
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether commits on it wait for a standby."""
+        return self.tag.synchronous
+
+    @property
+    def backend(self) -> tuple[int, float | None]:
+        """The server's process, and when it began."""
+        return self.tag.backend.pid, self.tag.backend.started
+
+    def end(self) -> None:
+        """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
+        self.ours = True
+        if not self.con.is_closed():
+            self.con.terminate()
+
+
+class Books:
+    """What both kinds of pool keep: leases out, and work in the background."""
+
+    def __init__(self, node: Node, *, clock: Callable[[], float], size: int) -> None:
+        self.node = node
+        self.node.load.size = max(1, size)
+        self.clock = clock
+        self.out: set[Lease] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty: asyncio.Event | None = None
+
+    def end_in_use(self) -> int:
+        """Terminate every lease in use."""
+        ended = 0
+        for lease in list(self.out):
+            lease.end()
+            ended += 1
+        return ended
+
+    def end_stale(self) -> int:
+        """Terminate the leases in use that were born under an older epoch."""
+        stale = [lease for lease in self.out if lease.stale]
+        for lease in stale:
+            lease.end()
+        return len(stale)
+
+    def _later(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _returned(self, lease: Lease) -> None:
+        """Note that a lease came back."""
+        self.out.discard(lease)
+        self.node.load.in_use -= 1
+        if not self.out and self._empty is not None:
+            self._empty.set()
+
+    async def _drained(self, timeout: float) -> None:
+        """Wait until no lease is out, for *timeout* seconds at most."""
+        if self.out:
+            self._empty = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
+
+    async def _settle(self, timeout: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)

@@ -1,0 +1,139 @@
+"""Pools that the application has already: one checkout and one return per call, by asyncpg's public API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.failures import PoolExhausted
+from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
+from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import asyncpg
+
+    from dbguard.core.route import Node
+    from dbguard.core.topology import Sighting
+
+__all__ = ["WrappedPool"]
+
+
+class WrappedPool(Books):
+    """A pool of the application's: one checkout and one return per call, by its public API, and never closed by us."""
+
+    def __init__(
+        self,
+        node: Node,
+        pool: asyncpg.Pool[Any],
+        *,
+        clock: Callable[[], float],
+        check: Callable[[Sighting], None],
+        ask_within: float,
+    ) -> None:
+        super().__init__(node, clock=clock, size=pool.get_max_size())
+        self.pool = pool
+        self._check = check
+        self._ask_within = ask_within
+        # A connection is known by its settings object, which lives as long as it does: asyncpg's pools give a new
+        # proxy at each checkout, and two servers can give the same process number.
+        self._tags: dict[int, tuple[Any, Tag]] = {}
+        self._expiry: asyncio.Task[None] | None = None
+
+    def take_now(self) -> Lease | None:
+        """A wrapped pool has nothing at hand."""
+        return None
+
+    async def take(self, timeout: float) -> Lease:
+        """Check a connection out; one that was never seen before is asked who it is."""
+        end = self.clock() + timeout
+        if self._expiry is not None:
+            await asyncio.shield(self._expiry)
+        while True:
+            con = await self._acquire(max(0.001, end - self.clock()))
+            try:
+                tag = await self._tag(con)
+            except BaseException:
+                con.terminate()
+                self._later(self._return(con))
+                raise
+            if tag.epoch == self.node.epoch:
+                break
+            con.terminate()
+            self._later(self._return(con))
+        lease = Lease(self, con, con, tag)
+        self.node.load.in_use += 1
+        self.out.add(lease)
+        return lease
+
+    @property
+    def idle(self) -> int:
+        """Connections at hand."""
+        return self.pool.get_idle_size()
+
+    async def _acquire(self, timeout: float) -> Any:
+        try:
+            return await self.pool.acquire(timeout=timeout)
+        except TimeoutError as error:
+            if self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size():
+                raise PoolExhausted(f"no connection of {self.node.name} came free in time") from error
+            raise
+
+    async def _tag(self, con: Any) -> Tag:
+        settings = con.get_settings()
+        known = self._tags.get(id(settings))
+        if known is not None:
+            return known[1]
+        tag = Tag(self.node.epoch, self.clock())
+        at = self.clock()
+        row = await ask(con, timeout=self._ask_within)
+        seen = sighting(row, self.node.name, at, fresh=True)
+        tag.instance = seen.instance
+        tag.backend = Backend(row["pid"], row["backend_start"])
+        tag.synchronous = bool(row["synchronous"])
+        self._check(seen)
+        self._tags[id(settings)] = (settings, tag)
+        if len(self._tags) > 2 * self.pool.get_max_size() + 16:
+            self._tags = dict(list(self._tags.items())[-self.pool.get_max_size() - 8 :])
+        return tag
+
+    def give(self, lease: Lease, touched: Touch) -> None:
+        """Give it back to the pool, which resets it in its own way."""
+        self._returned(lease)
+        worst = max(touched, lease.touched)
+        if not lease.con.is_closed() and (worst >= Touch.IDENTITY or lease.stale):
+            # The application's pool resets in its own way, which leaves role and temporary objects behind.
+            lease.con.terminate()
+        self._later(self._return(lease.con))
+
+    async def _return(self, con: Any) -> None:
+        try:
+            await self.pool.release(con, timeout=RETURN_WITHIN)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  asyncpg has terminated it
+            return
+
+    def expire(self, how: str) -> tuple[int, int]:
+        """End what was born under an older epoch."""
+        idle = self.pool.get_idle_size()
+        if not self.pool.is_closing():
+            self._expiry = asyncio.ensure_future(self.pool.expire_connections())
+        self._tags.clear()
+        in_use = len(self.out)
+        if how == "now":
+            self.end_in_use()
+        return idle, in_use
+
+    def rest(self) -> None:
+        """Nothing is held."""
+
+    async def warm(self, count: int, timeout: float) -> None:
+        """The application's pool warms itself."""
+
+    async def close(self, timeout: float) -> None:
+        """Give back what is out; the pool itself stays open, it is the application's."""
+        end = self.clock() + timeout
+        await self._drained(timeout)
+        self.end_in_use()
+        await self._settle(max(0.1, end - self.clock()))
