@@ -1,0 +1,303 @@
+"""What one SQL text is, from the text alone: a read, a write, or something about the session or the transaction.
+
+The rules:
+
+1. It fails closed. A text is READ only if every part of it is understood: each statement is a query (or EXPLAIN, SHOW,
+   COPY ... TO STDOUT), without INTO, without a locking clause, without INSERT, UPDATE, DELETE or MERGE where a statement
+   can start, and each function it calls is on an allow-list. UNKNOWN is treated as a write.
+2. A parenthesis behind a name is a call, unless the name is a key word that cannot name a function, or the name stands
+   where no expression can begin: behind an operand (then it is an alias with columns), AS, `::` or WITH.
+3. Of several statements in one text the worst decides; transaction control in any of them makes it TRANSACTION.
+4. A hint stands in a leading comment (`/* dbguard: primary */`, `/* dbguard: replica */`). `replica` lifts UNKNOWN, never
+   WRITE, SESSION or TRANSACTION.
+
+What a view, an operator, a cast, a default or a trigger does is not in the text: that is for the catalogue to find.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from dbguard.core.lexer import HEAD, line_of, tokens
+from dbguard.core.query import Trust, closing, examine
+from dbguard.core.statement import Effects, Kind, Statement, Token, Touch
+from dbguard.core.verbs import DML, QUERIES, UTILITIES, not_understood
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Classifier", "Kind", "Statement", "Token", "Touch", "classify"]
+
+CACHED_TEXTS: Final = 4096
+"""How many texts a classifier remembers."""
+CACHED_LENGTH: Final = 4096
+"""Longest text that is remembered, in characters; longer ones are classified each time."""
+
+_HINT: Final = re.compile(r"dbguard:\s*(primary|replica)\b", re.IGNORECASE)
+_WORST: Final = (Kind.READ, Kind.UNKNOWN, Kind.SESSION, Kind.WRITE, Kind.TRANSACTION)
+_CHANGES: Final = {
+    verb: Statement(kind=Kind.WRITE, why=verb.upper(), verb=verb.upper(), one_transaction=True, token=Token.CTE)
+    for verb in DML
+}
+
+
+class Classifier:
+    """Classifies texts, and remembers what it has seen by the exact text.
+
+    read_functions: functions of the user's that neither write nor touch the session, as `name` for calls without a
+        schema and `schema.name` for those with one.
+    write_functions: functions that must be taken for writes, whatever else is known; also for names of PostgreSQL's own
+        that a schema of the user's hides.
+    cache: text -> Statement, for a look-up in the caller's own line; only this class writes to it.
+    """
+
+    __slots__ = ("_trust", "cache")
+
+    def __init__(
+        self, *, read_functions: frozenset[str] = frozenset(), write_functions: frozenset[str] = frozenset()
+    ) -> None:
+        self._trust = Trust(read_functions, write_functions)
+        self.cache: dict[str, Statement] = {}
+
+    def classify(self, sql: str) -> Statement:
+        """Return what *sql* is. Never raises on a text; `TypeError` on anything else."""
+        statement = self.cache.get(sql)
+        if statement is not None:
+            return statement
+        if not isinstance(sql, str):
+            raise TypeError(f"a statement is a str, not {type(sql).__name__}")
+        statement = self._look(sql)
+        if len(sql) <= CACHED_LENGTH:
+            if len(self.cache) >= CACHED_TEXTS:
+                self.cache.clear()  # a flood of distinct texts gains nothing by being remembered one by one
+            self.cache[sql] = statement
+        return statement
+
+    def _look(self, sql: str) -> Statement:
+        head = HEAD.match(sql)
+        verb = head[1].lower() if head is not None and head[1] else ""
+        begin = head.start(1) if verb and head is not None else 0
+        plain = verb in DML and _is_single(sql)
+        statement = _with(_CHANGES[verb], text=sql) if plain else self._read(sql, verb)
+        if begin > 8 and (hint := _hint(sql[:begin])):
+            statement = _with(statement, hint=hint)
+        return statement
+
+    def _read(self, sql: str, verb: str) -> Statement:
+        toks = tokens(sql)
+        bounds = _parts(toks)
+        if not bounds:
+            return _with(not_understood("no statement"), text=sql)
+        found = [self._part(sql, toks, start, end) for start, end in bounds]
+        whole = found[0] if len(found) == 1 else _together(found)
+        return _with(whole, verb=verb.upper(), text=sql)
+
+    def _part(self, sql: str, toks: Sequence[str], start: int, end: int) -> Statement:
+        first = start
+        while first < end and toks[first] == "(":
+            first += 1
+        verb = toks[first] if first < end else ""
+        if verb in QUERIES or (verb in DML and first == start):
+            return self._query(sql, toks, start, end, verb)
+        if first != start:
+            return not_understood(f"{verb.upper()} in parentheses")
+        if verb == "explain":
+            return self._explain(sql, toks, start, end)
+        if verb == "copy":
+            return self._copy(sql, toks, start, end)
+        rule = UTILITIES.get(verb)
+        if rule is None:
+            return not_understood(f"{verb.upper() or 'a character'} at line {line_of(sql, start)}")
+        return rule(toks[start:end])
+
+    def _query(self, sql: str, toks: Sequence[str], start: int, end: int, verb: str) -> Statement:
+        found = examine(toks, start, end, self._trust, sql)
+        if not found:
+            return _READS[verb] if verb in QUERIES else _with(_CHANGES[verb], known=_KEEPS)
+        worst = max(found, key=lambda finding: _WORST.index(finding.kind))
+        unsafe = [finding for finding in found if finding.kind is not Kind.READ]
+        effects = Effects(
+            max(finding.touch for finding in found),
+            any(finding.user for finding in found),
+            returns_rows=verb not in DML and not any(f.what == "SELECT INTO" for f in found),
+        )
+        locks_only = bool(unsafe) and all(finding.lock for finding in unsafe) and verb not in DML
+        changes = _main_verb(toks, start, end) in DML
+        if changes:
+            token = Token.CTE
+        elif locks_only or worst.kind in {Kind.READ, Kind.SESSION}:
+            token = Token.NONE
+        else:
+            token = Token.BLOCK
+        return Statement(
+            kind=Kind.WRITE if verb in DML else worst.kind,
+            why=f"{worst.what} at line {line_of(sql, worst.at)}",
+            one_transaction=not any(finding.what == "not understood" for finding in found),
+            token=token,
+            locks_only=locks_only,
+            locks_rows=any(finding.lock for finding in found),
+            sets_only=all(finding.what == "set_config()" for finding in found),
+            pins_session=any(finding.pins for finding in found),
+            ddl=any(finding.ddl for finding in found),
+            known=effects,
+        )
+
+    def _explain(self, sql: str, toks: Sequence[str], start: int, end: int) -> Statement:
+        at = start + 1
+        runs = False
+        if toks[at : at + 1] == ["("] and toks[at + 1 : at + 2] and toks[at + 1] not in {*QUERIES, "("}:
+            close = closing(toks, at, end)
+            runs = _option_on(toks[at + 1 : close])
+            at = close + 1
+        else:
+            while at < end and toks[at] in {"analyze", "analyse", "verbose"}:
+                runs = runs or toks[at] != "verbose"
+                at += 1
+        if at >= end:
+            return not_understood("EXPLAIN of nothing")
+        inner = self._part(sql, toks, at, end)
+        if runs:
+            effects = Effects(inner.touch, inner.user_functions, returns_rows=True) if inner.known else _ROWS
+            token = Token.BLOCK if inner.token is Token.CTE else inner.token
+            return _with(inner, why=f"EXPLAIN ANALYZE of {inner.why}", token=token, known=effects)
+        if "execute" in toks[at:end]:
+            return _with(inner, kind=Kind.SESSION, why="EXPLAIN EXECUTE", pins_session=True, token=Token.NONE)
+        # The planner may run what is declared stable, and a user's declaration can lie; PostgreSQL's own do not.
+        found = examine(toks, at, end, self._trust, sql)
+        unknown = next((finding for finding in found if finding.kind is Kind.UNKNOWN), None)
+        user = any(finding.user for finding in found)
+        if unknown is not None:
+            why = f"EXPLAIN of {unknown.what} at line {line_of(sql, unknown.at)}"
+            return Statement(kind=Kind.UNKNOWN, why=why, token=Token.BLOCK, one_transaction=True, known=_UNSURE)
+        effects = Effects(Touch.SETTINGS if user else Touch.NOTHING, user, returns_rows=True)
+        return Statement(kind=Kind.READ, why="EXPLAIN", one_transaction=True, known=effects)
+
+    def _copy(self, sql: str, toks: Sequence[str], start: int, end: int) -> Statement:
+        at = start + 1
+        inner = None
+        if toks[at : at + 1] == ["("]:
+            close = closing(toks, at, end)
+            inner = self._part(sql, toks, at + 1, close)
+            at = close + 1
+        else:
+            while at < end and toks[at] not in {"to", "from"}:
+                at += 1
+        if toks[at : at + 1] == ["from"]:
+            return _COPY_FROM
+        if toks[at : at + 2] != ["to", "stdout"]:
+            return Statement(kind=Kind.WRITE, why="COPY to the server's own files", known=_KEEPS)
+        if inner is None or inner.kind is Kind.READ:
+            known = Effects(inner.touch, inner.user_functions, returns_rows=True) if inner else _ROWS
+            return Statement(kind=Kind.READ, why="COPY TO STDOUT", one_transaction=True, known=known)
+        token = Token.BLOCK if inner.token is Token.CTE else inner.token
+        return _with(inner, why=f"COPY of {inner.why}", token=token)
+
+
+_KEEPS: Final = Effects()
+_ROWS: Final = Effects(returns_rows=True)
+_UNSURE: Final = Effects(Touch.SETTINGS, user_functions=True, returns_rows=True)
+_READS: Final = {
+    verb: Statement(kind=Kind.READ, why=verb.upper(), verb=verb.upper(), one_transaction=True, known=_ROWS)
+    for verb in QUERIES
+}
+_COPY_FROM: Final = Statement(kind=Kind.WRITE, why="COPY FROM", one_transaction=True, token=Token.BLOCK, known=_KEEPS)
+
+
+def _with(statement: Statement, **changes: object) -> Statement:
+    """Return a copy with other values: `dataclasses.replace` without its price, some 10 us."""
+    new = object.__new__(Statement)
+    vars(new).update(vars(statement), **changes)
+    return new
+
+
+def _is_single(sql: str) -> bool:
+    """Whether the text plainly holds one statement: no semicolon but at its end."""
+    at = sql.find(";")
+    return at < 0 or (at > len(sql) - 64 and not sql[at + 1 :].strip())
+
+
+def _parts(toks: Sequence[str]) -> list[tuple[int, int]]:
+    """Return where each statement of the text begins and ends, empty ones left out."""
+    if ";" not in toks:
+        return [(0, len(toks))] if toks else []
+    if "atomic" in toks and "create" in toks:
+        return [(0, len(toks))]  # the body of a function in standard SQL
+    bounds = []
+    start = depth = 0
+    for i, word in enumerate([*toks, ";"]):
+        if word == "(":
+            depth += 1
+        elif word == ")":
+            depth -= 1
+        elif word == ";" and (depth <= 0 or i == len(toks)):
+            if i > start:
+                bounds.append((start, i))
+            start = i + 1
+    return bounds
+
+
+def _together(found: list[Statement]) -> Statement:
+    """Return what several statements are as one text."""
+    worst = max(found, key=lambda statement: _WORST.index(statement.kind))
+    one = all(statement.one_transaction for statement in found)
+    effects = Effects(
+        max(statement.touch for statement in found),
+        any(statement.user_functions for statement in found),
+        any(statement.returns_rows for statement in found),
+    )
+    writes = worst.kind in {Kind.WRITE, Kind.UNKNOWN} and one and worst.token is not Token.NONE
+    unsafe = [statement for statement in found if statement.kind is not Kind.READ]
+    return Statement(
+        kind=worst.kind,
+        why=f"{len(found)} statements: {worst.why}",
+        one_transaction=one,
+        token=Token.BLOCK if writes else Token.NONE,
+        locks_only=bool(unsafe) and all(statement.locks_only for statement in unsafe),
+        locks_rows=any(statement.locks_rows for statement in found),
+        sets_only=bool(unsafe) and all(statement.sets_only for statement in unsafe),
+        several=True,
+        pins_session=any(statement.pins_session for statement in found),
+        ddl=any(statement.ddl for statement in found),
+        known=effects,
+    )
+
+
+def _main_verb(toks: Sequence[str], start: int, end: int) -> str:
+    """Return the verb of the statement itself, behind its WITH items."""
+    if toks[start] != "with":
+        return toks[start]
+    depth = 0
+    for i in range(start, end):
+        word = toks[i]
+        if word == "(":
+            depth += 1
+        elif word == ")":
+            depth -= 1
+        elif depth == 0 and word in _MAIN:
+            return word
+    return ""
+
+
+_MAIN: Final = DML | {"select", "values", "table"}
+
+
+def _option_on(options: Sequence[str]) -> bool:
+    """Whether EXPLAIN's options ask it to run the statement."""
+    for i, word in enumerate(options):
+        if word == "":
+            return True
+        if word in {"analyze", "analyse", '"analyze"'}:
+            value = options[i + 1] if i + 1 < len(options) else ","
+            if value not in {"false", "off", "0", "'false'", "'off'", "'0'"}:
+                return True
+    return False
+
+
+def _hint(lead: str) -> str | None:
+    hints = {match[1].lower() for match in _HINT.finditer(lead)}
+    return "primary" if "primary" in hints else "replica" if hints else None
+
+
+_default: Final = Classifier()
+classify: Final = _default.classify

@@ -1,0 +1,326 @@
+"""What a query's tokens say: the calls, clauses and words that make it something else than a read.
+
+A query is SELECT, WITH, VALUES or TABLE, wherever it stands. `examine` looks at every token once and answers with what
+it found; an empty answer is a plain read. DML goes through it too, for what it may leave on the session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dbguard.core.functions import CALL_PROOF, KEYWORDS, READ_FUNCTIONS, VOLATILE_FUNCTIONS
+from dbguard.core.lexer import written
+from dbguard.core.statement import Kind, Touch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Finding", "Trust", "closing", "examine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing in a text that is not a plain read.
+
+    kind: what it makes of the statement; READ for a user's function that is trusted.
+    what: its name, for people.
+    at: the index of its token.
+    touch: what it may leave on the session.
+    lock: it locks rows. user: it runs a function that is not PostgreSQL's own. pins: what it leaves or needs lives on
+    the session. ddl: it changes the catalogue.
+    """
+
+    kind: Kind
+    what: str
+    at: int
+    touch: Touch = Touch.NOTHING
+    lock: bool = False
+    user: bool = False
+    pins: bool = False
+    ddl: bool = False
+
+
+# Functions about the session: (touch, whether what they leave or need lives on it).
+SESSION_FUNCTIONS: Final = {
+    "setseed": (Touch.LOST, True),
+    "currval": (Touch.NOTHING, True),
+    "lastval": (Touch.NOTHING, True),
+    "pg_advisory_lock": (Touch.SETTINGS, True),
+    "pg_advisory_lock_shared": (Touch.SETTINGS, True),
+    "pg_try_advisory_lock": (Touch.SETTINGS, True),
+    "pg_try_advisory_lock_shared": (Touch.SETTINGS, True),
+    "pg_advisory_unlock": (Touch.NOTHING, True),
+    "pg_advisory_unlock_shared": (Touch.NOTHING, True),
+    "pg_advisory_unlock_all": (Touch.NOTHING, True),
+    "pg_advisory_xact_lock": (Touch.NOTHING, False),
+    "pg_advisory_xact_lock_shared": (Touch.NOTHING, False),
+    "pg_try_advisory_xact_lock": (Touch.NOTHING, False),
+    "pg_try_advisory_xact_lock_shared": (Touch.NOTHING, False),
+    "pg_export_snapshot": (Touch.NOTHING, True),
+    "lo_open": (Touch.NOTHING, True),
+    "lo_close": (Touch.NOTHING, True),
+    "loread": (Touch.NOTHING, True),
+    "lo_lseek": (Touch.NOTHING, True),
+    "lo_lseek64": (Touch.NOTHING, True),
+    "lo_tell": (Touch.NOTHING, True),
+    "lo_tell64": (Touch.NOTHING, True),
+    "pg_stat_clear_snapshot": (Touch.NOTHING, True),
+    "pg_stat_force_next_flush": (Touch.NOTHING, True),
+    "pg_replication_origin_session_setup": (Touch.LOST, True),
+    "pg_replication_origin_session_reset": (Touch.LOST, True),
+    "pg_replication_origin_session_is_setup": (Touch.NOTHING, True),
+    "pg_replication_origin_session_progress": (Touch.NOTHING, True),
+    "pg_replication_origin_xact_setup": (Touch.LOST, True),
+    "pg_replication_origin_xact_reset": (Touch.LOST, True),
+}
+
+# What a writing function leaves on the session besides; the others leave nothing there.
+WRITE_TOUCH: Final = {"nextval": Touch.IDENTITY, "setval": Touch.IDENTITY}
+
+# Words of syntax before a parenthesis that could also name a function: here, behind these words, they do not.
+_JOINS: Final = frozenset({"left", "right", "full", "inner", "outer", "cross", "natural"})
+_SYNTAX: Final = {
+    "sets": frozenset({"grouping"}),
+    "by": frozenset({"group", "order", "partition", "siblings"}),
+    "zone": frozenset({"time"}),
+    "materialized": frozenset({"as", "not"}),
+    "join": _JOINS,
+    "first": frozenset({"fetch"}),
+    "next": frozenset({"fetch"}),
+    "varying": frozenset({"bit", "char", "character", "nchar"}),
+    "second": frozenset({"interval", "to"}),
+    "bernoulli": frozenset({"tablesample"}),
+    "system": frozenset({"tablesample"}),
+}
+# Key words that end an operand. After any other key word an expression may begin.
+_OPERAND_WORDS: Final = frozenset(
+    {
+        "null",
+        "true",
+        "false",
+        "end",
+        "current_catalog",
+        "current_date",
+        "current_role",
+        "current_time",
+        "current_timestamp",
+        "current_user",
+        "localtime",
+        "localtimestamp",
+        "session_user",
+        "system_user",
+        "user",
+        "ordinality",
+    }
+)
+_ROW_LOCKS: Final = {"update": "FOR UPDATE", "share": "FOR SHARE", "no": "FOR NO KEY UPDATE", "key": "FOR KEY SHARE"}
+_DML_PARTNER: Final = {"insert": "into", "delete": "from", "merge": "into"}
+_WATCHED: Final = frozenset({"(", ")", "", "into", "for", "insert", "update", "delete", "merge"})
+_PLAIN: Final = frozenset({"(", ",", "=", "<", ">", "<=", ">=", "<>", "!=", "+", "-", "*", "/", "||", "[", "::"})
+_UPDATE_REACH: Final = 16  # UPDATE ONLY (a.b.c) * AS x SET: SET is never farther away
+
+
+class Trust:
+    """Which functions a classifier may trust, beyond PostgreSQL's own: `schema.name`, or `name` alone, in lower case."""
+
+    __slots__ = ("before_paren", "reads", "writes")
+
+    def __init__(self, reads: frozenset[str], writes: frozenset[str]) -> None:
+        self.reads = reads
+        self.writes = writes
+        self.before_paren = ((READ_FUNCTIONS - writes) | CALL_PROOF | _PLAIN) - {"operator"}
+
+
+def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -> list[Finding]:
+    """Return what makes the tokens from *start* up to *end* more than a plain read."""
+    found: list[Finding] = []
+    openers: list[int] = []
+    raw: list[str] = []  # the tokens as written, once they were needed
+    closed = -1  # where the parenthesis that was closed last had been opened
+    before_paren = trust.before_paren
+    for i in range(start, end):
+        word = toks[i]
+        if word not in _WATCHED:
+            continue
+        if word == "(":
+            openers.append(i)
+            if i > start and (toks[i - 1] not in before_paren or (i > start + 1 and toks[i - 2] == ".")):
+                finding = _call(toks, start, i, end, closed, trust, sql, raw)
+                if finding is not None:
+                    found.append(finding)
+        elif word == ")":
+            closed = openers.pop() if openers else -1
+        elif word == "":
+            found.append(Finding(Kind.UNKNOWN, "not understood", i, Touch.LOST, user=True))
+        elif i > start and toks[i - 1] in {".", "as"}:
+            continue  # a column, or a label
+        elif word == "into":
+            found.append(_into(toks, i, end))
+        elif word == "for":
+            finding = _lock(toks, start, i, end, openers)
+            if finding is not None:
+                found.append(finding)
+        elif _starts_dml(toks, start, i, end, openers):
+            found.append(Finding(Kind.WRITE, word.upper(), i))
+    return found
+
+
+def _into(toks: Sequence[str], i: int, end: int) -> Finding:
+    temporary = i + 1 < end and toks[i + 1] in {"temp", "temporary", "local", "global"}
+    touch = Touch.IDENTITY if temporary or toks[i + 1 : i + 2] == ["pg_temp"] else Touch.NOTHING
+    return Finding(Kind.WRITE, "SELECT INTO", i, touch, pins=temporary, ddl=True)
+
+
+def _lock(toks: Sequence[str], start: int, i: int, end: int, openers: list[int]) -> Finding | None:
+    name = _ROW_LOCKS.get(toks[i + 1]) if i + 1 < end else None
+    if name is None:
+        return None
+    if openers and openers[-1] > start and toks[openers[-1] - 1] in {"substring", "overlay"}:
+        return None  # substring(x FOR n)
+    return Finding(Kind.WRITE, name, i, lock=True)
+
+
+def _starts_dml(toks: Sequence[str], start: int, i: int, end: int, openers: list[int]) -> bool:
+    """Whether a statement starts here: these words also name columns, and their partners make them verbs."""
+    word = toks[i]
+    first = openers[-1] + 1 if openers else start
+    if i != first:
+        if toks[first] != "with":
+            return False
+        # The main statement of a WITH stands behind its last item, which may end in a SEARCH or CYCLE clause.
+        if toks[i - 1] != ")" and toks[i - 2] not in {"set", "using"}:
+            return False
+    if word == "update":
+        return "set" in toks[i + 1 : min(end, i + _UPDATE_REACH)]
+    return i + 1 < end and toks[i + 1] == _DML_PARTNER[word]
+
+
+def _call(
+    toks: Sequence[str], start: int, paren: int, end: int, closed: int, trust: Trust, sql: str, raw: list[str]
+) -> Finding | None:
+    """Judge the parenthesis at *paren*, whose name is not on the list: a call or not, and what it does."""
+    name = toks[paren - 1]
+    if not _is_word(name):
+        return None  # behind an operator, a number, a string, a bracket
+    at = paren - 1
+    path = [name]
+    while at - 2 >= start and toks[at - 1] == ".":
+        at -= 2
+        path.insert(0, toks[at])
+    before = toks[at - 1] if at > start else ""
+    if path == ["operator"]:
+        plain = toks[paren + 2 : paren + 3] == [")"] and toks[paren + 1] != ""
+        return None if plain else Finding(Kind.UNKNOWN, "an operator of another schema", at, Touch.SETTINGS, user=True)
+    if len(path) == 1 and _is_syntax(toks, start, at, name, before):
+        return None
+    if before in {"as", "::", "with", "recursive"} or _ends_operand(toks, start, at - 1, closed):
+        return None
+    if before == "," and _is_with_item(toks, paren, end):
+        return None
+    if name[0] == '"' or any(part[0] == '"' for part in path):
+        raw = written(sql)
+        path = [raw[i][1:-1].replace('""', '"') if raw[i][0] == '"' else toks[i] for i in range(at, paren, 2)]
+    return _called(path, at, toks, paren, trust)
+
+
+def _called(path: list[str], at: int, toks: Sequence[str], paren: int, trust: Trust) -> Finding | None:
+    full = ".".join(path)
+    if full in trust.writes:
+        return Finding(Kind.WRITE, f"{full}(), declared as writing", at, Touch.SETTINGS, user=True)
+    name = path[-1]
+    own = len(path) == 1 or path[:-1] == ["pg_catalog"]
+    if own and name in READ_FUNCTIONS:
+        return None
+    if own and name == "set_config":
+        return _set_config(toks, paren, at)
+    if own and name in SESSION_FUNCTIONS:
+        touch, pins = SESSION_FUNCTIONS[name]
+        return Finding(Kind.SESSION, f"{name}()", at, touch, pins=pins)
+    if own and name in VOLATILE_FUNCTIONS:
+        return Finding(Kind.WRITE, f"{name}()", at, WRITE_TOUCH.get(name, Touch.NOTHING))
+    if name.startswith("dblink"):
+        return Finding(Kind.WRITE, f"{full}()", at, Touch.LOST, user=True)
+    if full in trust.reads:
+        return Finding(Kind.READ, f"{full}(), trusted", at, Touch.SETTINGS, user=True)
+    return Finding(Kind.UNKNOWN, f"{full}(), a function that is not known", at, Touch.SETTINGS, user=True)
+
+
+def _set_config(toks: Sequence[str], paren: int, at: int) -> Finding:
+    setting, last = toks[paren + 1 : paren + 2], toks[paren + 5 : paren + 7]
+    if last == ["true", ")"]:
+        return Finding(Kind.SESSION, "set_config()", at)
+    named = bool(setting) and setting[0].startswith("'") and toks[paren + 2 : paren + 3] == [","]
+    identity = not named or setting[0] in {"'role'", "'session_authorization'"}
+    return Finding(Kind.SESSION, "set_config()", at, Touch.IDENTITY if identity else Touch.SETTINGS, pins=True)
+
+
+def _is_syntax(toks: Sequence[str], start: int, at: int, name: str, before: str) -> bool:
+    if before in _SYNTAX.get(name, ()):
+        return True
+    if name in {"like", "ilike"} and before == "not":
+        return at - 2 >= start and _ends_operand(toks, start, at - 2, -1)
+    if name in {"cube", "rollup"} and before in {"by", ",", "all", "distinct"}:
+        return _in_group_by(toks, start, at)
+    return False
+
+
+def _in_group_by(toks: Sequence[str], start: int, at: int) -> bool:
+    depth = 0
+    for i in range(at - 1, max(start, at - 200) - 1, -1):
+        word = toks[i]
+        if word == ")":
+            depth += 1
+        elif word == "(":
+            depth -= 1
+            if depth < 0:
+                return toks[i - 1] == "sets"  # GROUPING SETS (rollup (a, b), ...)
+        elif depth == 0 and word in {"group", "select", "order", "from", "where", "having", "window"}:
+            return word == "group" and toks[i + 1] == "by"
+    return False
+
+
+def _ends_operand(toks: Sequence[str], start: int, i: int, closed: int) -> bool:
+    """Whether the token at *i* ends an operand, so that no expression can begin behind it."""
+    if i < start:
+        return False
+    word = toks[i]
+    if word == ")":
+        # Behind DISTINCT ON (...) and OPERATOR(...) an expression begins.
+        return not (closed > start + 1 and (toks[closed - 1] == "operator" or toks[closed - 2] == "distinct"))
+    if word[-1:] in {"'", '"', "]"} or word[:1] == "$" or word[:1].isdigit():
+        return True
+    if word[:1] == "%":
+        return word[-1] in "sbt"  # psycopg's parameter, not the operator
+    return _is_word(word) and (word not in KEYWORDS or word in _OPERAND_WORDS or toks[i - 1] == ".")
+
+
+def _is_word(word: str) -> bool:
+    """Whether a word is a name or a key word, quoted or not."""
+    first = word[:1]
+    return (first.isalpha() or first in {"_", '"'} or first > "\x7f") and word[-1] not in {")", "'"}
+
+
+def _is_with_item(toks: Sequence[str], paren: int, end: int) -> bool:
+    """Whether `, name (` begins an item of a WITH: a list of names, then AS and a query."""
+    i = paren + 1
+    while i < end and toks[i] not in {"(", ")", ""}:
+        i += 1
+    rest = list(toks[i : min(end, i + 6)])
+    if rest[:2] != [")", "as"]:
+        return False
+    rest = [word for word in rest[2:] if word not in {"not", "materialized"}]
+    return rest[:1] == ["("] and (rest[1:2] in (["select"], ["with"], ["table"], ["("]) or rest[1:3] == ["values", "("])
+
+
+def closing(toks: Sequence[str], opener: int, end: int) -> int:
+    """Return the index of the parenthesis that closes the one at *opener*; *end* if none does."""
+    depth = 0
+    for i in range(opener, end):
+        if toks[i] == "(":
+            depth += 1
+        elif toks[i] == ")":
+            depth -= 1
+            if depth == 0:
+                return i
+    return end
