@@ -241,7 +241,7 @@ class _Reader:
         elif name in IGNORED:
             self.ignored.append(name)
         elif name not in SERVER_SETTINGS and (meant := near(name, _KNOWN, 0.85)):
-            self.fault(f"{name} is not known; did you mean {meant}?")
+            self.fault(f"has a parameter that is not known; did you mean {meant}?")
         else:
             self.settings[name] = value
 

@@ -1,12 +1,13 @@
 """Every problem of a configuration, collected, placed and worded.
 
-Only keys that exist are ever shown, never a value and never a key nobody knows: a slip of one character makes a
-password a key (``{user: app, password, "..."}``).
+Only keys that exist, and slips of them, are ever shown; never a value and never any other key: one wrong character makes
+a password a key (``{user: app, password, "..."}``).
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -31,6 +32,11 @@ class Mark(NamedTuple):
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the word of *known* that *word* may have been meant to be."""
     return next(iter(difflib.get_close_matches(word.lower(), list(known), 1, cutoff)), None)
+
+
+def _is_slip(key: str, meant: str) -> bool:
+    """Return whether *key* is so like *meant* that showing it tells no secret."""
+    return re.fullmatch(r"[a-z_]+", key) is not None and abs(len(key) - len(meant)) <= 3
 
 
 def keys_at(path: Path) -> tuple[str, ...]:
@@ -93,7 +99,8 @@ class Report:
         meant = near(str(key), known)
         elsewhere = [f"{home}.{key}" for home in keys_at(()) if key in keys_at((home,))]
         if meant or elsewhere:
-            named = f"{named}{'.' if named else ''}{key}"
+            if elsewhere or (meant and _is_slip(str(key), meant)):
+                named = f"{named}{'.' if named else ''}{key}"
             text = f"unknown key; did you mean {' or '.join([*elsewhere, meant] if meant else elsewhere)}?"
         else:
             text = f"unknown key; known here: {', '.join(known)}"

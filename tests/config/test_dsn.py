@@ -137,7 +137,7 @@ def test_parameters_without_effect_are_accepted_and_told(parameter: str, caplog:
         ("postgresql://db1/?jit", "parameter 1 should be name=value"),
         ("postgresql://db1/?a%20b=1", "parameter 1 should be name=value"),
         ("postgresql://db1/?&a=1", "parameter 1 should be name=value"),
-        ("postgresql://db1/?sslmod=require", "sslmod is not known; did you mean sslmode?"),
+        ("postgresql://db1/?sslmod=require", "has a parameter that is not known; did you mean sslmode?"),
         ("postgresql://db1/?sslmode=Require", "connection.sslmode: should be disable, allow"),
         ("postgresql://db1/?connect_timeout=0", "connection.connect_timeout: should be a duration"),
         ("postgresql://db1/?service=shop", "service files are not read: write host, user and dbname"),

@@ -112,11 +112,6 @@ def test_showing_does_not_hand_out_what_settings_hold() -> None:
     assert settings.connection.server_settings == {"jit": "off"}
 
 
-def test_the_schema_knows_every_key_and_describes_it() -> None:
-    said = schema()
-
-    assert said["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(said["properties"]) == {*describe(load("postgresql://db1")), "dsn"}
-    for section in [said, *said["$defs"].values()]:
-        assert section["additionalProperties"] is False
-        assert all(len(entry.get("description", "")) > 10 for entry in section["properties"].values())
+def test_the_schema_knows_every_key() -> None:
+    assert schema()["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(schema()["properties"]) == {*describe(load("postgresql://db1")), "dsn"}
