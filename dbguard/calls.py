@@ -20,7 +20,6 @@ from dbguard.jobs import Checkout, Function, Run, again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
-
     from types import TracebackType
 
     from dbguard.connection import Connection, Transaction
@@ -271,7 +270,14 @@ class Calls:
         text = self._core.texts.get(query) or self._core.texts.learn(query)
         work = replace(text.work, final=True) if final else text.work
         call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
-        return await engine.call(call, Run(method, args, extra, text.touched, writes=work.stake is not Stake.READ))
+        job = Run(method, args, extra, text.touched, writes=work.stake is not Stake.READ)
+        if not text.ddl:
+            return await engine.call(call, job)
+        self._core.texts.changed()
+        try:
+            return await engine.call(call, job)
+        finally:
+            self._core.texts.changed()
 
     async def _copy(self, method: str, table: str, limit: float | None, *, final: bool, **extra: Any) -> str:
         reads = method == "copy_from_table"

@@ -52,6 +52,7 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
         self.lease = lease
         self._con = lease.con
         self.failed = False
+        self._ddl = False
         self.released = False
         self.until: float | None = None
         self.within_function = False
@@ -272,6 +273,7 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
             text = self._texts.learn(query)
             stake = Stake.READ if text.statement.kind is Kind.READ else Stake.WRITE
             touched, whole = text.touched, text.statement.one_transaction
+            self._ddl = self._ddl or text.ddl
         self._mark(touched)
         return await self.guarded_do(
             lambda _: getattr(con, method)(*args, timeout=self._within(limit), **extra), stake, whole=whole
@@ -326,6 +328,11 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
             self._call.box.wrote(reign, state.clock())
         return value
 
+    def note_ddl(self) -> None:
+        """Let the catalogue be read again if DDL was run in this block."""
+        if self._ddl:
+            self._texts.changed()
+
     def check_whole(self) -> None:
         """Raise if the open transaction has failed unseen by the function that ran in it."""
         if self.failed:
@@ -335,6 +342,7 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
         """End the lease."""
         if not self.released:
             self.released = True
+            self.note_ddl()
             self._engine.pools[self._node.name].give(self.lease, self.lease.touched)
 
 

@@ -11,6 +11,7 @@ from dbguard.core.classify import Classifier
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, NoPrimary, NotAttempted
+from dbguard.refresh import Refresh
 from dbguard.status import Status, status_of
 from dbguard.texts import Texts
 from dbguard.wiring import wire
@@ -61,6 +62,7 @@ class Guard(Calls):
         self._stop = retry_stop
         self._listeners: list[Listener] = [on_event] if on_event is not None else []
         self._monitor: Monitor | None = None
+        self._refresh: Refresh | None = None
         functions = self._settings.routing.functions
         self._core = Core(
             Texts(Classifier(read_functions=frozenset(functions.read), write_functions=frozenset(functions.write)))
@@ -125,6 +127,9 @@ class Guard(Calls):
                 await node_pool.close(0.1)
             raise
         self._core.engine = engine
+        if any(pool.holds for pool in own):
+            self._refresh = Refresh(self._core.texts, self.using(role="primary", writes="wait"))
+            self._refresh.start()
         warm = self._arguments.get("min_size", self._settings.pool.min_size)
         for name, node in engine.state.nodes.items():
             if node.view.reachable and node.view.misconfigured is None:
@@ -162,6 +167,9 @@ class Guard(Calls):
         if engine is None:
             return
         engine.closed = True
+        if self._refresh is not None:
+            await self._refresh.stop()
+            self._refresh = None
         engine.room.release_all()
         await asyncio.gather(*(pool.close(timeout) for pool in engine.pools.values()))
         if self._monitor is not None:

@@ -142,6 +142,7 @@ class Function:
             raise Application(error) from error
         finally:
             con.released = True
+            con.note_ddl()
         self.touched = lease.touched
         if stake is Stake.TRANSACTION:
             call.work = Work(stake=Stake.COMMIT, one_transaction=con.whole)

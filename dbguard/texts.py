@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from dbguard.core.retry import Stake, Work
@@ -23,15 +24,16 @@ LONGEST_TEXT = 4_096
 class Text:
     """One statement's text, classified.
 
-    reads: it may go to a replica. liftable: it is not understood, and may go there if the caller says so. work: what is at stake when it runs in autocommit.
+    ddl: it may change the catalogue. reads: it may go to a replica. liftable: it is not understood, and may go there if the caller says so. work: what is at stake when it runs in autocommit.
     touched: what it may leave on the session, as far as can be proven.
     """
 
-    __slots__ = ("liftable", "reads", "statement", "touched", "work")
+    __slots__ = ("ddl", "liftable", "reads", "statement", "touched", "work")
 
     def __init__(self, statement: Statement, *, clean: bool) -> None:
         self.statement = statement
         self.reads = statement.is_read
+        self.ddl = statement.ddl
         self.liftable = statement.kind is Kind.UNKNOWN
         self.touched = statement.touch if clean or statement.touch is not Touch.NOTHING else Touch.SETTINGS
         self.work = Work(
@@ -48,10 +50,12 @@ class Texts:
     only statements that name none and call none leave out the reset.
     """
 
-    __slots__ = ("_classifier", "_known", "_plain", "get")
+    __slots__ = ("_known", "_plain", "changed_event", "classify", "get", "version")
 
     def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+        self.classify = classifier.classify
+        self.version = 0
+        self.changed_event = asyncio.Event()
         self._plain: frozenset[str] = frozenset()
         self._known: dict[str, Text] = {}
         self.get = self._known.get
@@ -61,7 +65,7 @@ class Texts:
         known = self._known.get(query)
         if known is not None:
             return known
-        statement = self._classifier.classify(query)
+        statement = self.classify(query)
         relations = statement.relations
         clean = not statement.user_functions and relations is not None and relations <= self._plain
         text = Text(statement, clean=clean)
@@ -71,7 +75,24 @@ class Texts:
             self._known[query] = text
         return text
 
-    def trust(self, plain: frozenset[str]) -> None:
-        """Take over the catalogue's set of plain relations."""
-        self._plain = plain
+    def trust(self, plain: frozenset[str], version: int) -> None:
+        """Take over the catalogue's set of plain relations, unless DDL was seen since its reading began."""
+        if version == self.version and plain != self._plain:
+            self._plain = plain
+            self._forget()
+
+    def changed(self) -> None:
+        """Take in that DDL was or will be run: nothing is plain until the catalogue has been read again."""
+        self.version += 1
+        self.changed_event.set()
+        if self._plain:
+            self._plain = frozenset()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Forget what follows from the catalogue; what replicas have refused stays known."""
+        refused = {query: text for query, text in self._known.items() if text.statement.is_read and not text.reads}
         self._known.clear()
+        for query, text in refused.items():
+            self._known[query] = Text(text.statement, clean=False)
+            self._known[query].reads = False

@@ -15,7 +15,7 @@ FLOORS = [
     ["core"],
     ["config", "drivers", "sources"],
     ["runtime"],
-    ["texts", "connection", "jobs", "calls", "status", "wiring", "guard"],
+    ["texts", "connection", "jobs", "calls", "status", "refresh", "wiring", "guard"],
     ["__init__"],
     ["integrations", "cli", "testing", "__main__"],
 ]

@@ -71,6 +71,11 @@ class OwnPool(Books):
         self.pool = make(self._connect)
 
     @property
+    def holds(self) -> bool:
+        """Whether leases may stay out between calls."""
+        return self._hold > 0
+
+    @property
     def idle(self) -> int:
         """Connections at hand."""
         return len(self._free) + self.pool.get_idle_size()

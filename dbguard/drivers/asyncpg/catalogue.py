@@ -1,0 +1,106 @@
+"""What is read from a server's catalogue, to find the plain relations (`core.catalogue`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dbguard.core.catalogue import Catalogue, Relation
+
+__all__ = ["MOST_RELATIONS", "read_catalogue"]
+
+MOST_RELATIONS = 20_000
+"""Relations above which the catalogue is not read: it would take seconds. Connections are then reset after each use."""
+
+# Objects below this number come with PostgreSQL itself (FirstNormalObjectId in src/include/access/transam.h).
+_USERS = 16384
+
+_COUNT = "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND oid >= 16384"
+
+_RELATIONS = f"""
+SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible,
+    c.relkind IN ('r', 'p', 'v', 'm')
+    AND NOT c.relrowsecurity
+    AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.rulename <> '_RETURN')
+    AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+    AND NOT EXISTS (
+        SELECT FROM pg_attribute a
+        JOIN pg_type t ON t.oid = a.atttypid
+        LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typelem <> 0
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        AND coalesce(e.oid, t.oid) >= {_USERS} AND coalesce(e.typtype, t.typtype) <> 'e')
+    AND NOT EXISTS (
+        SELECT FROM pg_index i, unnest(i.indclass::oid[]) AS class
+        WHERE i.indrelid = c.oid AND class >= {_USERS}) AS bare
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+AND n.nspname NOT LIKE 'pg\\_toast%' AND n.nspname NOT LIKE 'pg\\_temp\\_%'
+"""  # noqa: S608  a number of ours
+
+_EXPRESSIONS = """
+SELECT adrelid::bigint, pg_get_expr(adbin, adrelid) FROM pg_attrdef
+UNION ALL SELECT conrelid::bigint, pg_get_expr(conbin, conrelid) FROM pg_constraint
+    WHERE contype = 'c' AND conrelid >= 16384
+UNION ALL SELECT indrelid::bigint, pg_get_expr(indexprs, indrelid) FROM pg_index WHERE indexprs IS NOT NULL
+UNION ALL SELECT indrelid::bigint, pg_get_expr(indpred, indrelid) FROM pg_index WHERE indpred IS NOT NULL
+UNION ALL SELECT partrelid::bigint, pg_get_expr(partexprs, partrelid) FROM pg_partitioned_table
+    WHERE partexprs IS NOT NULL
+"""
+
+_QUERIES = """
+SELECT c.oid::bigint, pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'v' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+"""
+
+_REACHES = """
+SELECT inhparent::bigint, inhrelid::bigint FROM pg_inherits
+UNION ALL SELECT inhrelid::bigint, inhparent::bigint FROM pg_inherits
+UNION ALL SELECT conrelid::bigint, confrelid::bigint FROM pg_constraint WHERE contype = 'f'
+UNION ALL SELECT confrelid::bigint, conrelid::bigint FROM pg_constraint WHERE contype = 'f'
+UNION ALL SELECT w.ev_class::bigint, d.refobjid::bigint FROM pg_rewrite w
+    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+        AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> w.ev_class
+    WHERE d.refobjid >= 16384
+"""
+
+# An operator, cast or function of a user's that can stand in for one of PostgreSQL's own where only PostgreSQL's types
+# are in play: then no text tells what runs.
+_FOUL = f"""
+SELECT EXISTS (
+    SELECT FROM pg_operator WHERE oid >= {_USERS} AND oprleft < {_USERS} AND oprright < {_USERS}
+) OR EXISTS (
+    SELECT FROM pg_cast WHERE oid >= {_USERS} AND castsource < {_USERS} AND casttarget < {_USERS}
+) OR EXISTS (
+    SELECT FROM pg_proc p WHERE p.oid >= {_USERS}
+    AND EXISTS (SELECT FROM pg_proc b WHERE b.oid < {_USERS} AND b.proname = p.proname)
+) OR EXISTS (
+    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'v' AND n.nspname = 'pg_catalog' AND c.oid >= {_USERS}
+)
+"""  # noqa: S608  a number of ours
+
+
+async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
+    """Read the catalogue over *con*; None if it is too large. Raises what the driver raises."""
+    if await con.fetchval(_COUNT, timeout=timeout) > MOST_RELATIONS:
+        return None
+    relations = [
+        Relation(
+            oid=row["oid"],
+            names=(f"{_name(row['schema'])}.{_name(row['name'])}", *((_name(row["name"]),) if row["visible"] else ())),
+            bare=row["bare"],
+        )
+        for row in await con.fetch(_RELATIONS, timeout=timeout)
+    ]
+    return Catalogue(
+        relations=relations,
+        expressions=[tuple(row) for row in await con.fetch(_EXPRESSIONS, timeout=timeout)],
+        queries=[tuple(row) for row in await con.fetch(_QUERIES, timeout=timeout)],
+        reaches=[tuple(row) for row in await con.fetch(_REACHES, timeout=timeout)],
+        foul=await con.fetchval(_FOUL, timeout=timeout),
+    )
+
+
+def _name(name: str) -> str:
+    """Write a name as `Statement.relations` does: quoted unless it is a plain lower-case word."""
+    plain = name.isascii() and name.replace("_", "a").isalnum() and name == name.lower() and not name[0].isdigit()
+    return name if plain else '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,72 @@
+"""Keeps the set of plain relations fresh: at the start, every minute, and soon after DDL was seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from dbguard.core.catalogue import plain_relations
+from dbguard.drivers.asyncpg.catalogue import read_catalogue
+
+if TYPE_CHECKING:
+    from dbguard.calls import Calls
+    from dbguard.texts import Texts
+
+__all__ = ["EVERY", "Refresh"]
+
+EVERY = 60.0
+"""Seconds between two readings: how long DDL of other processes may go unnoticed."""
+
+SOON = 0.2
+"""Seconds after DDL of our own: several statements of one migration cost one reading."""
+
+READ_WITHIN = 10.0
+
+log = logging.getLogger("dbguard")
+
+
+class Refresh:
+    """Reads the catalogue in the background, over a connection of the guard's.
+
+    calls: the guard's, to its primary. The connection's own settings (``init=``, search path) count.
+    """
+
+    def __init__(self, texts: Texts, calls: Calls) -> None:
+        self._texts = texts
+        self._calls = calls
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; needs a running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard catalogue")
+
+    async def stop(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def once(self) -> None:
+        """Read the catalogue now. What DDL changed meanwhile is not trusted. Raises what the driver raises."""
+        version = self._texts.version
+        # In a context of its own, so that nobody's reads are kept on the primary by it.
+        async with self._calls.causal(), self._calls.acquire() as con:
+            catalogue = await read_catalogue(con, timeout=READ_WITHIN)
+        if catalogue is not None:
+            self._texts.trust(plain_relations(catalogue, self._texts.classify), version)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.once()
+            except Exception as error:  # noqa: BLE001  without it connections are reset, as in any pool
+                log.debug("the catalogue could not be read: %s", type(error).__name__)
+            changed = self._texts.changed_event
+            try:
+                async with asyncio.timeout(EVERY):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+            changed.clear()
+            await asyncio.sleep(SOON)
