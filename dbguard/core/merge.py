@@ -128,7 +128,7 @@ class Topology:
         chosen = self._nodes[node]
         self._forget()
         for other in self._nodes.values():
-            other.known_as, other.group, other.earlier = NEVER, False, ()
+            other.known_as, other.returns, other.earlier = NEVER, 0, ()
             other.forget_proof()
             if other.claim is not None and other is not chosen and not other.instance.is_surely(chosen.instance):
                 self._dismissed[other.name] = other.instance

@@ -12,6 +12,8 @@ __all__ = ["Node"]
 REMEMBERED = 8
 """Earlier instances kept per name: enough to know one that comes back, bounded for a name that never settles."""
 
+MANY_RETURNS = 3
+
 NEVER = object()
 
 
@@ -32,7 +34,8 @@ class Node:
     last: Sighting | Missed | None = None
     """The last result."""
     earlier: tuple[Instance, ...] = ()
-    group: bool = False
+    returns: int = 0
+    """How often an instance came back after another one had answered under this name."""
     risen: bool = False
     """It claims to be primary, and was a replica before it did."""
     known_as: object = NEVER
@@ -58,6 +61,11 @@ class Node:
         return self.seen if self.last is self.seen and self.role is Role.PRIMARY else None
 
     @property
+    def group(self) -> bool:
+        """Whether several instances stand behind the name."""
+        return self.returns >= MANY_RETURNS
+
+    @property
     def replica(self) -> bool:
         """Whether it is a replica of this cluster, as far as is known."""
         return self.role is Role.REPLICA and self.misconfigured is None
@@ -75,15 +83,10 @@ class Node:
         self.proof, self.diverged, self.ahead, self.behind_from = None, False, 0, None
 
     def is_stale(self, result: Sighting | Missed) -> bool:
-        """Return whether a result is overtaken: by a newer one, by a call, or since the name leads elsewhere now."""
+        """Return whether a result is overtaken, by a newer one or by what a call found out."""
         if self.last is not None and result.at < self.last.at:
             return True
-        if isinstance(result, Missed):
-            return False
-        if result.at < self.lost_at and result.role is Role.PRIMARY:
-            return True
-        left = any(result.instance.is_surely(past) for past in self.earlier)
-        return left and not result.fresh and not self.group
+        return isinstance(result, Sighting) and result.role is Role.PRIMARY and result.at < self.lost_at
 
     def hear(self, sighting: Sighting, now: float) -> None:
         """Take in an answer."""
@@ -199,19 +202,19 @@ class Node:
     def _meet(self, sighting: Sighting) -> None:
         """Note which server answers under this name. Another one makes connections to the old one stale.
 
-        An instance that comes back was never gone: the name stands for a group. Its replicas are not drained for that.
+        Instances that keep coming back were never gone: the name stands for a group, whose replicas are not drained
+        for that. (One return may be a late answer over an old connection, or an address that moved and moved back.)
         """
         was, now = self.instance, sighting.instance
-        if now.differs(was):
-            if any(now.is_surely(past) for past in self.earlier):
-                self.group = True
-            else:
-                self.earlier = (*self.earlier, was)[-REMEMBERED:]
-            if self.role is Role.PRIMARY:
-                self.raise_epoch("now")
-            elif not self.group or sighting.role is Role.PRIMARY:
-                self.raise_epoch("drain")
-            self.forget_proof()
-        # What is not told this time is kept, as long as nothing speaks against it.
-        kept = Instance() if now.differs(was) else was
-        self.instance = Instance(now.system_id or kept.system_id, now.started or kept.started)
+        if not now.differs(was):
+            # What is not told this time is kept, as long as nothing speaks against it.
+            self.instance = Instance(now.system_id or was.system_id, now.started or was.started)
+            return
+        self.returns += any(now.is_surely(past) for past in self.earlier)
+        self.earlier = (*self.earlier, was)[-REMEMBERED:]
+        if self.role is Role.PRIMARY:
+            self.raise_epoch("now")
+        elif sighting.role is Role.PRIMARY or not self.group:
+            self.raise_epoch("drain")
+        self.forget_proof()
+        self.instance = now

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dbguard.core.merge import Topology
 from dbguard.core.topology import Changes, Instance, Missed, NodeView, Role, Sighting, View
-from dbguard.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbguard.events import Event
 
 
 @dataclass
@@ -28,7 +32,6 @@ class Server:
     streaming: bool | None = True
     read_only: bool = False
     silent: Missed | None = None
-    fresh: bool = False
 
     def answer(self, at: float) -> Sighting | Missed:
         if self.silent is not None:
@@ -45,7 +48,6 @@ class Server:
             flushed=(self.position if self.flushed is None else self.flushed) if primary else None,
             streaming=None if primary else self.streaming,
             read_only=self.read_only,
-            fresh=self.fresh,
         )
 
 
