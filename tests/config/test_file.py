@@ -214,6 +214,7 @@ def test_each_problem_is_placed(read: Read, text: str, says: str) -> None:
         ),
         ("password: x", "2:1: password: unknown key; did you mean connection.password?"),
         ("pool: {hunter2: 5}", "2:8: pool: unknown key; known here: min_size, max_size, acquire_timeout, max_lifetime"),
+        ("hunter2_connection: 5", "2:1: unknown key; did you mean connection?"),
         ("hunter2: 5", "2:1: unknown key; known here: nodes, connection"),
         ("connection: {user: app, password, hunter2}", "2:35: connection: unknown key; known here: user"),
         ("<<: {mode: enforce}", "2:1: unknown key"),
