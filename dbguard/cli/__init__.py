@@ -1,0 +1,5 @@
+"""The ``dbguard`` command."""
+
+from dbguard.cli.parser import main
+
+__all__ = ["main"]

@@ -1,0 +1,213 @@
+"""The command ``dbguard demo``: starts a cluster, lets both sides work through a failover, reads back, and judges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dbguard.cli.demo.failover import Failover, Script
+from dbguard.cli.demo.history import History
+from dbguard.cli.demo.journal import Entry, Journal
+from dbguard.cli.demo.judging import faults, judge
+from dbguard.cli.demo.picture import photograph
+from dbguard.cli.demo.report import as_json, report
+from dbguard.cli.demo.view import make_view
+from dbguard.cli.demo.workload import READERS, TABLE, WRITERS, Side
+from dbguard.cli.output import Output, complain
+from dbguard.guard import Guard
+from dbguard.testing.cluster import Cluster, ClusterError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from dbguard.cli.demo.view import View
+    from dbguard.events import Event
+
+__all__ = ["Demo", "run"]
+
+GUARDED, CONTROL = "guarded", "control"
+"""The sides, and their tables."""
+
+POOL_SIZE = 16
+"""Connections at most, per node of the guard and of the control's pool: one for each client."""
+
+SHOWN_FROM = logging.INFO
+"""Events of this level and above are shown; those below tell of single calls."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo. Returns 0 if the guarded side kept its promises, 1 if not, 2 if the demo could not run."""
+    to_stdout = arguments.json == "-"
+    output = Output(sys.stderr if to_stdout else sys.stdout)
+    try:
+        with _destination(arguments.json) as destination, _terminable():
+            # what its pool says of the failover would be written across the view; the errors of its clients are counted
+            logging.getLogger("asyncpg").addHandler(logging.NullHandler())
+            output.line("dbguard demo: starting PostgreSQL, a primary with two streaming replicas ...")
+            began = time.monotonic()
+            with Cluster(synchronous=True) as cluster:
+                took = time.monotonic() - began
+                demo = Demo(cluster, arguments.seconds, output)
+                output.line(f"ready after {took:.1f} s: {_described(cluster)}")
+                asyncio.run(demo.play())
+                guarded, control = demo.judge()
+                survivor = cluster.primary.name
+            report(output, guarded, control, demo.control.errors, survivor)
+            if destination is not None:
+                json.dump(as_json(guarded, control, demo.journal.entries), destination, indent=2)
+                destination.write("\n")
+            return 1 if faults(guarded) else 0
+    except ClusterError as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        complain(f"{arguments.json}: cannot be written: {error.strerror or error}" if error.filename else str(error))
+        return 2
+
+
+class Demo:
+    """One run on *cluster*, a primary with two synchronous replicas.
+
+    guarded, control: what the clients of each side did. journal: what happened.
+    """
+
+    def __init__(self, cluster: Cluster, seconds: float, output: Output) -> None:
+        now = time.monotonic()
+        self.guarded, self.control = History(now), History(now)
+        self._cluster = cluster
+        self._script = Script.of(seconds)
+        self._output = output
+        self._view: View = make_view(output)
+        self.journal = Journal(self._view.note)
+        self._failover = Failover(cluster, self._script, self._step)
+
+    async def play(self) -> None:
+        """Let both sides work through the failover. Raises `ClusterError` if PostgreSQL does not obey."""
+        import asyncpg  # noqa: PLC0415  the control is the plain driver
+
+        await asyncio.to_thread(self._make_tables)
+        guard = Guard(self._config())
+        plain = asyncpg.create_pool(
+            self._cluster.dsn() + "?target_session_attrs=read-write",
+            min_size=2,
+            max_size=POOL_SIZE,
+            timeout=5,
+            command_timeout=30,
+        )
+        async with guard, plain:
+            await guard.ready()
+            guard.on_event(self._event)
+            sides = (
+                Side(GUARDED, guard, self.guarded, time.monotonic, guard.causal),
+                Side(CONTROL, plain, self.control, time.monotonic),
+            )
+            with self._view:
+                drawing = asyncio.create_task(self._draw(guard))
+                began = self.guarded.began = self.control.began = time.monotonic()
+                try:
+                    for side in sides:
+                        side.start()
+                    await self._failover.play(began)
+                    await asyncio.gather(*(side.stop() for side in sides))
+                finally:
+                    drawing.cancel()
+                    for side in sides:
+                        await side.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await drawing
+
+    def judge(self) -> tuple[Any, Any]:
+        """Read both tables back on the surviving primary, and compare; the guarded side first."""
+        promoted = self._failover.promoted_at
+        guarded, control = (
+            judge(history, self._rows(table), promoted)
+            for table, history in ((GUARDED, self.guarded), (CONTROL, self.control))
+        )
+        return guarded, control
+
+    def _config(self) -> dict[str, Any]:
+        nodes = [{"name": node.name, "host": node.host, "port": node.port} for node in self._cluster.nodes]
+        return {
+            "nodes": nodes,
+            "connection": {"user": "postgres", "database": "postgres"},
+            "pool": {"min_size": 2, "max_size": POOL_SIZE},
+        }
+
+    def _make_tables(self) -> None:
+        cluster = self._cluster
+        for table in (GUARDED, CONTROL):
+            cluster.sql(cluster.primary, TABLE.format(table))
+        # a commit waits until a replica has it, not until all have applied it
+        for replica in cluster.replicas:
+            cluster.wait_for(replica, f"SELECT to_regclass('{table}') IS NOT NULL")
+
+    def _rows(self, table: str) -> dict[int, int]:
+        query = f"SELECT value, count(*) FROM {table} GROUP BY value"  # noqa: S608  the demo's own name
+        return {int(value): int(count) for value, count in self._cluster.sql(self._cluster.primary, query)}
+
+    async def _draw(self, guard: Guard) -> None:
+        view = self._view
+        while True:
+            await asyncio.sleep(view.every)
+            view.show(
+                photograph(
+                    self.guarded,
+                    self.control,
+                    guard.status(),
+                    now=time.monotonic(),
+                    seconds=self._script.end,
+                    down=self._failover.killed,
+                    entries=self.journal.entries[-view.entries :] if view.entries else (),
+                    width=view.width,
+                )
+            )
+
+    def _step(self, step: str, node: str, text: str) -> None:
+        at = time.monotonic() - self.guarded.began
+        self.journal.add(Entry(at, "demo", text, {"step": step, "node": node}))
+
+    def _event(self, event: Event) -> None:
+        if event.level >= SHOWN_FROM:
+            self.journal.add(Entry(event.at - self.guarded.began, "guard", event.text(), event.as_dict()))
+
+
+def _described(cluster: Cluster) -> str:
+    version = cluster.sql(cluster.primary, "SELECT current_setting('server_version')")[0][0]
+    return (
+        f"PostgreSQL {str(version).split()[0]}, {WRITERS} writers and {READERS} readers on each side; a commit waits for "
+        "one of the two replicas, so that what is acknowledged survives the kill"
+    )
+
+
+@contextlib.contextmanager
+def _destination(path: str | None) -> Iterator[TextIO | None]:
+    """Open the file for the result at once, so that a run of a minute does not end in an error."""
+    if path is None:
+        yield None
+    elif path == "-":
+        yield sys.stdout
+    else:
+        with Path(path).open("w", encoding="utf-8") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does: servers ended, terminal as it was."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: object) -> None:  # noqa: ARG001  a signal handler's signature
+    raise SystemExit(128 + number)

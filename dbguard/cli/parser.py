@@ -1,0 +1,202 @@
+"""The command line: what can be asked for, in words that teach, and where it goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from dbguard import __version__
+from dbguard.cli.output import complain
+from dbguard.errors import ConfigError, DbGuardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["main"]
+
+SHORTEST, LONGEST = 5.0, 300.0
+"""Seconds a demo can take: below, the old primary is not back in time; above, it shows nothing new."""
+
+ABOUT = """\
+dbguard keeps a Python application going through PostgreSQL failovers: it sends each statement to the right node,
+repeats only what is safe to repeat, and says truthfully what became of every write.
+"""
+
+EXAMPLES = """\
+examples:
+  dbguard demo                          see it: a real cluster, a killed primary, with and without dbguard
+  dbguard check guard.yaml              is the configuration right, and is the cluster fit for it?
+  dbguard check postgresql://app@db1,db2/shop
+  dbguard route "SELECT * FROM item"    where would this statement go, and why?
+
+exit codes: 0 fine, 1 something is wrong, 2 bad input or not reachable.
+`dbguard COMMAND --help` tells more.
+"""
+
+DEMO = """\
+Starts a primary with two streaming replicas on this machine (a PostgreSQL that is installed, or the one of the extra
+`demo`), lets readers and writers work on it through dbguard and, beside them, the same ones through a plain
+asyncpg.create_pool; kills the primary, promotes a replica, brings the old primary back. At the end both tables are
+read back and compared with what was acknowledged. Nothing stays behind.
+"""
+
+DEMO_EXAMPLES = """\
+examples:
+  dbguard demo
+  dbguard demo --seconds 60
+  dbguard demo --json=result.json       the figures of both sides and all events, for programs
+  dbguard demo | cat                    plain lines instead of the live view
+
+exit codes: 0 the guarded side saw no error, lost nothing and wrote nothing twice; 1 it did not keep that; 2 the demo
+could not run.
+"""
+
+CHECK = """\
+Reads a configuration, connects to every node, and says what it finds: roles, timelines, lag, versions, rights, the
+connections needed against those there are, and what is wrong. Changes nothing on any server.
+
+CONFIG is a YAML file or a DSN of one or several hosts.
+"""
+
+CHECK_EXAMPLES = """\
+examples:
+  dbguard check guard.yaml
+  dbguard check guard.yaml --processes 24     count the connections of 24 application processes
+  dbguard check guard.yaml --settings         all settings as they take effect; secrets are not shown
+  dbguard check guard.yaml --json | jq .problems
+
+exit codes: 0 fine, 1 reachable, and something is wrong, 2 the configuration is wrong or no node can be used.
+"""
+
+ROUTE = """\
+Says what dbguard takes each statement for, by its text alone. With --config it connects, and says which node would
+get it now and what speaks against each of the others. The statements themselves are never sent.
+"""
+
+ROUTE_EXAMPLES = """\
+examples:
+  dbguard route "SELECT 1" "SELECT * FROM item FOR UPDATE"
+  dbguard route --config guard.yaml "SELECT * FROM item"
+  dbguard route - < statements.sql             one statement per line
+  dbguard route --json - < statements.jsonl    one JSON string, or object with the key `sql`, per line
+
+exit codes: 0 fine, 1 a statement could go nowhere now, 2 bad input or not reachable.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong words get the same kind of message as everything else that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message}\n  `{self.prog} --help` shows what there is")
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 fine, 1 something is wrong, 2 bad input or not reachable.
+
+    argv: its words. Default: those of the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    arguments = _parser().parse_args(argv)
+    try:
+        command: Callable[[argparse.Namespace], int] = import_module(f"dbguard.cli.{arguments.command}").run
+        return command(arguments)
+    except ConfigError as error:
+        complain(str(error))
+        return 2
+    except DbGuardError as error:
+        complain(f"{error}")
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("dbguard: interrupted; nothing was left behind\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dbguard", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"dbguard {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = _command(
+        commands, "demo", "a real failover, with and without dbguard beside each other", DEMO, DEMO_EXAMPLES
+    )
+    demo.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=20.0,
+        metavar="N",
+        help=f"how long the clients work, {SHORTEST:g} to {LONGEST:g} (default: 20)",
+    )
+    demo.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the figures and events as JSON; without FILE to standard output, and everything else to standard error",
+    )
+
+    check = _command(
+        commands, "check", "is the configuration right, and is the cluster fit for it?", CHECK, CHECK_EXAMPLES
+    )
+    check.add_argument(
+        "config", metavar="CONFIG", help="a .yaml file, or a DSN: postgresql://user@host1,host2/database"
+    )
+    check.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="application processes that will each open a guard (default: 1)",
+    )
+    check.add_argument("--settings", action="store_true", help="show all settings as they take effect")
+    check.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    route = _command(commands, "route", "where would a statement go, and why?", ROUTE, ROUTE_EXAMPLES)
+    route.add_argument("sql", nargs="+", metavar="SQL", help="a statement, or `-` for those on standard input")
+    route.add_argument("--config", metavar="CONFIG", help="ask a guard with this configuration, a .yaml file or a DSN")
+    route.add_argument("--json", action="store_true", help="one JSON object per statement and line")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, brief: str, about: str, examples: str
+) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=brief,
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not SHORTEST <= seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"should be a number from {SHORTEST:g} to {LONGEST:g}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= 1_000_000:
+        raise argparse.ArgumentTypeError("should be a whole number from 1 to 1000000")
+    return count
