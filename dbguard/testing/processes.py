@@ -329,7 +329,8 @@ def _release_shared_memory(directory: Path) -> None:
     """Remove the System V segments of killed servers: a few bytes each, but the kernel has only 4096 places.
 
     The id is the last number in line 7 of postmaster.pid. Only the owner may remove one (a container's root has no
-    say), so this process takes on the owner's identity for the moment; it has one thread.
+    say), so this process takes on the owner's identity for the moment; it has one thread. One of a server that was killed in
+    the moment before it wrote that line is not found.
     """
     libc = ctypes.CDLL(None)
     for pid_file in directory.glob("*/postmaster.pid"):

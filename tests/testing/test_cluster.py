@@ -52,6 +52,7 @@ def test_replica_refuses_writes(calm_cluster: Cluster) -> None:
         ("max_connections", "100"),
         ("listen_addresses", "127.0.0.1"),
         ("unix_socket_directories", ""),
+        ("dynamic_shared_memory_type", "mmap"),  # else a killed server leaves segments in /dev/shm
         ("synchronous_standby_names", ""),
     ],
 )

@@ -187,6 +187,19 @@ def test_program_that_left_its_group_is_found_through_its_parent(sandbox: Sandbo
         sandbox.reap(process)
 
 
+def test_orphan_is_found_through_its_group(sandbox: Sandbox) -> None:
+    with tempfile.TemporaryFile() as output:
+        process = sandbox.start(["sh", "-c", "sleep 60; true"], output=output)
+        until(lambda: descendants(process.pid), "the child has started")
+        (orphan,) = descendants(process.pid)
+        process.kill()
+        process.wait()
+
+        sandbox.close()
+
+        assert alive([orphan]) == []
+
+
 def test_frozen_tree_stands_still_until_thawed(sandbox: Sandbox) -> None:
     with tempfile.TemporaryFile() as output:
         process = sandbox.start(["sh", "-c", "sleep 60; true"], output=output)
