@@ -169,7 +169,10 @@ class SplitBrainSeen(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteMayBeLost(Event):
-    """The new reign begins below a position that was acknowledged: the cluster lost writes (asynchronous replication)."""
+    """The new reign begins below a position that was acknowledged: the cluster lost writes (asynchronous replication).
+
+    lost_bytes: how far below; 0: not known, but a context reads under another reign than it wrote under.
+    """
 
     level: ClassVar[int] = logging.ERROR
     node: str
@@ -177,6 +180,8 @@ class WriteMayBeLost(Event):
 
     def text(self) -> str:
         """Return the line for the log."""
+        if not self.lost_bytes:
+            return f"a context wrote under an older reign than that of {self.node}: its writes may be lost"
         return f"the new primary {self.node} begins {self.lost_bytes} bytes below an acknowledged position: writes may be lost"
 
 

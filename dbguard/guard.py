@@ -116,12 +116,14 @@ class Guard(Calls):
         for pool in own:
             await pool.open()
         engine.closed = False
+        engine.flights.start()
         self._monitor = monitor
         monitor.start()
         try:
             await self._start(engine, monitor)
         except BaseException:
             engine.closed = True
+            engine.flights.stop()
             await monitor.stop()
             for node_pool in engine.pools.values():
                 await node_pool.close(0.1)
@@ -172,6 +174,7 @@ class Guard(Calls):
             self._refresh = None
         engine.room.release_all()
         await asyncio.gather(*(pool.close(timeout) for pool in engine.pools.values()))
+        engine.flights.stop()
         if self._monitor is not None:
             await self._monitor.stop()
             self._monitor = None

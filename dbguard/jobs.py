@@ -49,7 +49,9 @@ class Run:
     method, args, extra: the driver's. touched: what it may leave on the session. writes: a commit hangs on it.
     """
 
-    __slots__ = ("args", "extra", "keeps", "method", "touched", "writes")
+    __slots__ = ("args", "extra", "method", "touched", "writes")
+    keeps = False
+    cancels = False
 
     def __init__(
         self, method: str, args: tuple[Any, ...], extra: dict[str, Any], touched: Touch, *, writes: bool
@@ -59,12 +61,11 @@ class Run:
         self.extra = extra
         self.touched = touched
         self.writes = writes
-        self.keeps = False
 
-    async def run(self, lease: Any, timeout: float | None) -> Any:
+    async def run(self, lease: Any) -> Any:
         """Run it; an autocommit write hears whether its standby was waited for."""
         con = lease.con
-        work = getattr(con, self.method)(*self.args, timeout=timeout, **self.extra)
+        work = getattr(con, self.method)(*self.args, **self.extra)
         if self.writes and lease.tag.synchronous:
             return await heard(con, lease, work)
         return await work
@@ -73,7 +74,9 @@ class Run:
 class Checkout:
     """Take a connection out for the application; with *begin*, in a transaction."""
 
-    __slots__ = ("begin", "call", "engine", "keeps", "texts", "touched")
+    __slots__ = ("begin", "call", "engine", "texts", "touched")
+    keeps = True
+    cancels = False
 
     def __init__(self, engine: Engine, texts: Texts, call: Call, begin: dict[str, Any] | None = None) -> None:
         self.engine = engine
@@ -81,9 +84,8 @@ class Checkout:
         self.call = call
         self.begin = begin
         self.touched = Touch.NOTHING
-        self.keeps = True
 
-    async def run(self, lease: Any, timeout: float | None) -> Any:  # noqa: ARG002  bounded by `until`
+    async def run(self, lease: Any) -> Any:
         """Return the connection and, with *begin*, its started transaction."""
         node = self.engine.state.nodes[lease.pool.node.name]
         con = Connection(self.engine, self.texts, self.call, node, lease)
@@ -97,7 +99,9 @@ class Checkout:
 class Function:
     """Run a whole transaction: BEGIN, the application's function, COMMIT."""
 
-    __slots__ = ("begin", "call", "engine", "keeps", "made", "number", "texts", "touched")
+    __slots__ = ("begin", "call", "engine", "made", "number", "texts", "touched")
+    keeps = False
+    cancels = True
 
     def __init__(
         self,
@@ -114,9 +118,8 @@ class Function:
         self.begin = begin
         self.number = 0
         self.touched = Touch.NOTHING
-        self.keeps = False
 
-    async def run(self, lease: Any, timeout: float | None) -> Any:  # noqa: ARG002  bounded by `until`
+    async def run(self, lease: Any) -> Any:
         """Run it once. An exception of the function's own ends it, rolled back, without another attempt."""
         call = self.call
         stake = Stake.READ if self.begin["readonly"] else Stake.TRANSACTION

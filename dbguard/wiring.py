@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import uuid
@@ -110,6 +111,7 @@ def wire(
             hold=_hold(settings, arguments),
             max_lifetime=settings.pool.max_lifetime,
             max_idle=settings.pool.max_idle,
+            max_uses=arguments.get("max_queries", math.inf),
             dial=dialer.dial,
             check=check,
             ask_within=settings.connection.connect_timeout,

@@ -78,9 +78,9 @@ async def run(cluster: Cluster, clients: int, seconds: float) -> dict[str, dict[
         wrapped = await stack.enter_async_context(dbguard.Guard.wrap(wrapped_pool))
         held = [await asyncpg.connect(dsn) for _ in range(clients)]
         stack.push_async_callback(lambda: asyncio.gather(*(con.close() for con in held)))
-        await plain.execute("CREATE TABLE IF NOT EXISTS account (aid int primary key, abalance int not null default 0)")
+        await guard.execute("CREATE TABLE IF NOT EXISTS account (aid int primary key, abalance int not null default 0)")
         await plain.execute("INSERT INTO account SELECT i FROM generate_series(1, 1000) i ON CONFLICT DO NOTHING")
-        await asyncio.sleep(0.7)  # the guard reads the catalogue again
+        await asyncio.sleep(1)  # the guard reads the catalogue again
 
         free = list(held)
 

@@ -109,6 +109,7 @@ class GuardState:
         self.learnt_at = -1.0
         self._wall = wall
         self._addresses = dict(addresses or {})
+        self._from_replicas = reads.from_replicas
         self._balance = STRATEGIES[reads.balance]()
         self._lost_reigns: set[str] = set()
         self.nodes = {
@@ -128,9 +129,9 @@ class GuardState:
 
     # ------------------------------------------------------------------ recording attempts
 
-    def succeeded(self, node: Node) -> None:
-        """Record that an attempt on *node* was answered."""
-        node.breaker.success(self.clock(), node.breaker.generation)
+    def succeeded(self, node: Node, generation: int) -> None:
+        """Record that an attempt on *node* was answered; *generation* is the breaker's when it began."""
+        node.breaker.success(self.clock(), generation)
 
     def failed(self, failure: Failure, generation: int) -> None:
         """Record a failed attempt; *generation* is that of the breaker when the attempt began."""
@@ -260,38 +261,49 @@ class GuardState:
 
     # ------------------------------------------------------------------ routing
 
+    def pick(self, call: Call) -> Node | None:
+        """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
+        if call.reads and not self.observe and (call.role == "replica" or (call.role is None and self._from_replicas)):
+            candidates = self._candidates(call.consistency, call.box)
+            if candidates:
+                return self._balance(candidates, self.rng, call.began)
+            if call.role == "replica" or call.fallback == "error":
+                return None
+        primary = self.primary
+        if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
+            return None
+        return primary
+
     def route(self, call: Call, avoid: frozenset[str] = frozenset(), *, queued: bool = False) -> Route | Nowhere:
-        """Choose the node for the next attempt of *call*.
+        """Choose the node for the next attempt of *call*, and say why.
 
         avoid: nodes where it has failed; the primary among them counts only while the doubt has not been answered.
         queued: the call has waited for its turn already.
         """
-        if call.reads and (call.role == "replica" or (call.role is None and self.reads.from_replicas)):
-            node, why = self.reader(call.consistency, call.box, avoid)
-            if node is not None and not self.observe:
-                return Route(node.name, "replica", why)
+        if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
+            candidates = self._candidates(call.consistency, call.box)
+            if avoid:
+                candidates = [node for node in candidates if node.name not in avoid]
+            if candidates and not self.observe:
+                node = self._balance(candidates, self.rng, self.clock())
+                return Route(node.name, "replica", f"{call.consistency} read, {len(candidates)} fit")
+            why = "mode: observe" if candidates else self._no_reader(call)
             if call.role == "replica" or call.fallback == "error":
                 return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
         else:
             why = call.text.statement.why if call.text is not None else "a transaction"
         return self._writer(call, avoid, why, queued=queued)
 
-    def reader(self, consistency: str, box: Box, avoid: frozenset[str] = frozenset()) -> tuple[Node | None, str]:
-        """Choose a replica for a read; None with the reason where no replica is fit."""
-        if consistency == "primary":
-            return None, "consistency: primary"
-        candidates: Sequence[Node] = self.eventual if consistency == "eventual" else self.readers
+    def _candidates(self, consistency: str, box: Box) -> Sequence[Node]:
+        """Return the replicas that are fit for a read of this consistency, in this context."""
         if consistency == "own-writes":
+            if not box.written_at and not box.pins:
+                return self.readers
             floor = box.floor(self.view.reign, self.learnt, self.learnt_at)
-            if floor is None:
-                self._say_lost(box)
-                return None, "own writes: no replica is proven to have them yet"
-            candidates = caught_up(candidates, floor)
-        if avoid:
-            candidates = [node for node in candidates if node.name not in avoid]
-        if not candidates:
-            return None, self._no_reader(consistency)
-        return self._balance(candidates, self.rng, self.clock()), f"{consistency}: {len(candidates)} fit"
+            return () if floor is None else caught_up(self.readers, floor)
+        if consistency == "primary":
+            return ()
+        return self.eventual if consistency == "eventual" else self.readers
 
     def has_other(self, call: Call, failed: str) -> bool:
         """Say whether *call* can go on at once on another node than *failed*."""
@@ -311,7 +323,13 @@ class GuardState:
             return Nowhere("waiting calls go first", NoPrimary, waits=True)
         return Route(primary.name, "primary", why)
 
-    def _no_reader(self, consistency: str) -> str:
+    def _no_reader(self, call: Call) -> str:
+        consistency = call.consistency
+        if consistency == "primary":
+            return "consistency: primary"
+        if consistency == "own-writes" and call.box.floor(self.view.reign, self.learnt, self.learnt_at) is None:
+            self._say_lost(call.box)
+            return "own writes: no replica is proven to have them yet"
         said = []
         for node in self.nodes.values():
             view = node.view

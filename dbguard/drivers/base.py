@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from dbguard.core.failure import Failure
     from dbguard.core.route import Node
     from dbguard.core.statement import Touch
@@ -48,11 +50,18 @@ class NodePool(Protocol):
     def take_now(self) -> Lease | None:
         """Return a lease if one is at hand, without waiting."""
 
-    async def take(self, timeout: float) -> Lease:
-        """Return a lease within *timeout* seconds; raises what the dial raised."""
+    async def take(self) -> Lease:
+        """Return a lease; raises what the dial raised. The caller bounds it, by cancelling."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every connection there may be is out: who waits, waits for another caller."""
 
     def give(self, lease: Any, touched: Touch) -> None:
         """Take a lease back; what must be awaited happens in the background. *touched*: what this use may have left."""
+
+    def settle(self, lease: Any, touched: Touch) -> Awaitable[None] | None:
+        """Take a lease back as `give` does, but return what must be awaited where a task of its own would cost more."""
 
     def expire(self, how: str) -> tuple[int, int]:
         """End what was born under an older epoch; ``"now"``: leases in use too. Returns how many idle, how many in use."""
@@ -103,8 +112,8 @@ class Control(Protocol):
 class Driver(Protocol):
     """Names for what a driver raises."""
 
-    def name_dial(self, error: BaseException, node: str) -> Failure:
-        """Name what went wrong before the call had a connection."""
+    def name_dial(self, error: BaseException, node: str, *, full: bool = False) -> Failure:
+        """Name what went wrong before the call had a connection; *full*: the pool had none left to wait for."""
 
     def name_failure(self, error: BaseException, node: str, lease: Any, *, unsent: bool, closed: bool) -> Failure:
         """Name what went wrong on a leased connection; *closed*: it was closed before anybody ended it."""

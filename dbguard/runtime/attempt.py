@@ -7,7 +7,7 @@ cancel request, which would end a commit's wait for its standby, and it wakes wh
 
 from __future__ import annotations
 
-from math import inf
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.core.causal import Orphan
@@ -15,6 +15,7 @@ from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.plan import Done
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
+from dbguard.runtime.flights import Flight
 
 if TYPE_CHECKING:
     from dbguard.core.plan import Call
@@ -39,40 +40,47 @@ class Job(Protocol):
 
     touched: what it may leave on the session when it succeeds.
     keeps: the lease stays out when it succeeds (an acquired connection, a transaction block).
+    cancels: the application's own code runs in it, so that ending it in time takes more than ending the connection.
     """
 
     touched: Touch
     keeps: bool
+    cancels: bool
 
-    async def run(self, lease: Any, timeout: float | None) -> Any:
-        """Do the work within *timeout* seconds, None: no limit; raises what the driver raises."""
+    async def run(self, lease: Any) -> Any:
+        """Do the work; raises what the driver raises. Its time is watched by the sweep."""
 
 
-async def attempt(engine: Engine, call: Call, name: str, job: Job) -> Done | Failure:
-    """Make one attempt of *call* on the node *name*. A cancellation is passed on, with nothing left out."""
+async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Failure:
+    """Make one attempt of *call* on *node*. A cancellation is passed on, with nothing left out."""
     state = engine.state
     clock = state.clock
-    node = state.nodes[name]
-    pool = engine.pools[name]
+    pool = engine.pools[node.name]
     generation = node.breaker.generation
     began = clock()
+    flight = Flight(min(call.deadline, began + engine.acquire_timeout), asyncio.current_task(), cancels=job.cancels)
+    engine.flights.add(flight)
     lease = pool.take_now()
     if lease is None:
         try:
-            lease = await pool.take(max(0.0, min(call.deadline - began, engine.acquire_timeout)))
-        except Exception as error:  # noqa: BLE001  whatever a dial or a hook raises is named, and judged by the plan
-            failure = engine.driver.name_dial(error, name)
+            lease = await pool.take()
+        except BaseException as error:
+            engine.flights.remove(flight)
+            late = _late(flight, error)
+            if late is None:
+                raise
+            failure = engine.driver.name_dial(late, node.name, full=pool.full)
             _spend(call, "acquire", clock() - began)
             state.failed(failure, generation)
             engine.flush()
             return failure
-    taken = clock()
-    if taken - began > 0.001:
-        _spend(call, "acquire", taken - began)
+        _spend(call, "acquire", clock() - began)
+    flight.lease = lease
+    flight.deadline = call.deadline
     reign = state.view.reign
     unsent = lease.con.is_closed()
     try:
-        value = await job.run(lease, None if call.deadline == inf else max(0.001, call.deadline - taken))
+        value = await job.run(lease)
     except Application as own:
         pool.give(lease, job.touched)
         raise own.cause from own.cause.__cause__
@@ -80,10 +88,11 @@ async def attempt(engine: Engine, call: Call, name: str, job: Job) -> Done | Fai
         closed = lease.con.is_closed()
         if not closed and (isinstance(error, TimeoutError) or not isinstance(error, Exception)):
             lease.con.terminate()
-        _spend(call, "execute", clock() - taken)
-        failure = name_failed(engine, call, node, lease, error, reign, unsent=unsent, closed=closed)
+        late = _late(flight, error)
+        _spend(call, "execute", clock() - began)
+        failure = name_failed(engine, call, node, lease, late or error, reign, unsent=unsent, closed=closed)
         pool.give(lease, Touch.LOST if failure.phase is Phase.SENT else job.touched)
-        if not isinstance(error, Exception):
+        if late is None:
             raise
         if call.reads and failure.family is Family.ROLE and node is not state.primary:
             state.misread(call, failure)
@@ -91,13 +100,29 @@ async def attempt(engine: Engine, call: Call, name: str, job: Job) -> Done | Fai
             state.failed(failure, generation)
         engine.flush()
         return failure
-    _spend(call, "execute", clock() - taken)
+    finally:
+        engine.flights.remove(flight)
     if call.work.stake is not Stake.READ:
         call.box.wrote(reign, clock())
+    state.succeeded(node, generation)
     if not job.keeps:
-        pool.give(lease, job.touched)
-    state.succeeded(node)
+        settling = pool.settle(lease, job.touched)
+        if settling is not None:
+            await settling
     return Done(value)
+
+
+def _late(flight: Flight, error: BaseException) -> Exception | None:
+    """Return the exception to judge: a `TimeoutError` where our own sweep ended the attempt; None: pass it on."""
+    if not flight.over:
+        return error if isinstance(error, Exception) else None
+    if isinstance(error, asyncio.CancelledError) and not flight.absorb():
+        return None
+    if isinstance(error, Exception | asyncio.CancelledError):
+        late = TimeoutError("the call's time was up")
+        late.__cause__ = error if isinstance(error, Exception) else None
+        return late
+    return None
 
 
 def name_failed(

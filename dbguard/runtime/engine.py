@@ -9,12 +9,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from dbguard.core.plan import Attempt, Done, Pause, Route, Stopped, recover
+from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
 from dbguard.errors import DbGuardError, GuardClosed
 from dbguard.events import Drained, Event
 from dbguard.runtime.attempt import Job, attempt
 from dbguard.runtime.backoff import Backoff
 from dbguard.runtime.drive import drive
+from dbguard.runtime.flights import Flights
 from dbguard.runtime.waiting import Room
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Engine:
         self.acquire_timeout = acquire_timeout
         self.drain_timeout = drain_timeout
         self.room = Room(state)
+        self.flights = Flights(state.clock)
         self.listeners: list[Listener] = []
         self.orphans: list[Orphan] = []
         self.hurry: Callable[[], None] = _nobody
@@ -76,16 +78,16 @@ class Engine:
         if last is None and self.fast:
             # The fast path: an attempt with the gate open, without plan, task or timer. It may only succeed: what
             # fails becomes a value, and goes to the plan.
-            route = state.route(call)
-            if isinstance(route, Route):
-                reply = await attempt(self, call, route.node, job)
+            node = state.pick(call)
+            if node is not None:
+                reply = await attempt(self, call, node, job)
                 if isinstance(reply, Done):
                     return reply.value
                 last = reply
         backoff: Backoff | None = None
 
         async def one(step: Attempt) -> Done | Failure:
-            return await attempt(self, call, step.node, job)
+            return await attempt(self, call, state.nodes[step.node], job)
 
         async def pause(step: Pause) -> Stopped | None:
             nonlocal backoff

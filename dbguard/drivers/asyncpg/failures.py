@@ -44,8 +44,13 @@ class WrongNode(Exception):
     """A new connection reached a server that must not be used: an old primary, or one of another cluster."""
 
 
-def name_dial(error: BaseException, node: str) -> Failure:
-    """Name what went wrong before the call had a connection: phase ``connect``, so nothing was applied."""
+def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure:
+    """Name what went wrong before the call had a connection: phase ``connect``, so nothing was applied.
+
+    full: the pool had no connection left, so that a time-out was spent waiting for other callers.
+    """
+    if full and type(error) is TimeoutError:
+        error = PoolExhausted(f"no connection of {node} came free in time")
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(error, PoolExhausted):
         family = Family.NEUTRAL

@@ -30,10 +30,10 @@ class Tag:
 
     epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
     born: on the monotonic clock. synchronous: whether commits there wait for a standby.
-    plain_role: the role at birth was the login's, so the role can be reset.
+    plain_role: the role at birth was the login's, so the role can be reset. uses: calls so far.
     """
 
-    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "lease", "plain_role", "synchronous")
+    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "plain_role", "synchronous", "uses")
 
     def __init__(self, epoch: int, born: float) -> None:
         self.epoch = epoch
@@ -42,8 +42,8 @@ class Tag:
         self.backend = Backend(0, None)
         self.synchronous = False
         self.plain_role = True
-        self.lease: Lease | None = None
         self.last_status = ""
+        self.uses = 0
 
 
 class Lease:

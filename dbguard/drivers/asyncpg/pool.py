@@ -13,7 +13,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
-from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
@@ -35,7 +34,8 @@ class OwnPool(Books):
     """A pool that the guard opened itself, for one node.
 
     make: makes the `asyncpg.Pool`, given the connect hook. hold: how many leases stay out between calls at most.
-    max_lifetime: seconds after which a connection is not handed on any more.
+    max_lifetime, max_uses: seconds and calls after which a connection is not handed on any more.
+    max_idle: seconds after which an unused connection is closed.
     check: what a new connection must pass; raises `WrongNode`.
     """
 
@@ -49,6 +49,7 @@ class OwnPool(Books):
         hold: int,
         max_lifetime: float,
         max_idle: float,
+        max_uses: float,
         dial: Callable[..., Awaitable[Any]],
         check: Callable[[Sighting], None],
         ask_within: float,
@@ -59,6 +60,7 @@ class OwnPool(Books):
         self._hold = hold
         self._max_lifetime = max_lifetime
         self._max_idle = max_idle
+        self._max_uses = max_uses
         self._dial = dial
         self._check = check
         self._ask_within = ask_within
@@ -118,55 +120,53 @@ class OwnPool(Books):
             self._close(lease)
         return None
 
-    async def take(self, timeout: float) -> Lease:
-        """Return a lease within *timeout* seconds; dials where none is free and the pool is not full."""
-        end = self.clock() + timeout
+    async def take(self) -> Lease:
+        """Return a lease; dials where none is free and the pool is not full. The caller bounds it, by cancelling."""
         while True:
             lease = self.take_now()
-            if lease is None:
-                lease = await self._checkout(end)
-            if lease is None:
-                continue
+            if lease is not None:
+                return lease
+            lease = await self._checkout()
             if lease.tag.epoch == self.node.epoch and not lease.con.is_closed():
                 self.node.load.in_use += 1
                 self.out.add(lease)
                 return lease
             self._close(lease)
 
-    async def _checkout(self, end: float) -> Lease | None:
+    @property
+    def full(self) -> bool:
+        """Whether every connection there may be is out: who waits, waits for another caller."""
+        return self._taken >= self._size and not self._free
+
+    async def _checkout(self) -> Lease:
         if self._taken >= self._size:
-            handed = await self._queue(end)
+            handed = await self._queue()
             if handed is not None:
                 return handed
         else:
             self._taken += 1
         try:
-            proxy = await self.pool.acquire(timeout=max(0.001, end - self.clock()))
+            proxy = await self.pool.acquire()
         except BaseException:
             self._spare()
             raise
         con: Any = proxy.guarded  # type: ignore[attr-defined]  # the proxy passes it on
         return Lease(self, con, proxy, con.guard_tag)
 
-    async def _queue(self, end: float) -> Lease | None:
+    async def _queue(self) -> Lease | None:
         """Wait for a lease to be handed over; None: for the right to check one out."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[Lease | None] = loop.create_future()
+        turn: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
         self._waiters.append(turn)
-        limit = max(0.0, end - self.clock())
-        timer = loop.call_later(limit, _give_up, turn, self.node.name)
         try:
             return await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
                 handed = turn.result()
                 if handed is None:
                     self._spare()
                 else:
                     self._pass(handed)
             raise
-        finally:
-            timer.cancel()
 
     def _spare(self) -> None:
         """A checkout came to an end: let the next waiter make one."""
@@ -187,35 +187,53 @@ class OwnPool(Books):
         if len(self._free) < self._hold and not self._closing:
             self._free.append(lease)
         else:
-            self._later(self._return(lease, deep=False))
+            self._later(self._return(lease))
 
     def give(self, lease: Lease, touched: Touch) -> None:
         """Take a lease back: hand on, reset or close."""
         self._returned(lease)
         worst = max(lease.touched, touched)
-        now = self.clock()
+        lease.touched, lease.raw_touched = Touch.NOTHING, False
+        now = lease.used_at = self.clock()
+        lease.tag.uses += 1
         if (
             worst >= Touch.LOST
             or lease.tag.epoch != self.node.epoch
             or self._closing
             or now - lease.tag.born > self._max_lifetime
+            or lease.tag.uses > self._max_uses
             or lease.con.is_closed()
             or lease.con.is_in_transaction()
         ):
             self._close(lease)
         elif worst is Touch.NOTHING:
-            lease.used_at = now
             self._pass(lease)
         elif worst is Touch.IDENTITY and not (self._deep_reset and lease.tag.plain_role):
             self._close(lease)
         else:
-            self._later(self._return(lease, deep=worst is Touch.IDENTITY))
+            self._later(self._reset(lease, deep=worst is Touch.IDENTITY))
 
-    async def _return(self, lease: Lease, *, deep: bool) -> None:
-        """Give a connection back to asyncpg's pool, which resets it."""
+    settle = give
+
+    async def _reset(self, lease: Lease, *, deep: bool) -> None:
+        """Reset the session as asyncpg does between two uses, and hand the connection on."""
+        con = lease.con
+        timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, con.terminate)
         try:
             if deep:
-                await lease.con.execute(DEEP_RESET, timeout=RETURN_WITHIN)
+                await con.execute(DEEP_RESET)
+            if self._hold:
+                await con.reset()
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, it is not used again
+            self._close(lease)
+        else:
+            self._pass(lease)
+        finally:
+            timer.cancel()
+
+    async def _return(self, lease: Lease) -> None:
+        """Give a connection back to asyncpg's pool, which resets it in its own way, hooks included."""
+        try:
             await self.pool.release(lease.loan, timeout=RETURN_WITHIN)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, the connection is not used again
             lease.con.terminate()
@@ -265,8 +283,11 @@ class OwnPool(Books):
         missing = min(count, self._hold) - len(self._free)
         if missing <= 0 or self._closing:
             return
-        leases = await asyncio.gather(*(self.take(timeout) for _ in range(missing)), return_exceptions=True)
-        for lease in leases:
+        takes = [asyncio.ensure_future(self.take()) for _ in range(missing)]
+        _, late = await asyncio.wait(takes, timeout=timeout)
+        for take in late:
+            take.cancel()
+        for lease in await asyncio.gather(*takes, return_exceptions=True):
             if isinstance(lease, Lease):
                 self.give(lease, Touch.NOTHING)
 
@@ -274,8 +295,7 @@ class OwnPool(Books):
         """Close all connections: idle ones now, those in use when they come back, all by *timeout*."""
         self._closing = True
         for turn in self._waiters:
-            if not turn.done():
-                turn.set_exception(PoolExhausted("the guard is being closed"))
+            turn.cancel()
         while self._free:
             self._close(self._free.pop())
         end = self.clock() + timeout
@@ -283,8 +303,3 @@ class OwnPool(Books):
         self.end_in_use()
         await self._settle(max(0.1, end - self.clock()))
         self.pool.terminate()
-
-
-def _give_up(turn: asyncio.Future[Any], node: str) -> None:
-    if not turn.done():
-        turn.set_exception(PoolExhausted(f"no connection of {node} came free in time"))

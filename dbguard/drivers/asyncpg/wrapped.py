@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from dbguard.core.statement import Touch
-from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import asyncpg
+    from collections.abc import Awaitable, Callable
 
     from dbguard.core.route import Node
     from dbguard.core.topology import Sighting
@@ -46,15 +45,16 @@ class WrappedPool(Books):
         """A wrapped pool has nothing at hand."""
         return None
 
-    async def take(self, timeout: float) -> Lease:
-        """Check a connection out; one that was never seen before is asked who it is."""
-        end = self.clock() + timeout
+    async def take(self) -> Lease:
+        """Check a connection out; one that was never seen before is asked who it is. The caller bounds it."""
         if self._expiry is not None:
             await asyncio.shield(self._expiry)
+            self._expiry = None
         while True:
-            con = await self._acquire(max(0.001, end - self.clock()))
+            con = await self.pool.acquire()
+            known = self._tags.get(id(con.get_settings()))
             try:
-                tag = await self._tag(con)
+                tag = await self._meet(con) if known is None else known[1]
             except BaseException:
                 con.terminate()
                 self._later(self._return(con))
@@ -69,23 +69,18 @@ class WrappedPool(Books):
         return lease
 
     @property
+    def full(self) -> bool:
+        """Whether every connection there may be is out."""
+        return self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size()
+
+    @property
     def idle(self) -> int:
         """Connections at hand."""
         return self.pool.get_idle_size()
 
-    async def _acquire(self, timeout: float) -> Any:
-        try:
-            return await self.pool.acquire(timeout=timeout)
-        except TimeoutError as error:
-            if self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size():
-                raise PoolExhausted(f"no connection of {self.node.name} came free in time") from error
-            raise
-
-    async def _tag(self, con: Any) -> Tag:
+    async def _meet(self, con: Any) -> Tag:
+        """Ask a connection that was not seen before who it is."""
         settings = con.get_settings()
-        known = self._tags.get(id(settings))
-        if known is not None:
-            return known[1]
         tag = Tag(self.node.epoch, self.clock())
         at = self.clock()
         row = await ask(con, timeout=self._ask_within)
@@ -100,19 +95,27 @@ class WrappedPool(Books):
         return tag
 
     def give(self, lease: Lease, touched: Touch) -> None:
+        """Give it back to the pool in the background."""
+        self._later(self.settle(lease, touched))
+
+    def settle(self, lease: Lease, touched: Touch) -> Awaitable[None]:
         """Give it back to the pool, which resets it in its own way."""
         self._returned(lease)
         worst = max(touched, lease.touched)
         if not lease.con.is_closed() and (worst >= Touch.IDENTITY or lease.stale):
             # The application's pool resets in its own way, which leaves role and temporary objects behind.
             lease.con.terminate()
-        self._later(self._return(lease.con))
+        return self._return(lease.con)
 
     async def _return(self, con: Any) -> None:
+        """Release *con*; asyncpg goes on with that by itself where the caller is cancelled meanwhile."""
+        timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, _end, con)
         try:
-            await self.pool.release(con, timeout=RETURN_WITHIN)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001  asyncpg has terminated it
+            await self.pool.release(con)
+        except Exception:  # noqa: BLE001  asyncpg has terminated it
             return
+        finally:
+            timer.cancel()
 
     def expire(self, how: str) -> tuple[int, int]:
         """End what was born under an older epoch."""
@@ -137,3 +140,11 @@ class WrappedPool(Books):
         await self._drained(timeout)
         self.end_in_use()
         await self._settle(max(0.1, end - self.clock()))
+
+
+def _end(con: Any) -> None:
+    """Terminate a connection whose return takes too long, unless the pool has it back."""
+    try:
+        con.terminate()
+    except asyncpg.InterfaceError:
+        return

@@ -1,0 +1,76 @@
+"""Deadlines of attempts under way, held by one sweep for all of them.
+
+A timer for each call costs microseconds, and the driver's own time-outs end in a cancel request, which must never reach
+a commit. So attempts only note their deadline, and a sweep every 20 ms ends those that are over: by terminating the
+connection, which wakes whoever waits on it; or, where there is none yet, by cancelling the wait for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["SWEEP", "Flight", "Flights"]
+
+SWEEP = 0.02
+"""Seconds between two sweeps: the most by which an attempt overstays its deadline, on a loop that runs."""
+
+
+class Flight:
+    """One attempt under way.
+
+    deadline: on the guard's clock. lease: once it has one. cancels: the task is cancelled too, because the application's
+    own code runs in it. over: its time was up.
+    """
+
+    __slots__ = ("cancels", "deadline", "lease", "over", "task")
+
+    def __init__(self, deadline: float, task: asyncio.Task[Any] | None, *, cancels: bool) -> None:
+        self.deadline = deadline
+        self.task = task
+        self.lease: Any = None
+        self.cancels = cancels
+        self.over = False
+
+    def end(self) -> None:
+        """Time is up."""
+        self.over = True
+        lease = self.lease
+        if lease is not None and not lease.con.is_closed():
+            lease.con.terminate()
+        if (lease is None or self.cancels) and self.task is not None:
+            self.task.cancel()
+
+    def absorb(self) -> bool:
+        """Say whether a `CancelledError` was this flight's own doing alone, and take it off the task's account."""
+        return self.over and self.task is not None and self.task.uncancel() == 0
+
+
+class Flights:
+    """All attempts under way on one event loop."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._all: set[Flight] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.add = self._all.add
+        self.remove = self._all.discard
+
+    def start(self) -> None:
+        """Begin to sweep; needs a running loop."""
+        self._timer = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def stop(self) -> None:
+        """Stop; what is under way has no deadline any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for flight in [flight for flight in self._all if flight.deadline <= now and not flight.over]:
+            flight.end()
+        self.start()
