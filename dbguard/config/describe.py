@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dbguard.config.settings import Section, Settings, key_of
+from dbguard.config.section import Section, key_of
 from dbguard.config.values import Secret
+
+if TYPE_CHECKING:
+    from dbguard.config.settings import Settings
 
 __all__ = ["describe"]
 

@@ -80,9 +80,9 @@ _KNOWN = (*FIELDS, *IGNORED, *REFUSED, *SERVER_SETTINGS, "host", "port")
 
 ESCAPES = "in user and password @ / : # ? % are written %40 %2F %3A %23 %3F %25"
 
-_PARTS = re.compile(r"([^/?]*)(?:/([^?]*))?(?:\?(.*))?", re.DOTALL)
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_SETTING = re.compile(r"[A-Za-z_][\w$]*(?:\.[A-Za-z_][\w$]*)*", re.ASCII)
+_PARTS = r"([^/?]*)(?:/([^?]*))?(?:\?(.*))?"
+_BAD_ESCAPE = r"%(?![0-9A-Fa-f]{2})"
+_SETTING = r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*"
 _PORT = Whole(1, 65_535)
 _HOST = Host()
 
@@ -145,7 +145,7 @@ class _Reader:
         if not rest.isprintable() or " " in rest:
             self.fault("holds a space or a character that cannot be shown; write it percent-encoded")
             return nothing
-        parts = _PARTS.fullmatch(rest)
+        parts = re.fullmatch(_PARTS, rest)
         authority, path, query = parts.groups(default="") if parts else ("", "", "")
         login, _, hostlist = authority.rpartition("@")
         if "#" in rest or "@" in login or "@" in path or "@" in query:
@@ -165,7 +165,7 @@ class _Reader:
 
     def decode(self, text: str, what: str) -> str:
         """Undo percent-encoding, strictly."""
-        if _BAD_ESCAPE.search(text):
+        if re.search(_BAD_ESCAPE, text):
             self.fault(f"{what} holds a % that is not followed by two hexadecimal digits", hint=True)
             return ""
         try:
@@ -183,7 +183,7 @@ class _Reader:
         for n, item in enumerate(query.split("&") if query else [], 1):
             name, equals, value = item.partition("=")
             name = self.decode(name, f"parameter {n}")
-            if not equals or not _SETTING.fullmatch(name):
+            if not equals or not re.fullmatch(_SETTING, name):
                 self.fault(f"parameter {n} should be name=value", hint=True)
             elif name in found:
                 self.fault(f"parameter {n} stands twice")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["substitute"]
 
-_REFERENCE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?", re.ASCII)
+_REFERENCE = r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?"
 
 
 def substitute(text: str, environ: Mapping[str, str], *, dsn: bool = False) -> str:
@@ -50,7 +50,7 @@ def substitute(text: str, environ: Mapping[str, str], *, dsn: bool = False) -> s
         value = value or ""
         return quote(value, safe="", errors="surrogateescape") if encode else value
 
-    filled = _REFERENCE.sub(fill, text)
+    filled = re.sub(_REFERENCE, fill, text)
     if malformed:
         raise Unfit("holds ${ without a variable: write ${NAME} or ${NAME:-default}, and $${ for a literal ${")
     if unset:
@@ -60,5 +60,5 @@ def substitute(text: str, environ: Mapping[str, str], *, dsn: bool = False) -> s
 
 
 def _is_one_reference(text: str) -> bool:
-    match = _REFERENCE.fullmatch(text.strip())
+    match = re.fullmatch(_REFERENCE, text.strip())
     return match is not None and match[1] is not None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dbguard.config import dsn
 from dbguard.config.environment import substitute
 from dbguard.config.problems import Report
-from dbguard.config.settings import Connection, NodeSettings, Section, Settings, key_of
+from dbguard.config.section import Section, key_of
+from dbguard.config.settings import Connection, NodeSettings, Settings
 from dbguard.config.values import Secret, Unfit
 from dbguard.errors import ConfigError
 

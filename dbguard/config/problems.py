@@ -11,7 +11,8 @@ import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from dbguard.config.settings import Section, Settings, key_of
+from dbguard.config.section import Section, key_of
+from dbguard.config.settings import Settings
 from dbguard.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ __all__ = ["Duration", "Number", "Share", "Span", "Whole"]
 
 YEAR = 365 * 86_400.0
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(us|ms|s|min|h|d)")
-_PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,9})?) ?%")
-_NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
+_DURATION = r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(us|ms|s|min|h|d)"
+_PERCENT = r"([0-9]{1,6}(?:\.[0-9]{1,9})?) ?%"
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
 
 
 def _is_quoted_number(value: Any) -> bool:
-    return isinstance(value, str) and not isinstance(value, Substituted) and _NUMBER.fullmatch(value) is not None
+    return isinstance(value, str) and not isinstance(value, Substituted) and re.fullmatch(_NUMBER, value) is not None
 
 
 class Whole(Rule):
@@ -56,7 +56,7 @@ class Number(Rule):
 
     __slots__ = ("above", "high", "low")
     kind = "a number"
-    pattern: re.Pattern[str] | None = None
+    pattern: str | None = None
 
     def __init__(self, low: float, high: float, *, above: bool = False) -> None:
         self.low, self.high, self.above = low, high, above
@@ -78,7 +78,7 @@ class Number(Rule):
             except OverflowError:
                 return None
             return None if math.isnan(number) else number
-        if isinstance(value, Substituted) and _NUMBER.fullmatch(value):
+        if isinstance(value, Substituted) and re.fullmatch(_NUMBER, value):
             return float(value)
         return None
 
@@ -98,7 +98,7 @@ class Number(Rule):
         """Say the same as JSON Schema."""
         lowest = "exclusiveMinimum" if self.above else "minimum"
         number = {"type": "number", lowest: self.low, "maximum": self.high}
-        text = [{"type": "string", "pattern": f"^{self.pattern.pattern}$"}] if self.pattern else []
+        text = [{"type": "string", "pattern": f"^{self.pattern}$"}] if self.pattern else []
         return {"anyOf": [number, *text, VARIABLE]}
 
 
@@ -114,7 +114,7 @@ class Share(Number):
 
     def read(self, value: Any) -> float | None:
         """Read percentages, too."""
-        if isinstance(value, str) and (match := _PERCENT.fullmatch(value)):
+        if isinstance(value, str) and (match := re.fullmatch(_PERCENT, value)):
             return float(match[1]) / 100
         return super().read(value)
 
@@ -147,7 +147,7 @@ class Duration(Number):
 
     def read(self, value: Any) -> float | None:
         """Read units, too."""
-        if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        if isinstance(value, str) and (match := re.fullmatch(_DURATION, value)):
             return float(match[1]) * _UNITS[match[2]]
         return super().read(value)
 

@@ -2,16 +2,16 @@
 
 A file, a mapping and a DSN end here; so does code that builds them by hand. The rule beside each field says what it may
 be and is applied whichever way the value came. Times are float seconds. Field names are the keys of the YAML file, but
-for a trailing underscore that Python needs (``from_`` is the key ``from``).
-
-Annotations are evaluated here (no ``from __future__ import annotations``), since the rules in them are read at run time.
+for a trailing underscore that Python needs (``from_`` is the key ``from``). Annotations are evaluated here (no
+``from __future__ import annotations``), since the rules in them are read at run time.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from dbguard.config.quantities import Duration, Number, Share, Span, Whole
+from dbguard.config.section import Section
 from dbguard.config.values import (
     Choice,
     Fault,
@@ -47,7 +47,6 @@ __all__ = [
     "Resolve",
     "RetrySettings",
     "RoutingSettings",
-    "Section",
     "Settings",
     "SplitBrainPolicy",
     "SslMode",
@@ -56,7 +55,6 @@ __all__ = [
     "SystemId",
     "TlsVersion",
     "WriteWhileDown",
-    "key_of",
 ]
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
@@ -75,46 +73,7 @@ Mode = Literal["enforce", "observe"]
 SystemId = Literal["pin", "follow"]
 
 
-def key_of(name: str) -> str:
-    """Return the YAML key of the field *name*."""
-    return name.removesuffix("_")
-
-
-class Section:
-    """Applies the rules of a dataclass's fields whenever one is made. Raises `Unfit`, a ConfigError, with all faults."""
-
-    __slots__ = ()
-    # Read by pydantic, where a file or a mapping is loaded.
-    __pydantic_config__: ClassVar[dict[str, Any]] = {
-        "extra": "forbid",
-        "alias_generator": key_of,
-        "use_attribute_docstrings": True,
-    }
-
-    def __post_init__(self) -> None:
-        faults: list[Fault] = []
-        for entry in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, entry.name)
-            kind: Any = entry.type
-            try:
-                for rule in getattr(kind, "__metadata__", ()):
-                    value = rule.parse(value)
-            except Unfit as unfit:
-                faults += [((key_of(entry.name), *at), text) for at, text in unfit.faults]
-            if isinstance(kind, type) and not isinstance(value, kind):
-                faults.append(((key_of(entry.name),), f"should be {kind.__name__}"))
-            object.__setattr__(self, entry.name, value)
-        faults = faults or self._contradictions()
-        if faults:
-            said = "; ".join(f"{'.'.join(map(str, at))}: {text}" for at, text in faults)
-            raise Unfit(f"{type(self).__name__}: {said}", faults=tuple(faults))
-
-    def _contradictions(self) -> list[Fault]:
-        """Return what is wrong between fields that are each fit."""
-        return []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Connection(Section):
     """How to log in: the same on every node.
 
@@ -154,7 +113,7 @@ class Connection(Section):
     """The Kerberos service name. Default: the driver's (postgres)."""
     gsslib: Annotated[str | None, Text(optional=True)] = None
     """The GSS library, on Windows: gssapi or sspi. Default: the driver's."""
-    server_settings: Annotated[Mapping[str, str], ServerParameters()] = field(default_factory=dict, hash=False)
+    server_settings: Annotated[Mapping[str, str], ServerParameters()] = field(default_factory=dict)
     """PostgreSQL's own settings for each session, such as ``{application_name: shop, statement_timeout: 5s}``.
     Default none."""
     connect_timeout: Annotated[float, Duration(above=True)] = 5.0
@@ -174,7 +133,7 @@ class Connection(Section):
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NodeSettings(Section):
     """One node. Its role is found out, never believed, so it has none here."""
 
@@ -236,7 +195,7 @@ class Distinct(Rule):
         return {**handler(schema), "minItems": 1}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PoolSettings(Section):
     """The pool that the guard opens on each node. Without meaning for wrapped pools, but for `hold`."""
 
@@ -263,7 +222,7 @@ class PoolSettings(Section):
         return faults
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ReadSettings(Section):
     """Where reads go."""
 
@@ -281,7 +240,7 @@ class ReadSettings(Section):
     """Which of the fit replicas: least-busy (of two chosen by chance), round-robin, random. Default least-busy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class RetrySettings(Section):
     """How often a call that may be repeated is repeated, and what all repeats together may cost."""
 
@@ -296,7 +255,7 @@ class RetrySettings(Section):
     """Repeats per second that are allowed whatever the budget says, 0 to 1,000. Default 3."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class BreakerSettings(Section):
     """When a node's breaker opens, and for how long."""
 
@@ -317,7 +276,7 @@ class BreakerSettings(Section):
     Default auto."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class FailoverSettings(Section):
     """What happens to calls while there is no writable primary, and to connections when roles change."""
 
@@ -335,7 +294,7 @@ class FailoverSettings(Section):
     Default refuse."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class OutcomeSettings(Section):
     """How a write of unknown fate is settled."""
 
@@ -343,7 +302,7 @@ class OutcomeSettings(Section):
     """none: it is raised as `OutcomeUnknown`. Default none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class StartupSettings(Section):
     """What opening a guard waits for."""
 
@@ -353,7 +312,7 @@ class StartupSettings(Section):
     """any node that answers, a primary, or all nodes. Default any: reads work, writes wait for a primary."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ProbeSettings(Section):
     """How nodes are watched."""
 
@@ -370,7 +329,7 @@ class ProbeSettings(Section):
         return [(("urgent",), "should not be longer than interval")] if self.urgent > self.interval else []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class FunctionNames(Section):
     """Functions of the application, by what a statement that calls them is. Names as unquoted SQL writes them."""
 
@@ -384,7 +343,7 @@ class FunctionNames(Section):
         return [(("write", self.write.index(name)), "stands under read, too") for name in sorted(both)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class RoutingSettings(Section):
     """What the classifier cannot know by itself."""
 
@@ -392,7 +351,7 @@ class RoutingSettings(Section):
     """Functions of the application."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ClusterSettings(Section):
     """What makes the nodes one cluster."""
 
@@ -401,7 +360,7 @@ class ClusterSettings(Section):
     primary is accepted (a restore, an upgrade). Default pin."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Settings(Section):
     """All settings of a guard. Everything but the nodes has a default."""
 

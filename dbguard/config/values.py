@@ -43,8 +43,9 @@ Fault = tuple[Path, str]
 PasswordSource = Callable[[], "str | Awaitable[str]"]
 """A function, plain or async, asked for the password at each connect (tokens of cloud providers)."""
 
-_HOST = re.compile(r"[^\s,@/:\[\]?#%\\]{1,253}")
-_FUNCTION = re.compile(r"[^\W\d][\w$]{0,62}(?:\.[^\W\d][\w$]{0,62})?")
+# Patterns are compiled at first use, by re's own cache: that is not a part of importing dbguard.
+_HOST = r"[^\s,@/:\[\]?#%\\]{1,253}"
+_FUNCTION = r"[^\W\d][\w$]{0,62}(?:\.[^\W\d][\w$]{0,62})?"
 VARIABLE: dict[str, Any] = {
     "type": "string",
     "pattern": r"\$\{[A-Za-z_]",
@@ -211,7 +212,7 @@ class Host(Rule):
             if _is_ipv6(host):
                 return host
             raise Unfit("should be one host; the port goes into `port`, an IPv6 address is written in full")
-        elif _HOST.fullmatch(host) and host.isprintable():
+        elif re.fullmatch(_HOST, host) and host.isprintable():
             return host
         raise Unfit("should be one host name, an address, or the directory of a socket, without user or port")
 
@@ -268,7 +269,7 @@ class Names(Rule):
         """Return them in lower case, as PostgreSQL folds them."""
         if not isinstance(value, list | tuple):
             raise Unfit("should be a list of function names")
-        fit = [isinstance(name, str) and _FUNCTION.fullmatch(name) is not None for name in value]
+        fit = [isinstance(name, str) and re.fullmatch(_FUNCTION, name) is not None for name in value]
         if not all(fit):
             faults = tuple(
                 ((index,), "should be a function's name, such as refresh_totals or billing.total")

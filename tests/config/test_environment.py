@@ -65,14 +65,14 @@ def test_a_variable_may_name_several_hosts() -> None:
 
 def test_a_value_outside_a_dsn_is_not_encoded() -> None:
     given = {
-        "connection": {"password": "${PW}", "server_settings": {"dsn": "${PW}"}},
+        "connection": {"password": "${PW}", "server_settings": {"dsn": "x${PW}"}},
         "nodes": [{"host": "db1"}],
     }
 
     connection = load(given, environ={"PW": PASSWORD}).connection
 
     assert connection.password == Secret(PASSWORD)
-    assert connection.server_settings == {"dsn": PASSWORD}
+    assert connection.server_settings == {"dsn": f"x{PASSWORD}"}
 
 
 def test_variables_take_the_type_of_their_place() -> None:

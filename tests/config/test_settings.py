@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from dbguard.config.section import Section
 from dbguard.config.settings import (
     BreakerSettings,
     Connection,
@@ -15,7 +16,6 @@ from dbguard.config.settings import (
     NodeSettings,
     PoolSettings,
     ProbeSettings,
-    Section,
     Settings,
 )
 from dbguard.config.values import Rule, Secret
