@@ -1,0 +1,193 @@
+"""The command ``dbguard check``: says whether a configuration is right, and a cluster fit for it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from dbguard.cli.findings import Room, clusters, find, room
+from dbguard.cli.looking import Look, Unusable, look_at_all
+from dbguard.cli.output import Cell, Output, complain
+from dbguard.config import describe, load
+from dbguard.guard import Guard
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+
+    from dbguard.cli.findings import Finding
+    from dbguard.config import Settings
+    from dbguard.status import Status
+
+__all__ = ["run", "settled"]
+
+SETTLE_WITHIN = 3.0
+"""Seconds that a guard gets to find the primary and to prove the replicas: some rounds of probes."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check a configuration. Returns 0 if nothing is wrong, 1 if something is, 2 if no node can be used."""
+    settings = load(arguments.config)
+    output = Output(sys.stdout)
+    looks = asyncio.run(look_at_all(settings, _say_waiting))
+    addresses = {node.name: _shown(settings, index) for index, node in enumerate(settings.nodes)}
+    if not any(isinstance(look, Look) for look in looks.values()):
+        lines = [f"{addresses[name]}: {look.why}" for name, look in looks.items() if isinstance(look, Unusable)]
+        complain("no node can be used\n  " + "\n  ".join(lines))
+        return 2
+    by_cluster = clusters(looks)
+    if len(by_cluster) > 1:
+        lines = [f"{', '.join(names)}: system identifier {system_id}" for system_id, names in by_cluster.items()]
+        complain("the nodes belong to different clusters: leave out those that are wrong\n  " + "\n  ".join(lines))
+        return 2
+    status = asyncio.run(_status(settings))
+    found = find(settings, looks, status, arguments.processes)
+    rooms = {name: room(look, settings, arguments.processes) for name, look in looks.items() if isinstance(look, Look)}
+    if arguments.json:
+        output.json(_as_json(settings, looks, status, rooms, found, with_settings=arguments.settings))
+    else:
+        _show(output, settings, looks, status, rooms, found, arguments.processes)
+        if arguments.settings:
+            _show_settings(output, settings)
+    return 1 if any(finding.grave for finding in found) else 0
+
+
+async def settled(guard: Guard) -> Status:
+    """Return the status once every node that answers has its place, or after `SETTLE_WITHIN` seconds as it is."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + SETTLE_WITHIN
+    while True:
+        status = guard.status()
+        placed = all(
+            node.proven or node.role == "primary" or not node.reachable or node.problem for node in status.nodes
+        )
+        if (status.writes == "open" and placed) or loop.time() > until:
+            return status
+        await asyncio.sleep(0.02)
+
+
+async def _status(settings: Settings) -> Status:
+    """Open a guard, which needs one node only here, and ask it."""
+    patient = replace(settings, startup=replace(settings.startup, need="any", wait=max(5.0, settings.startup.wait)))
+    async with Guard(patient, min_size=0) as guard:
+        return await settled(guard)
+
+
+def _say_waiting(seconds: float) -> None:
+    sys.stderr.write(f"no node answers yet: trying for {seconds:.0f} s more (startup.wait)\n")
+
+
+def _shown(settings: Settings, index: int) -> str:
+    """Name a node by its place in the configuration, its name and its address."""
+    node = settings.nodes[index]
+    return f"nodes[{index}] {node.name}" + ("" if node.name == node.address else f" ({node.address})")
+
+
+def _show(
+    output: Output,
+    settings: Settings,
+    looks: Mapping[str, Look | Unusable],
+    status: Status,
+    rooms: Mapping[str, Room],
+    found: tuple[Finding, ...],
+    processes: int,
+) -> None:
+    rows: list[list[Cell | str]] = []
+    named = any(node.name != node.address for node in settings.nodes)
+    for node, configured in zip(status.nodes, settings.nodes, strict=True):
+        look = looks[node.name]
+        address = [configured.address] if named else []
+        if isinstance(look, Unusable):
+            rows.append([node.name, *address, Cell("not usable", "red"), *[""] * 5])
+            continue
+        style = {"primary": "bold green", "replica": "green"}.get(node.role, "red")
+        lag = "" if look.role == "primary" else "unknown" if look.lag is None else f"{look.lag:.1f} s"
+        has = rooms[node.name]
+        rows.append(
+            [
+                node.name,
+                *address,
+                Cell(node.role, style),
+                look.version,
+                "" if node.timeline is None else str(node.timeline),
+                lag,
+                Cell(str(has.needed), "red" if has.needed > has.free else ""),
+                str(has.free),
+            ]
+        )
+    count = len(settings.nodes)
+    output.line(
+        f"{count} {'node' if count == 1 else 'nodes'}, reads.consistency {settings.reads.consistency}, mode {settings.mode}"
+    )
+    output.line()
+    output.table(
+        ["node", *(["address"] if named else []), "role", "version", ">timeline", ">lag", ">needs", ">free"], rows
+    )
+    output.line()
+    output.item(
+        "needs:",
+        f"connections at most, on each node: {processes} x ({settings.pool.max_size} for pool.max_size, 1 for the monitor); "
+        "free: those not reserved and not in use by others",
+        "dim",
+    )
+    for finding in found:
+        about = f"{finding.node}: " if finding.node else ""
+        output.item(
+            "wrong:" if finding.grave else "note: ", about + finding.text, "bold red" if finding.grave else "yellow"
+        )
+    if not any(finding.grave for finding in found):
+        output.item("fine: ", f"writes go to {status.primary}, reads to {_readers(status)}", "bold green")
+
+
+def _readers(status: Status) -> str:
+    return ", ".join(node.name for node in status.nodes if node.proven) or str(status.primary)
+
+
+def _show_settings(output: Output, settings: Settings) -> None:
+    output.line()
+    output.line("settings as they take effect, times in seconds (empty: left to the driver):")
+    for path, value in _flat(describe(settings)):
+        output.line(f"  {path}: {'' if value is None else value}")
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every single value with its path."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _as_json(
+    settings: Settings,
+    looks: Mapping[str, Look | Unusable],
+    status: Status,
+    rooms: Mapping[str, Room],
+    found: tuple[Finding, ...],
+    *,
+    with_settings: bool,
+) -> dict[str, Any]:
+    nodes = []
+    for node, configured in zip(status.nodes, settings.nodes, strict=True):
+        look = looks[node.name]
+        said: dict[str, Any] = {"name": node.name, "address": configured.address, "usable": isinstance(look, Look)}
+        if isinstance(look, Look):
+            has = rooms[node.name]
+            said |= asdict(look) | {"role": node.role, "timeline": node.timeline, "proven": node.proven}
+            said |= {"connections_needed": has.needed, "connections_free": has.free}
+        nodes.append(said)
+    result: dict[str, Any] = {
+        "ok": not any(finding.grave for finding in found),
+        "primary": status.primary,
+        "writes": status.writes,
+        "nodes": nodes,
+        "problems": [{"node": finding.node, "text": finding.text} for finding in found if finding.grave],
+        "notes": [{"node": finding.node, "text": finding.text} for finding in found if not finding.grave],
+    }
+    return result | ({"settings": describe(settings)} if with_settings else {})
