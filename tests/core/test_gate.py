@@ -274,7 +274,7 @@ def test_a_release_begins_with_a_tenth_of_the_slots_and_at_least_two(slots: int,
 def test_the_pace_doubles_with_every_step() -> None:
     gate, now, gone = recovered(), 10.0, []
     waiting = 100
-    while gate.paced:
+    while gate.paced and len(gone) < 100:
         released = gate.release(now, waiting)
         gone.append(released.go)
         waiting -= released.go

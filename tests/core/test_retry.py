@@ -95,6 +95,15 @@ def everything() -> Iterator[tuple[Failure, Work, bool]]:
             (REPEAT, UNKNOWN, REPEAT, UNKNOWN),
             id="57P01 in flight",
         ),
+        pytest.param(
+            failed(Phase.ERROR, Family.CONTENTION, broken=True, sqlstate="40001"),
+            (REPEAT, UNKNOWN, REPEAT, UNKNOWN),
+            id="40001 that ended the session",
+        ),
+        pytest.param(failed(Phase.ERROR, Family.HARD), (REPEAT, UNKNOWN, REPEAT, UNKNOWN), id="an answer from nobody"),
+        pytest.param(
+            failed(Phase.SENT, Family.NEUTRAL, ours=True), (REPEAT, UNKNOWN, REPEAT, UNKNOWN), id="ended by ourselves"
+        ),
         pytest.param(failed(Phase.SENT, Family.NEUTRAL), (RAISE, RAISE, RAISE, UNKNOWN), id="decoder"),
         pytest.param(failed(Phase.DONE, Family.NEUTRAL), (RAISE, RAISE, RAISE, RAISE), id="done"),
     ],
