@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbguard.cli.findings import Room, clusters, find, room
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dbguard.config import Settings
     from dbguard.status import Status
 
-__all__ = ["run", "settled"]
+__all__ = ["run", "settled", "source"]
 
 SETTLE_WITHIN = 3.0
 """Seconds that a guard gets to find the primary and to prove the replicas: some rounds of probes."""
@@ -29,7 +30,7 @@ SETTLE_WITHIN = 3.0
 
 def run(arguments: argparse.Namespace) -> int:
     """Check a configuration. Returns 0 if nothing is wrong, 1 if something is, 2 if no node can be used."""
-    settings = load(arguments.config)
+    settings = load(source(arguments.config))
     output = Output(sys.stdout)
     looks = asyncio.run(look_at_all(settings, _say_waiting))
     addresses = {node.name: _shown(settings, index) for index, node in enumerate(settings.nodes)}
@@ -52,6 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.settings:
             _show_settings(output, settings)
     return 1 if any(finding.grave for finding in found) else 0
+
+
+def source(config: str) -> str | Path:
+    """Return what CONFIG names: a DSN as it is, and everything else as a file, whatever its name ends in."""
+    return config if "://" in config else Path(config)
 
 
 async def settled(guard: Guard) -> Status:

@@ -21,42 +21,46 @@ SHORTEST, LONGEST = 5.0, 300.0
 """Seconds a demo can take: below, the old primary is not back in time; above, it shows nothing new."""
 
 ABOUT = """\
-dbguard keeps a Python application going through PostgreSQL failovers: it sends each statement to the right node,
-repeats only what is safe to repeat, and says truthfully what became of every write.
+dbguard keeps a Python application going through PostgreSQL failovers: it
+sends each statement to the right node, repeats only what is safe to repeat,
+and says truthfully what became of every write.
 """
 
 EXAMPLES = """\
 examples:
-  dbguard demo                          see it: a real cluster, a killed primary, with and without dbguard
-  dbguard check guard.yaml              is the configuration right, and is the cluster fit for it?
+  dbguard demo                       see it: a killed primary, with and without
+  dbguard check guard.yaml           is it right, and is the cluster fit for it?
   dbguard check postgresql://app@db1,db2/shop
-  dbguard route "SELECT * FROM item"    where would this statement go, and why?
+  dbguard route "SELECT * FROM item" where would it go, and why?
 
-exit codes: 0 fine, 1 something is wrong, 2 bad input or not reachable.
+exit codes: 0 fine; 1 something is wrong; 2 bad input or not reachable.
 `dbguard COMMAND --help` tells more.
 """
 
 DEMO = """\
-Starts a primary with two streaming replicas on this machine (a PostgreSQL that is installed, or the one of the extra
-`demo`), lets readers and writers work on it through dbguard and, beside them, the same ones through a plain
-asyncpg.create_pool; kills the primary, promotes a replica, brings the old primary back. At the end both tables are
-read back and compared with what was acknowledged. Nothing stays behind.
+Starts a primary with two streaming replicas on this machine (a PostgreSQL
+that is installed, or the one of the extra `demo`), lets readers and writers
+work on it through dbguard and, beside them, the same ones through a plain
+asyncpg.create_pool; kills the primary, promotes a replica, brings the old
+primary back. At the end both tables are read back and compared with what was
+acknowledged. Nothing stays behind.
 """
 
 DEMO_EXAMPLES = """\
 examples:
   dbguard demo
   dbguard demo --seconds 60
-  dbguard demo --json=result.json       the figures of both sides and all events, for programs
-  dbguard demo | cat                    plain lines instead of the live view
+  dbguard demo --json=result.json    figures and events, for programs
+  dbguard demo | cat                 plain lines instead of the live view
 
-exit codes: 0 the guarded side saw no error, lost nothing and wrote nothing twice; 1 it did not keep that; 2 the demo
-could not run.
+exit codes: 0 the guarded side saw no error, lost nothing and wrote nothing
+twice; 1 it did not keep that; 2 the demo could not run.
 """
 
 CHECK = """\
-Reads a configuration, connects to every node, and says what it finds: roles, timelines, lag, versions, rights, the
-connections needed against those there are, and what is wrong. Changes nothing on any server.
+Reads a configuration, connects to every node, and says what it finds: roles,
+timelines, lag, versions, rights, the connections needed against those there
+are, and what is wrong. Changes nothing on any server.
 
 CONFIG is a YAML file or a DSN of one or several hosts.
 """
@@ -64,26 +68,29 @@ CONFIG is a YAML file or a DSN of one or several hosts.
 CHECK_EXAMPLES = """\
 examples:
   dbguard check guard.yaml
-  dbguard check guard.yaml --processes 24     count the connections of 24 application processes
-  dbguard check guard.yaml --settings         all settings as they take effect; secrets are not shown
+  dbguard check guard.yaml --processes 24   connections of 24 processes
+  dbguard check guard.yaml --settings       all settings as they take effect
   dbguard check guard.yaml --json | jq .problems
 
-exit codes: 0 fine, 1 reachable, and something is wrong, 2 the configuration is wrong or no node can be used.
+exit codes: 0 fine; 1 reachable, and something is wrong; 2 the configuration is
+wrong, or no node can be used.
 """
 
 ROUTE = """\
-Says what dbguard takes each statement for, by its text alone. With --config it connects, and says which node would
-get it now and what speaks against each of the others. The statements themselves are never sent.
+Says what dbguard takes each statement for, by its text alone. With --config
+it connects, and says which node would get it now and what speaks against each
+of the others. The statements themselves are never sent.
 """
 
 ROUTE_EXAMPLES = """\
 examples:
   dbguard route "SELECT 1" "SELECT * FROM item FOR UPDATE"
   dbguard route --config guard.yaml "SELECT * FROM item"
-  dbguard route - < statements.sql             one statement per line
-  dbguard route --json - < statements.jsonl    one JSON string, or object with the key `sql`, per line
+  dbguard route - < statements.sql           one statement per line
+  dbguard route --json - < statements.jsonl  {"sql": "..."} or a string per line
 
-exit codes: 0 fine, 1 a statement could go nowhere now, 2 bad input or not reachable.
+exit codes: 0 fine; 1 a statement could go nowhere now; 2 bad input or not
+reachable.
 """
 
 
@@ -103,7 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parser.parse_args(words)
     try:
         command: Callable[[argparse.Namespace], int] = import_module(f"dbguard.cli.{arguments.command}").run
         return command(arguments)
