@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dbguard.connection import Connection
 from dbguard.core.causal import Box
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import Stake, Work
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
     from types import TracebackType
 
-    from dbguard.connection import Connection, Transaction
+    from dbguard.connection import Transaction
     from dbguard.runtime.engine import Engine
+    from dbguard.session import Session
     from dbguard.texts import Text, Texts
 
 __all__ = ["Acquiring", "Calls", "Core", "Options"]
@@ -291,13 +293,13 @@ class Calls:
 class Acquiring:
     """What `acquire` and `transaction` return: for ``async with``, or ``await``."""
 
-    __slots__ = ("_begin", "_calls", "_con", "_limit", "_transaction")
+    __slots__ = ("_begin", "_calls", "_limit", "_session", "_transaction")
 
     def __init__(self, calls: Calls, limit: float | None, begin: dict[str, Any] | None) -> None:
         self._calls = calls
         self._limit = limit
         self._begin = begin
-        self._con: Connection | None = None
+        self._session: Session | None = None
         self._transaction: Transaction | None = None
 
     async def _take(self) -> Connection:
@@ -307,9 +309,9 @@ class Acquiring:
         # Entering a block leaves nothing behind, so that it may be repeated as a read is.
         engine = calls._engine()  # noqa: SLF001
         call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001
-        job = Checkout(engine, calls._core.texts, call, begin)  # noqa: SLF001
-        self._con, self._transaction = await engine.call(call, job)
-        return self._con
+        job = Checkout(engine, calls._core.texts, call, calls._options.timeout, begin)  # noqa: SLF001
+        self._session, self._transaction = await engine.call(call, job)
+        return Connection(self._session)
 
     def __await__(self) -> Generator[Any, None, Connection]:
         return self._take().__await__()
@@ -320,20 +322,19 @@ class Acquiring:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        con, self._con = self._con, None
-        if con is None:
+        session, self._session = self._session, None
+        if session is None:
             return
         try:
-            if self._transaction is not None:
-                await self._transaction.__aexit__(kind, error, trace)
-            elif error is not None and not isinstance(error, Exception):
-                con.terminate()
-        except BaseException as failed:
-            if not isinstance(failed, Exception):
-                con.terminate()
-            raise
+            if self._transaction is None:
+                if error is not None and not isinstance(error, Exception) and not session.closed:
+                    session.con.terminate()
+            elif error is None:
+                await self._transaction.commit()
+            else:
+                await self._transaction.abandon(error)
         finally:
-            con.give_back()
+            session.give_back()
 
 
 def _one_of(name: str, value: str | None, *allowed: str) -> None:

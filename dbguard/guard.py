@@ -226,7 +226,7 @@ class Guard(Calls):
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ARG002  asyncpg's signature
         """Give back a connection taken with ``await guard.acquire()``; what must be awaited happens in the background."""
-        connection.give_back()
+        connection._session.give_back()  # noqa: SLF001  two halves of one thing
 
     async def expire_connections(self) -> None:
         """Replace all connections: idle ones now, those in use when they are given back."""

@@ -6,12 +6,13 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from dbguard.connection import ROLLBACK_WITHIN, Connection, Transaction
+from dbguard.connection import Connection, Transaction
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import is_drivers
-from dbguard.drivers.asyncpg.transaction import commit, heard, rollback
+from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.runtime.attempt import Application
+from dbguard.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,13 +73,19 @@ class Run:
 
 
 class Checkout:
-    """Take a connection out for the application; with *begin*, in a transaction."""
+    """Take a connection out for the application; with *begin*, in a transaction.
 
-    __slots__ = ("begin", "call", "engine", "texts", "touched")
+    limit: seconds that each thing done on it may take.
+    """
+
+    __slots__ = ("begin", "call", "engine", "limit", "texts", "touched")
     keeps = True
     cancels = False
 
-    def __init__(self, engine: Engine, texts: Texts, call: Call, begin: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, texts: Texts, call: Call, limit: float, begin: dict[str, Any] | None = None
+    ) -> None:
+        self.limit = limit
         self.engine = engine
         self.texts = texts
         self.call = call
@@ -88,12 +95,12 @@ class Checkout:
     async def run(self, lease: Any) -> Any:
         """Return the connection and, with *begin*, its started transaction."""
         node = self.engine.state.nodes[lease.pool.node.name]
-        con = Connection(self.engine, self.texts, self.call, node, lease)
+        session = Session(self.engine, self.texts, self.call, node, lease, limit=self.limit)
         if self.begin is None:
-            return con, None
+            return session, None
         inner = lease.con.transaction(**self.begin)
         await inner.start()
-        return con, Transaction(con, inner)
+        return session, Transaction(session, inner)
 
 
 class Function:
@@ -126,28 +133,26 @@ class Function:
         call.work = Work(stake=stake)
         self.number += 1
         node = self.engine.state.nodes[lease.pool.node.name]
-        con = Connection(self.engine, self.texts, call, node, lease)
-        con.attempt = self.number
-        con.until = call.deadline
-        con.within_function = True
+        left = max(0.001, call.deadline - self.engine.state.clock())
+        session = Session(self.engine, self.texts, call, node, lease, limit=left, within=True)
         inner = lease.con.transaction(**self.begin)
         await inner.start()
+        transaction = Transaction(session, inner)
         try:
-            value = await self.made(con)
-            con.check_whole()
+            value = await self.made(Connection(session, self.number))
         except Exception as error:
-            call.work = replace(call.work, one_transaction=con.whole)
-            self.touched = lease.touched
-            if not lease.con.is_closed():
-                await rollback(lease.con, inner, ROLLBACK_WITHIN)
-            if is_drivers(error) or (isinstance(error, TimeoutError) and lease.con.is_closed()):
+            call.work = replace(call.work, one_transaction=session.whole)
+            await transaction.abandon(error)
+            if is_drivers(error) or (isinstance(error, TimeoutError) and session.closed):
                 raise
             raise Application(error) from error
         finally:
-            con.released = True
-            con.note_ddl()
-        self.touched = lease.touched
-        if stake is Stake.TRANSACTION:
-            call.work = Work(stake=Stake.COMMIT, one_transaction=con.whole)
-        await commit(lease.con, inner, lease, con.seconds_left())
+            self.touched = lease.touched
+            session.finish()
+        if session.failed:
+            await inner.rollback()
+            raise Application(rolled_back())
+        if session.writes:
+            call.work = Work(stake=Stake.COMMIT, one_transaction=session.whole)
+        await commit(lease.con, inner, lease)
         return value

@@ -15,13 +15,13 @@ FLOORS = [
     ["core"],
     ["config", "drivers", "sources"],
     ["runtime"],
-    ["texts", "connection", "jobs", "calls", "status", "refresh", "wiring", "guard"],
+    ["texts", "session", "connection", "jobs", "calls", "status", "refresh", "wiring", "guard"],
     ["__init__"],
     ["integrations", "cli", "testing", "__main__"],
 ]
 APART = [("config", "drivers"), ("drivers", "config"), ("core", "drivers")]
 ONE_PLACE = {
-    "asyncpg": ["drivers/asyncpg/", "testing/"],
+    "asyncpg": ["drivers/asyncpg/", "testing/", "cli/"],
     "psycopg": ["drivers/psycopg"],
     "yaml": ["config/"],
     "pydantic": ["config/"],

@@ -77,9 +77,9 @@ def test_what_dbguard_raises_is_caught_as_the_drivers_connection_error(error: er
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("late", [False, True], ids=["", "in time"])
-def test_errors_survive_pickling(error: errors.DbGuardError, late: bool) -> None:
-    error.__dict__["timed_out"] = late and isinstance(error, errors.NoPrimary | errors.OutcomeUnknown)
+@pytest.mark.parametrize("ended", ["", "by time"])
+def test_errors_survive_pickling(error: errors.DbGuardError, ended: str) -> None:
+    error.__dict__["timed_out"] = bool(ended) and isinstance(error, errors.NoPrimary | errors.OutcomeUnknown)
     dressed = failures.dress(error)
 
     again = pickle.loads(pickle.dumps(dressed))

@@ -75,8 +75,6 @@ class Room:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._turns:
-            return
         state = self._state
         if state.gate.writable:
             now = state.clock()

@@ -17,6 +17,7 @@ import asyncpg
 
 from dbguard import errors
 from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.sqlstates import RECOVERY_REFUSALS
 from dbguard.core.sqlstates import family as family_of
 
 __all__ = [
@@ -118,8 +119,9 @@ def name_failure(
         phase, family = Phase.SENT, Family.SOFT
     elif isinstance(error, asyncpg.PostgresError) and not closed:
         phase, family = Phase.ERROR, family_of(sqlstate, connection_died=False)
-        if family is Family.ROLE and standby is False:
-            family = Family.ANSWERED  # 25006 of a read-only setting, or raised by a function: nothing about the node
+        refused = sqlstate in RECOVERY_REFUSALS if standby else (standby is None and sqlstate == "25006")
+        if refused:
+            family = Family.ROLE  # with the setting off, 25006 speaks of a read-only session, not of the node
     elif closed:
         phase, family = Phase.SENT, Family.HARD
     else:

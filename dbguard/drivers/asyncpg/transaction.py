@@ -1,13 +1,11 @@
 """How a transaction ends on asyncpg.
 
 asyncpg's own `Transaction` sends BEGIN and keeps its books (cursors need them); that it hides what COMMIT answered, and
-what it does on a time-out, is mended here: the tag is read, the notice of a cancelled wait for a standby is heard, and
-time is up by terminating the connection, never by a cancel request.
+that a wait for a standby was cut short, is mended here: the tag is read, and the notice heard.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
     from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["commit", "heard", "rollback", "rolled_back"]
+__all__ = ["commit", "heard", "rolled_back"]
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The server's function whose notice says that a commit was not waited for; its text is localized."""
@@ -32,23 +30,15 @@ def rolled_back() -> asyncpg.InFailedSQLTransactionError:
     )
 
 
-async def commit(con: Any, inner: Any, lease: Lease, limit: float | None) -> None:
-    """Send COMMIT and return only if the server says COMMIT, with what was promised for it.
-
-    limit: seconds; then the connection is terminated and `TimeoutError` raised. None: no limit.
-    """
+async def commit(con: Any, inner: Any, lease: Lease) -> None:
+    """Send COMMIT and return only if the server says COMMIT, with what was promised for it."""
     tag = lease.tag
     tag.last_status = ""
     if lease.raw_touched:
         await con.fetchval("SELECT 1")  # raises 25P02 if the transaction has failed unseen
-    await _in_time(con, heard(con, lease, inner.commit()), limit)
+    await heard(con, lease, inner.commit())
     if tag.last_status not in ("", "COMMIT"):
         raise rolled_back()
-
-
-async def rollback(con: Any, inner: Any, limit: float) -> None:
-    """Send ROLLBACK; after *limit* seconds the connection is terminated, which rolls back as well."""
-    await _in_time(con, inner.rollback(), limit)
 
 
 async def heard(con: Any, lease: Lease, work: Awaitable[Any]) -> Any:
@@ -70,24 +60,3 @@ async def heard(con: Any, lease: Lease, work: Awaitable[Any]) -> Any:
     if notices:
         raise NotReplicated("the commit's wait for a synchronous standby was cut short")
     return value
-
-
-async def _in_time(con: Any, work: Awaitable[Any], limit: float | None) -> Any:
-    if limit is None:
-        return await work
-    over = False
-
-    def end() -> None:
-        nonlocal over
-        over = True
-        con.terminate()
-
-    timer = asyncio.get_running_loop().call_later(limit, end)
-    try:
-        return await work
-    except Exception as error:
-        if over:
-            raise TimeoutError(f"no answer within {limit:.3g} s") from error
-        raise
-    finally:
-        timer.cancel()

@@ -1,0 +1,179 @@
+"""What stands between a leased connection and the application: every statement on it goes through here.
+
+Nothing is repeated here. What is added is truth about failures: a write or a COMMIT whose answer was lost raises
+`OutcomeUnknown`; a time-out or a cancellation ends the connection before anything else, so that no cancel request is
+sent and no exit hangs; what may have been left on the session is noted for the pool.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.failure import Phase
+from dbguard.core.retry import Act, Stake, Work, judge
+from dbguard.core.statement import Kind, Touch
+from dbguard.drivers.asyncpg.connection import released
+from dbguard.drivers.asyncpg.failures import is_refusal
+from dbguard.drivers.asyncpg.transaction import commit, rolled_back
+from dbguard.runtime.attempt import name_failed
+from dbguard.runtime.flights import Flight
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from dbguard.core.plan import Call
+    from dbguard.core.route import Node
+    from dbguard.runtime.engine import Engine
+    from dbguard.texts import Texts
+
+__all__ = ["ROLLBACK_WITHIN", "Session"]
+
+ROLLBACK_WITHIN = 1.0
+"""Seconds a ROLLBACK may take before the connection is terminated instead, which rolls back as well."""
+
+
+class Session:
+    """One lease in the application's hands.
+
+    limit: seconds that each thing done on it may take, unless the application says less.
+    within: it belongs to `run_in_transaction`, which judges what fails.
+    failed: the server has refused a statement of the open transaction, so that it can only be rolled back.
+    writes: something in the open transaction may have written. whole: nothing in it has ended the transaction.
+    """
+
+    def __init__(
+        self, engine: Engine, texts: Texts, call: Call, node: Node, lease: Any, *, limit: float, within: bool = False
+    ) -> None:
+        self.engine = engine
+        self.texts = texts
+        self.call = call
+        self.node = node
+        self.lease = lease
+        self.limit = limit
+        self.within = within
+        self.failed = False
+        self.writes = False
+        self.whole = True
+        self.over = False
+        self._ddl = False
+
+    @property
+    def con(self) -> Any:
+        """The driver's connection. Raises `asyncpg.InterfaceError` once it was given back."""
+        if self.over:
+            raise released()
+        return self.lease.con
+
+    @property
+    def closed(self) -> bool:
+        """Whether it cannot be used any more."""
+        return self.over or self.lease.con.is_closed()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return not self.closed and self.lease.con.is_in_transaction()
+
+    def touch(self, touched: Touch) -> None:
+        """Note what may have been left on the session."""
+        self.lease.touched = max(self.lease.touched, touched)
+
+    def touch_raw(self) -> None:
+        """Note that the application has the driver's own connection: nothing is known of what is done with it."""
+        self.touch(Touch.IDENTITY)
+        self.lease.raw_touched = self.writes = True
+        self._stamp()
+
+    def note(self, query: str) -> tuple[Stake, bool]:
+        """Note what *query* may do; return what is at stake when it runs, and whether it is one transaction."""
+        text = self.texts.learn(query)
+        self._ddl = self._ddl or text.ddl
+        self.touch(text.touched)
+        stake = Stake.READ if text.statement.kind is Kind.READ else Stake.WRITE
+        return stake, text.statement.one_transaction
+
+    async def run(self, query: str, method: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Any:
+        """Run one statement by the driver's own method."""
+        stake, whole = self.note(query)
+        con = self.con
+        return await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole)
+
+    async def do(
+        self, act: Callable[[], Awaitable[Any]], stake: Stake, limit: float | None = None, *, whole: bool = True
+    ) -> Any:
+        """Do one thing on the connection, and tell the truth if it fails."""
+        engine, lease = self.engine, self.lease
+        con, state = self.con, engine.state
+        reign = state.view.reign
+        unsent = con.is_closed()
+        inside = not unsent and con.is_in_transaction()
+        if inside and stake is Stake.WRITE:
+            stake = Stake.TRANSACTION
+        self.writes = self.writes or stake in {Stake.WRITE, Stake.TRANSACTION}
+        generation = self.node.breaker.generation
+        flight = Flight(state.clock() + (self.limit if limit is None else limit), None, cancels=False)
+        flight.lease = lease
+        engine.flights.add(flight)
+        try:
+            value = await act()
+        except BaseException as raised:
+            closed = con.is_closed()
+            if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):
+                con.terminate()
+            error = raised
+            if flight.over and isinstance(raised, Exception):
+                error = TimeoutError("no answer in time")
+                error.__cause__ = raised
+            self.failed = self.failed or (inside and is_refusal(error))
+            if self.within:
+                raise error from error.__cause__
+            self.call.work = work = Work(stake=stake, one_transaction=whole or inside, block=True)
+            failure = name_failed(engine, self.call, self.node, lease, error, reign, unsent=unsent, closed=closed)
+            if not isinstance(error, Exception):
+                raise
+            state.failed(failure, generation)
+            engine.flush()
+            verdict = judge(failure, work)
+            if verdict.act is Act.UNKNOWN:
+                raise engine.driver.dress(state.left_open(self.call, failure)) from error
+            if verdict.note and failure.phase is not Phase.ERROR:
+                error.add_note(f"dbguard: {verdict.note}")
+            raise error from error.__cause__
+        finally:
+            engine.flights.remove(flight)
+        if self.within:
+            self.whole = self.whole and con.is_in_transaction()
+        elif stake is not Stake.READ:
+            self.call.box.wrote(reign, state.clock())
+        return value
+
+    async def commit(self, inner: Any) -> None:
+        """End the transaction with COMMIT. One that only read is no commit: nothing hangs on its answer."""
+        if self.failed and self.in_transaction:
+            await self.rollback(inner)
+            raise rolled_back()
+        stake = Stake.COMMIT if self.writes else Stake.READ
+        await self.do(lambda: commit(self.lease.con, inner, self.lease), stake)
+        self.writes = False
+
+    async def rollback(self, inner: Any) -> None:
+        """End the transaction, or go back to the savepoint. A connection that does not answer is terminated instead."""
+        if not self.closed:
+            await self.do(inner.rollback, Stake.READ, ROLLBACK_WITHIN)
+            self.failed = False
+
+    def finish(self) -> None:
+        """Let nothing more be done; what was done to the catalogue is noted."""
+        self.over = True
+        if self._ddl:
+            self.texts.changed()
+
+    def give_back(self) -> None:
+        """End the lease."""
+        if not self.over:
+            self.finish()
+            self.engine.pools[self.node.name].give(self.lease, self.lease.touched)
+
+    def _stamp(self) -> None:
+        state = self.engine.state
+        self.call.box.wrote(state.view.reign, state.clock())
