@@ -11,10 +11,8 @@ from dbguard.core.classify import Classifier
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, NoPrimary, NotAttempted
-from dbguard.refresh import Refresh
 from dbguard.status import Status, status_of
 from dbguard.texts import Texts
-from dbguard.wiring import wire
 
 if TYPE_CHECKING:
     import os
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
     from dbguard.config.settings import Settings
     from dbguard.events import Listener
+    from dbguard.refresh import Refresh
     from dbguard.runtime.engine import Engine
     from dbguard.runtime.monitor import Monitor
 
@@ -111,6 +110,9 @@ class Guard(Calls):
         """
         if self._core.engine is not None:
             return self
+        from dbguard.refresh import Refresh  # noqa: PLC0415  as below
+        from dbguard.wiring import wire  # noqa: PLC0415  the machinery is loaded when it runs: `import dbguard` is quick
+
         engine, monitor, own = wire(self._settings, self._arguments, self._wrapped, wait=self._wait, stop=self._stop)
         engine.listeners = self._listeners
         for pool in own:

@@ -108,6 +108,7 @@ def wire(
             partial(dialer.pool, size),
             clock=clock,
             size=size,
+            keep=arguments.get("min_size", settings.pool.min_size),
             hold=_hold(settings, arguments),
             max_lifetime=settings.pool.max_lifetime,
             max_idle=settings.pool.max_idle,

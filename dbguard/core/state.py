@@ -119,7 +119,7 @@ class GuardState:
         self.primary: Node | None = None
         self.readers: tuple[Node, ...] = ()
         self.eventual: tuple[Node, ...] = ()
-        self.counts: dict[str, int] = {"repeats": 0, "unknown": 0, "waited": 0, "misread": 0}
+        self.counts: dict[str, int] = {"repeats": 0, "unknown": 0, "waited": 0, "misread": 0, "would_go_to_replica": 0}
         self.publish()
 
     @property
@@ -263,9 +263,11 @@ class GuardState:
 
     def pick(self, call: Call) -> Node | None:
         """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
-        if call.reads and not self.observe and (call.role == "replica" or (call.role is None and self._from_replicas)):
+        if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
             candidates = self._candidates(call.consistency, call.box)
-            if candidates:
+            if candidates and self.observe:
+                self.counts["would_go_to_replica"] += 1
+            elif candidates:
                 return self._balance(candidates, self.rng, call.began)
             if call.role == "replica" or call.fallback == "error":
                 return None

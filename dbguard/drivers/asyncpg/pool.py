@@ -33,7 +33,7 @@ DEEP_RESET = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; DISCARD SEQ
 class OwnPool(Books):
     """A pool that the guard opened itself, for one node.
 
-    make: makes the `asyncpg.Pool`, given the connect hook. hold: how many leases stay out between calls at most.
+    make: makes the `asyncpg.Pool`, given the connect hook. hold: how many leases stay out between calls at most. keep: how many at least.
     max_lifetime, max_uses: seconds and calls after which a connection is not handed on any more.
     max_idle: seconds after which an unused connection is closed.
     check: what a new connection must pass; raises `WrongNode`.
@@ -46,6 +46,7 @@ class OwnPool(Books):
         *,
         clock: Callable[[], float],
         size: int,
+        keep: int,
         hold: int,
         max_lifetime: float,
         max_idle: float,
@@ -57,6 +58,7 @@ class OwnPool(Books):
     ) -> None:
         super().__init__(node, clock=clock, size=size)
         self._size = size
+        self._keep = keep
         self._hold = hold
         self._max_lifetime = max_lifetime
         self._max_idle = max_idle
@@ -273,9 +275,9 @@ class OwnPool(Books):
         return idle, in_use
 
     def rest(self) -> None:
-        """Close held leases that were not used for *max_idle* seconds; called now and then."""
+        """Close held leases that were not used for *max_idle* seconds, down to *keep*; called now and then."""
         now = self.clock()
-        while self._free and now - self._free[0].used_at > self._max_idle:
+        while len(self._free) > self._keep and now - self._free[0].used_at > self._max_idle:
             self._close(self._free.popleft())
 
     async def warm(self, count: int, timeout: float) -> None:
