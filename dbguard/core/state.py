@@ -269,7 +269,7 @@ class GuardState:
                 self.counts["would_go_to_replica"] += 1
             elif candidates:
                 return self._balance(candidates, self.rng, call.began)
-            if call.role == "replica" or call.fallback == "error":
+            elif call.role == "replica" or call.fallback == "error":
                 return None
         primary = self.primary
         if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
@@ -290,7 +290,7 @@ class GuardState:
                 node = self._balance(candidates, self.rng, self.clock())
                 return Route(node.name, "replica", f"{call.consistency} read, {len(candidates)} fit")
             why = "mode: observe" if candidates else self._no_reader(call)
-            if call.role == "replica" or call.fallback == "error":
+            if not candidates and (call.role == "replica" or call.fallback == "error"):
                 return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
         else:
             why = call.text.statement.why if call.text is not None else "a transaction"

@@ -35,13 +35,20 @@ class Lease(Protocol):
         """The server's process, and when it began (seconds since the epoch)."""
 
     def end(self) -> None:
+        """End it because it must not be used any more; what fails by that is our own doing."""
+
+    def terminate(self) -> None:
         """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
 
 
 class NodePool(Protocol):
-    """The connections of one node."""
+    """The connections of one node.
+
+    return_within: seconds that what `settle` returns may take before the lease is terminated.
+    """
 
     node: Node
+    return_within: float
 
     @property
     def idle(self) -> int:

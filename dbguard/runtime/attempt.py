@@ -108,7 +108,12 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     if not job.keeps:
         settling = pool.settle(lease, job.touched)
         if settling is not None:
-            await settling
+            flight.deadline, flight.cancels = clock() + pool.return_within, False
+            engine.flights.add(flight)
+            try:
+                await settling
+            finally:
+                engine.flights.remove(flight)
     return Done(value)
 
 

@@ -39,8 +39,8 @@ class Flight:
         """Time is up."""
         self.over = True
         lease = self.lease
-        if lease is not None and not lease.con.is_closed():
-            lease.con.terminate()
+        if lease is not None:
+            lease.terminate()
         if (lease is None or self.cancels) and self.task is not None:
             self.task.cancel()
 
@@ -71,6 +71,6 @@ class Flights:
 
     def _sweep(self) -> None:
         now = self._clock()
+        self.start()
         for flight in [flight for flight in self._all if flight.deadline <= now and not flight.over]:
             flight.end()
-        self.start()

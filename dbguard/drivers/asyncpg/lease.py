@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.probe import Backend
 
@@ -82,14 +84,22 @@ class Lease:
         return self.tag.backend.pid, self.tag.backend.started
 
     def end(self) -> None:
-        """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
+        """End it because it must not be used any more; what fails by that is our own doing."""
         self.ours = True
-        if not self.con.is_closed():
-            self.con.terminate()
+        self.terminate()
+
+    def terminate(self) -> None:
+        """Terminate the connection at once; whoever waits on it is woken with the driver's error."""
+        # A proxy that its pool has taken back meanwhile refuses everything: then there is nothing to end.
+        with contextlib.suppress(asyncpg.InterfaceError):
+            if not self.con.is_closed():
+                self.con.terminate()
 
 
 class Books:
     """What both kinds of pool keep: leases out, and work in the background."""
+
+    return_within = RETURN_WITHIN
 
     def __init__(self, node: Node, *, clock: Callable[[], float], size: int) -> None:
         self.node = node
@@ -114,10 +124,12 @@ class Books:
             lease.end()
         return len(stale)
 
-    def _later(self, work: Awaitable[None]) -> None:
+    def _later(self, work: Awaitable[None], then: Callable[[], object] | None = None) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if then is not None:
+            task.add_done_callback(lambda _: then())
 
     def _returned(self, lease: Lease) -> None:
         """Note that a lease came back."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    import asyncpg
 
     from dbguard.core.route import Node
     from dbguard.core.topology import Sighting
@@ -96,26 +96,23 @@ class WrappedPool(Books):
 
     def give(self, lease: Lease, touched: Touch) -> None:
         """Give it back to the pool in the background."""
-        self._later(self.settle(lease, touched))
+        timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, lease.terminate)
+        self._later(self.settle(lease, touched), timer.cancel)
 
     def settle(self, lease: Lease, touched: Touch) -> Awaitable[None]:
         """Give it back to the pool, which resets it in its own way."""
         self._returned(lease)
-        worst = max(touched, lease.touched)
-        if not lease.con.is_closed() and (worst >= Touch.IDENTITY or lease.stale):
+        if max(touched, lease.touched) >= Touch.IDENTITY or lease.stale:
             # The application's pool resets in its own way, which leaves role and temporary objects behind.
-            lease.con.terminate()
+            lease.terminate()
         return self._return(lease.con)
 
     async def _return(self, con: Any) -> None:
         """Release *con*; asyncpg goes on with that by itself where the caller is cancelled meanwhile."""
-        timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, _end, con)
         try:
             await self.pool.release(con)
         except Exception:  # noqa: BLE001  asyncpg has terminated it
             return
-        finally:
-            timer.cancel()
 
     def expire(self, how: str) -> tuple[int, int]:
         """End what was born under an older epoch."""
@@ -140,11 +137,3 @@ class WrappedPool(Books):
         await self._drained(timeout)
         self.end_in_use()
         await self._settle(max(0.1, end - self.clock()))
-
-
-def _end(con: Any) -> None:
-    """Terminate a connection whose return takes too long, unless the pool has it back."""
-    try:
-        con.terminate()
-    except asyncpg.InterfaceError:
-        return
