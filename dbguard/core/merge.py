@@ -50,7 +50,7 @@ class Topology:
     _trusted: str | None
     _dismissed: dict[str, Instance]
     _bearers: dict[int, Instance]
-    """Who was seen to bear a timeline's number."""
+    """Who was seen to claim a timeline above the accepted one, by its number."""
     _doubted: set[int]
     """Numbers that two reigns were seen to bear."""
     _acknowledged: int | None
@@ -90,7 +90,7 @@ class Topology:
         doubt = False
         for result in results:
             node = self._nodes[result.node]
-            if node.is_stale(result):
+            if result.at < node.heard_at:
                 continue
             if isinstance(result, Sighting):
                 node.hear(result, now)
@@ -114,7 +114,7 @@ class Topology:
         Only hard evidence counts: 25006 with `in_hot_standby` on. Probes sent before it cannot say otherwise.
         """
         found = self._nodes[node]
-        found.lost_at = now
+        found.heard_at = max(found.heard_at, now)
         if found.role is Role.PRIMARY:
             found.take_role(Role.REPLICA, now)
         return self._publish(set(), None if self.view.primary == node else self.view.primary, now, doubt=True)
@@ -129,7 +129,6 @@ class Topology:
         self._forget()
         for other in self._nodes.values():
             other.known_as, other.returns, other.earlier = NEVER, 0, ()
-            other.forget_proof()
             if other.claim is not None and other is not chosen and not other.instance.is_surely(chosen.instance):
                 self._dismissed[other.name] = other.instance
         self._trusted = node
@@ -141,7 +140,7 @@ class Topology:
     def renew(self, node: str, now: float) -> Changes:
         """Make all connections to *node* stale, because the application wants new ones."""
         self._nodes[node].raise_epoch("drain")
-        return self._publish(set(), self._find_holder()[1], now, doubt=False)
+        return self._publish(set(), self.view.primary, now, doubt=False)
 
     def acknowledged(self, position: int, reign: Reign) -> None:
         """Note that a commit acknowledged under *reign* lies at or below *position*.
@@ -156,7 +155,6 @@ class Topology:
         self._office = self._system_id = self._trusted = self._acknowledged = self._refused = None
         self._dismissed, self._bearers, self._doubted = {}, {}, set()
         self._split, self._split_said, self._unbroken = 0, (), True
-        self._samples.clear()
 
     def _place(self, heard: set[str], now: float, *, full: bool) -> None:
         """Sort out who belongs to this cluster, and remember the replicas among them."""
@@ -279,7 +277,6 @@ class Topology:
         if old is not None and verdict.continues:
             if old.node != claim.node and self._nodes[old.node].role is Role.PRIMARY:
                 self._nodes[old.node].raise_epoch("now")
-            self._bearers[old.reign.timeline] = claim.instance
             self._office = replace(old, node=claim.node, instance=claim.instance)
             return claim.node
         timeline = claim.timeline or (old.reign.timeline if old is not None else 0)
@@ -295,10 +292,9 @@ class Topology:
             loss = (self._acknowledged or 0) - claim.position
             if loss > 0:
                 self._events.append(WriteMayBeLost(at=now, node=claim.node, lost_bytes=loss))
-        self._note_bearer(timeline, claim.instance)
-        self._bearers = {number: bearer for number, bearer in self._bearers.items() if number >= timeline}
+        self._bearers = {number: bearer for number, bearer in self._bearers.items() if number > timeline}
         self._doubted = {number for number in self._doubted if number >= timeline}
-        self._acknowledged, self._trusted = None, None
+        self._acknowledged = None
         self._samples.clear()
         self._office = Office(
             reign=Reign(system_id, timeline, self._new_mark()), node=claim.node, instance=claim.instance
@@ -376,8 +372,7 @@ class Topology:
         return Changes(events=tuple(events), epochs=epochs, look_again=look_again)
 
     def _see(self, node: Node, before: NodeView, reign: Reign | None, primary: str | None, now: float) -> NodeView:
-        position = node.seen.position if node.seen is not None else None
-        known = position is not None and node.replica
-        lag = self._samples.lag(position, None if primary is None else now) if known and position is not None else None
+        told = node.told_position if node.replica else None
+        lag = self._samples.lag(told[0], None if primary is None else now) if told is not None else None
         after = node.view(lag=lag, reign=reign, doubted=reign is not None and reign.timeline in self._doubted)
         return before if after == before else after

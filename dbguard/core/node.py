@@ -40,8 +40,8 @@ class Node:
     """It claims to be primary, and was a replica before it did."""
     known_as: object = NEVER
     """The system identifier under which it was last seen as a replica (None if it did not tell); NEVER if it was not."""
-    lost_at: float = float("-inf")
-    """When a call found that it is not the primary; older sightings say nothing against it."""
+    heard_at: float = float("-inf")
+    """When the last probe that counted was sent, or a call found out something: what was asked before is overtaken."""
     fenced: bool = False
     foreign: bool = False
     misconfigured: str | None = None
@@ -59,6 +59,14 @@ class Node:
     def claim(self) -> Sighting | None:
         """Its last result, if that says that it is a primary of this cluster."""
         return self.seen if self.last is self.seen and self.role is Role.PRIMARY else None
+
+    @property
+    def told_position(self) -> tuple[int, float] | None:
+        """Its position and when that was asked for; None if that is not known, or not of one server in its role."""
+        seen = self.seen
+        if seen is None or seen.position is None or seen.role is not self.role or self.group:
+            return None
+        return seen.position, seen.at
 
     @property
     def group(self) -> bool:
@@ -82,23 +90,18 @@ class Node:
         """Unlearn what was proven, and what speaks against it: both belong to an instance under one reign."""
         self.proof, self.diverged, self.ahead, self.behind_from = None, False, 0, None
 
-    def is_stale(self, result: Sighting | Missed) -> bool:
-        """Return whether a result is overtaken, by a newer one or by what a call found out."""
-        if self.last is not None and result.at < self.last.at:
-            return True
-        return isinstance(result, Sighting) and result.role is Role.PRIMARY and result.at < self.lost_at
-
     def hear(self, sighting: Sighting, now: float) -> None:
         """Take in an answer."""
         self._meet(sighting)
         self.last = self.seen = sighting
+        self.heard_at = sighting.at
         if self.up is not True:
             self.told.append(NodeUp(at=now, node=self.name, role=sighting.role.value))
         self.up = self.reachable = True
         if not self.foreign:
             self.misconfigured = None
         self.take_role(sighting.role, now)
-        if self.role is Role.REPLICA and self.behind_from is None and sighting.position is not None:
+        if self.behind_from is None and sighting.position is not None:
             self.behind_from = (now, sighting.position)
 
     def miss(self, missed: Missed, now: float, *, full: bool) -> bool:
@@ -107,6 +110,7 @@ class Node:
         One missed probe makes the node suspect and no more.
         """
         self.last = missed
+        self.heard_at = missed.at
         if missed.overloaded:
             return False
         self.reachable = False
@@ -128,7 +132,7 @@ class Node:
         if self.role is not Role.UNKNOWN:
             self.told.append(RoleChanged(at=now, node=self.name, was=self.role.value, now=role.value))
             self.raise_epoch("drain")
-        self.risen = role is Role.PRIMARY and self.role is Role.REPLICA
+        self.risen = self.role is Role.REPLICA
         self.role = role
 
     def judge_system(self, system_id: str | None, now: float) -> None:
@@ -153,7 +157,7 @@ class Node:
     def prove(self, reign: Reign) -> None:
         """Take from the last answer what it proves, or disproves, about following *reign*."""
         seen = self.seen
-        if seen is None or seen.role is not Role.REPLICA:
+        if seen is None:
             return
         received = seen.timeline if seen.streaming else None
         control = seen.control_timeline
@@ -176,7 +180,7 @@ class Node:
     def view(self, *, lag: float | None, reign: Reign | None, doubted: bool) -> NodeView:
         """Return the picture of this node."""
         seen = self.seen
-        told = seen if seen is not None and seen.role is self.role and not self.group else None
+        told = self.told_position
         return NodeView(
             name=self.name,
             role=Role.UNKNOWN if self.misconfigured is not None else self.role,
@@ -184,9 +188,9 @@ class Node:
             instance=self.instance,
             reachable=self.reachable,
             timeline=seen.timeline if seen is not None else None,
-            position=told.position if told is not None else None,
-            position_at=told.at if told is not None else None,
-            lag=lag if told is not None and self.replica else None,
+            position=told[0] if told is not None else None,
+            position_at=told[1] if told is not None else None,
+            lag=lag,
             proven=(
                 self.replica
                 and reign is not None
@@ -214,7 +218,6 @@ class Node:
         self.earlier = (*self.earlier, was)[-REMEMBERED:]
         if self.role is Role.PRIMARY:
             self.raise_epoch("now")
-        elif sighting.role is Role.PRIMARY or not self.group:
+        elif not self.group:
             self.raise_epoch("drain")
-        self.forget_proof()
         self.instance = now

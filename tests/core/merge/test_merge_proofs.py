@@ -111,6 +111,31 @@ def test_replica_ahead_of_the_primary_twice_in_a_row_has_diverged(cluster):
     assert cluster.node("b").proven
 
 
+def test_replica_as_far_as_an_idle_primary_is_not_ahead(cluster):
+    cluster.round(9)
+
+    assert cluster.node("b").proven
+
+
+def test_one_reading_is_compared_once(cluster):
+    cluster["b"].position = 99_999
+    cluster.probe("b")
+    cluster.probe("a")
+    cluster.probe("a")
+    cluster.probe("a")
+
+    assert cluster.node("b").proven
+
+
+def test_ahead_twice_but_not_in_a_row_is_chance(cluster):
+    for position in (99_999, 1000, 99_999):
+        cluster["b"].position = position
+        cluster.probe("b")
+        cluster.probe("a")
+
+    assert cluster.node("b").proven
+
+
 def test_replica_read_after_the_primary_was_asked_may_be_ahead(cluster):
     for _ in range(6):
         cluster.probe("a")
