@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "settled", "source"]
 
-SETTLE_WITHIN = 3.0
+SETTLE_WITHIN = 2.0
 """Seconds that a guard gets to find the primary and to prove the replicas: some rounds of probes."""
 
 
@@ -82,7 +82,7 @@ async def _status(settings: Settings) -> Status:
 
 
 def _say_waiting(seconds: float) -> None:
-    sys.stderr.write(f"no node answers yet: trying for {seconds:.0f} s more (startup.wait)\n")
+    sys.stderr.write(f"no node answers yet: trying for {seconds:.1f} s more (startup.wait)\n")
 
 
 def _shown(settings: Settings, index: int) -> str:

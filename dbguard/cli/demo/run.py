@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dbguard.cli.demo.control import plain_pool
 from dbguard.cli.demo.failover import Failover, Script
 from dbguard.cli.demo.history import History
 from dbguard.cli.demo.journal import Entry, Journal
@@ -26,7 +27,7 @@ from dbguard.testing.cluster import Cluster, ClusterError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from dbguard.cli.demo.view import View
     from dbguard.events import Event
@@ -49,15 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(sys.stderr if to_stdout else sys.stdout)
     try:
         with _destination(arguments.json) as destination, _terminable():
-            # what its pool says of the failover would be written across the view; the errors of its clients are counted
-            logging.getLogger("asyncpg").addHandler(logging.NullHandler())
             output.line("dbguard demo: starting PostgreSQL, a primary with two streaming replicas ...")
             began = time.monotonic()
             with Cluster(synchronous=True) as cluster:
                 took = time.monotonic() - began
                 demo = Demo(cluster, arguments.seconds, output)
                 output.line(f"ready after {took:.1f} s: {_described(cluster)}")
-                asyncio.run(demo.play())
+                asyncio.run(_until_terminated(demo.play()))
                 guarded, control = demo.judge()
                 survivor = cluster.primary.name
             report(output, guarded, control, demo.control.errors, survivor)
@@ -91,17 +90,9 @@ class Demo:
 
     async def play(self) -> None:
         """Let both sides work through the failover. Raises `ClusterError` if PostgreSQL does not obey."""
-        import asyncpg  # noqa: PLC0415  the control is the plain driver
-
         await asyncio.to_thread(self._make_tables)
         guard = Guard(self._config())
-        plain = asyncpg.create_pool(
-            self._cluster.dsn() + "?target_session_attrs=read-write",
-            min_size=2,
-            max_size=POOL_SIZE,
-            timeout=5,
-            command_timeout=30,
-        )
+        plain = plain_pool(self._cluster.dsn(), POOL_SIZE)
         async with guard, plain:
             await guard.ready()
             guard.on_event(self._event)
@@ -201,7 +192,7 @@ def _destination(path: str | None) -> Iterator[TextIO | None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does: servers ended, terminal as it was."""
+    """Let SIGTERM end the demo as Ctrl-C does, while no loop runs: servers ended, terminal as it was."""
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
@@ -211,3 +202,27 @@ def _terminable() -> Iterator[None]:
 
 def _terminated(number: int, frame: object) -> None:  # noqa: ARG001  a signal handler's signature
     raise SystemExit(128 + number)
+
+
+async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
+    """Run *work*; cancel it at SIGTERM, and raise SystemExit then.
+
+    An exception raised in a signal handler would be lost where it meets a driver's callback, so none is raised here.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:  # noqa: ARG001  a signal handler's signature
+        terminated.append(number)
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if terminated:
+            raise SystemExit(128 + terminated[0]) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

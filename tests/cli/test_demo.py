@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbguard.cli.demo.failover import Script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbguard.testing.binaries import Binaries
+    from tests.cli.conftest import Ran
+
+FIGURES = {
+    "reads": int,
+    "writes": int,
+    "errors": int,
+    "unknown": int,
+    "unknown_applied": int,
+    "failed_applied": int,
+    "lost": int,
+    "duplicated": int,
+    "read_gap_s": float,
+    "write_gap_s": float,
+    "longest_read_s": float,
+    "write_gap_after_promotion_s": float,
+}
+
+
+@pytest.mark.parametrize("seconds", [5.0, 20.0, 300.0])
+def test_steps_follow_each_other_whatever_the_length(seconds: float) -> None:
+    script = Script.of(seconds)
+
+    assert 0 < script.kill < script.promote < script.rejoin < script.end == seconds
+    assert script.promote - script.kill <= 1.0
+
+
+def test_default_run_promotes_one_second_after_the_kill() -> None:
+    assert Script.of(20.0) == Script(kill=6.0, promote=7.0, rejoin=12.0, end=20.0)
+
+
+@pytest.fixture
+def environment(binaries: Binaries, tmp_path: Path) -> dict[str, str]:
+    """The wheel's PostgreSQL, and a temporary directory of its own to look for leftovers in."""
+    return os.environ | {"DBGUARD_PG_BINDIR": str(binaries.directory), "PYTHONWARNINGS": "error"}
+
+
+def test_demo_loses_nothing_and_its_control_sees_errors(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "dbguard", "demo", "--seconds", "6", f"--json={file}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    result = json.loads(file.read_text())
+
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
+    assert set(result) == {"guarded", "control", "events"}
+    for side in (result["guarded"], result["control"]):
+        assert {name: type(value) for name, value in side.items()} == FIGURES
+        assert side["reads"] > 0
+        assert side["writes"] > 0
+    guarded = result["guarded"]
+    assert (guarded["errors"], guarded["lost"], guarded["duplicated"]) == (0, 0, 0)
+    assert result["control"]["errors"] > 0
+    steps = [event["step"] for event in result["events"] if event["source"] == "demo"]
+    assert steps == ["kill", "promote", "promoted", "rejoin", "rejoined"]
+    promoted = next(event["node"] for event in result["events"] if event.get("step") == "promoted")
+    changes = [event["node"] for event in result["events"] if event.get("event") == "PrimaryChanged"]
+    assert changes == [promoted]
+    assert "longest pause between two reads" in ran.stdout
+    assert f"OK:      read back on {promoted}" in ran.stdout
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_interrupted_demo_leaves_nothing_behind(sent: signal.Signals, code: int, environment: dict[str, str]) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "dbguard", "demo"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines: list[str] = []
+    while " reads/s" not in "".join(lines[-1:]):
+        lines.append(demo.stdout.readline())
+        assert lines[-1], demo.stderr.read()
+
+    servers = servers_of(demo.pid)
+    demo.send_signal(sent)
+    _, complaint = demo.communicate(timeout=60)
+
+    assert servers
+    assert demo.returncode == code
+    assert "Traceback" not in complaint
+    assert not [pid for pid in servers if alive(pid)]
+
+
+def stat_of(pid: str) -> list[str]:
+    """What the system says of a process behind its name: state, parent, ...; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def servers_of(demo: int) -> list[int]:
+    """All processes below *demo*."""
+    pids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+    parents = {int(pid): int(stat[1]) for pid in pids if (stat := stat_of(pid))}
+    found: list[int] = []
+    below = {demo}
+    while below := {pid for pid, parent in parents.items() if parent in below}:
+        found += below
+    return found
+
+
+def alive(pid: int) -> bool:
+    return stat_of(str(pid))[:1] not in ([], ["Z"])
+
+
+def test_demo_without_postgresql_says_how_to_get_it(
+    dbguard: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DBGUARD_PG_BINDIR", str(tmp_path))
+
+    ran = dbguard("demo")
+
+    assert ran.code == 2
+    assert ran.err.startswith("dbguard: error: no PostgreSQL server programs found; install PostgreSQL or ")
+    assert "Traceback" not in ran.err
+
+
+def test_result_that_cannot_be_written_is_told_before_the_demo_runs(
+    dbguard: Callable[..., Ran], tmp_path: Path
+) -> None:
+    file = tmp_path / "missing" / "result.json"
+
+    ran = dbguard("demo", f"--json={file}")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"dbguard: error: {file}: cannot be written: No such file or directory\n"
