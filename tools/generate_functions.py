@@ -67,12 +67,20 @@ only newer versions have is listed too: a user's own function of that name on an
 VOLATILE_FUNCTIONS: all others of pg_catalog that can be called: known, and not for a replica.
 OPERATORS: every operator of pg_catalog.
 CALL_PROOF: key words that cannot name a function: followed by a parenthesis, they are syntax.
-KEYWORDS: all key words, whatever their kind.
+RESERVED: key words that are reserved somewhere: they name no column, no table or no function.
+PLANNED_FUNCTIONS: those of VOLATILE_FUNCTIONS that are not declared volatile, so that the planner may run them.
 """
 
 from __future__ import annotations
 
-__all__ = ["CALL_PROOF", "KEYWORDS", "OPERATORS", "READ_FUNCTIONS", "VOLATILE_FUNCTIONS"]
+__all__ = [
+    "CALL_PROOF",
+    "OPERATORS",
+    "PLANNED_FUNCTIONS",
+    "READ_FUNCTIONS",
+    "RESERVED",
+    "VOLATILE_FUNCTIONS",
+]
 '''
 
 
@@ -83,25 +91,31 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
     callable_: set[str] = set()
     operators: set[str] = set()
     call_proof: set[str] = set()
-    keywords: set[str] = set()
+    reserved: set[str] = set()
     for dsn in dsns:
         with psycopg.connect(dsn) as connection:
             versions.append(connection.execute("SHOW server_version").fetchone()[0].split()[0])  # type: ignore[index]
             for name, is_volatile, is_callable in connection.execute(FUNCTIONS):
                 volatile |= {name} if is_volatile else set()
                 callable_ |= {name} if is_callable else set()
-            operators |= {name for (name,) in connection.execute("SELECT DISTINCT oprname::text FROM pg_operator")}
+            operators |= {
+                name
+                for (name,) in connection.execute(
+                    "SELECT DISTINCT oprname::text FROM pg_operator WHERE oprnamespace = 11"
+                )
+            }
             for word, kind in connection.execute("SELECT word, catcode::text FROM pg_get_keywords()"):
-                keywords.add(word)
+                reserved |= {word} if kind != "U" else set()
                 call_proof |= {word} if kind in "RC" else set()
     reads = (callable_ - volatile - set(REFUSED)) | set(HARMLESS)
     others = callable_ - reads - {name for name in callable_ if name.startswith("binary_upgrade_")}
     return versions, {
-        "READ_FUNCTIONS": reads - call_proof,
+        "READ_FUNCTIONS": reads,
         "VOLATILE_FUNCTIONS": others,
         "OPERATORS": operators | {"!=", "=>"},
         "CALL_PROOF": call_proof,
-        "KEYWORDS": keywords,
+        "RESERVED": reserved,
+        "PLANNED_FUNCTIONS": others - volatile,
     }
 
 

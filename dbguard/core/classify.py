@@ -88,7 +88,7 @@ class Classifier:
         toks = tokens(sql)
         bounds = _parts(toks)
         if not bounds:
-            return _with(not_understood("no statement"), text=sql)
+            return _EMPTY
         found = [self._part(sql, toks, start, end) for start, end in bounds]
         whole = found[0] if len(found) == 1 else _together(found)
         return _with(whole, verb=verb.upper(), text=sql)
@@ -113,6 +113,9 @@ class Classifier:
 
     def _query(self, sql: str, toks: Sequence[str], start: int, end: int, verb: str) -> Statement:
         found = examine(toks, start, end, self._trust, sql)
+        main = _main_verb(toks, start, end) if verb == "with" else verb
+        if not main:
+            return not_understood("WITH of nothing")
         if not found:
             return _READS[verb] if verb in QUERIES else _with(_CHANGES[verb], known=_KEEPS)
         worst = max(found, key=lambda finding: _WORST.index(finding.kind))
@@ -123,8 +126,7 @@ class Classifier:
             returns_rows=verb not in DML and not any(f.what == "SELECT INTO" for f in found),
         )
         locks_only = bool(unsafe) and all(finding.lock for finding in unsafe) and verb not in DML
-        changes = _main_verb(toks, start, end) in DML
-        if changes:
+        if main in DML and toks[start] != "(":
             token = Token.CTE
         elif locks_only or worst.kind in {Kind.READ, Kind.SESSION}:
             token = Token.NONE
@@ -163,13 +165,13 @@ class Classifier:
             return _with(inner, why=f"EXPLAIN ANALYZE of {inner.why}", token=token, known=effects)
         if "execute" in toks[at:end]:
             return _with(inner, kind=Kind.SESSION, why="EXPLAIN EXECUTE", pins_session=True, token=Token.NONE)
-        # The planner may run what is declared stable, and a user's declaration can lie; PostgreSQL's own do not.
+        # The planner runs no volatile function. What a user declares to be stable is trusted in routing elsewhere too.
         found = examine(toks, at, end, self._trust, sql)
-        unknown = next((finding for finding in found if finding.kind is Kind.UNKNOWN), None)
+        planned = next((finding for finding in found if finding.planned), None)
         user = any(finding.user for finding in found)
-        if unknown is not None:
-            why = f"EXPLAIN of {unknown.what} at line {line_of(sql, unknown.at)}"
-            return Statement(kind=Kind.UNKNOWN, why=why, token=Token.BLOCK, one_transaction=True, known=_UNSURE)
+        if planned is not None:
+            why = f"EXPLAIN of {planned.what} at line {line_of(sql, planned.at)}"
+            return Statement(kind=planned.kind, why=why, token=Token.BLOCK, one_transaction=True, known=_UNSURE)
         effects = Effects(Touch.SETTINGS if user else Touch.NOTHING, user, returns_rows=True)
         return Statement(kind=Kind.READ, why="EXPLAIN", one_transaction=True, known=effects)
 
@@ -201,6 +203,7 @@ _READS: Final = {
     verb: Statement(kind=Kind.READ, why=verb.upper(), verb=verb.upper(), one_transaction=True, known=_ROWS)
     for verb in QUERIES
 }
+_EMPTY: Final = Statement(kind=Kind.READ, why="no statement", one_transaction=True, known=_KEEPS)
 _COPY_FROM: Final = Statement(kind=Kind.WRITE, why="COPY FROM", one_transaction=True, token=Token.BLOCK, known=_KEEPS)
 
 
@@ -265,8 +268,8 @@ def _together(found: list[Statement]) -> Statement:
 
 def _main_verb(toks: Sequence[str], start: int, end: int) -> str:
     """Return the verb of the statement itself, behind its WITH items."""
-    if toks[start] != "with":
-        return toks[start]
+    while toks[start] == "(":
+        start += 1
     depth = 0
     for i in range(start, end):
         word = toks[i]

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from dbguard.core.functions import KEYWORDS
+from dbguard.core.functions import RESERVED
 from dbguard.core.lexer import tokens, written
 from dbguard.core.query import Trust, examine
 from dbguard.core.statement import Effects, Touch
@@ -169,7 +169,7 @@ class _Walk:
                 break
             i += 1
         if not path:
-            return i + (self.toks[i] not in {"(", ")", ",", ";"} and self.toks[i] not in KEYWORDS)
+            return i + (self.toks[i] not in {"(", ")", ",", ";"} and self.toks[i] not in RESERVED)
         call = self.toks[i] == "(" and not target
         item = len(path) == 1 and not target and any(path[0] in level.items for level in self.levels)
         if not call and not item:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from dbguard.core.functions import CALL_PROOF, KEYWORDS, READ_FUNCTIONS, VOLATILE_FUNCTIONS
+from dbguard.core.functions import CALL_PROOF, PLANNED_FUNCTIONS, READ_FUNCTIONS, RESERVED, VOLATILE_FUNCTIONS
 from dbguard.core.lexer import written
 from dbguard.core.statement import Kind, Touch
 
@@ -27,6 +27,7 @@ class Finding:
     what: its name, for people.
     at: the index of its token.
     touch: what it may leave on the session.
+    planned: it is no read under EXPLAIN either: the planner may run it, or nobody knows what it is.
     lock: it locks rows. user: it runs a function that is not PostgreSQL's own. pins: what it leaves or needs lives on
     the session. ddl: it changes the catalogue.
     """
@@ -35,6 +36,7 @@ class Finding:
     what: str
     at: int
     touch: Touch = Touch.NOTHING
+    planned: bool = False
     lock: bool = False
     user: bool = False
     pins: bool = False
@@ -92,27 +94,20 @@ _SYNTAX: Final = {
     "second": frozenset({"interval", "to"}),
     "bernoulli": frozenset({"tablesample"}),
     "system": frozenset({"tablesample"}),
+    "insert": frozenset({"then"}),
+    "conflict": frozenset({"on"}),
 }
-# Key words that end an operand. After any other key word an expression may begin.
+# Reserved words that end an operand, and words that are not reserved behind which an expression begins.
 _OPERAND_WORDS: Final = frozenset(
-    {
-        "null",
-        "true",
-        "false",
-        "end",
-        "current_catalog",
-        "current_date",
-        "current_role",
-        "current_time",
-        "current_timestamp",
-        "current_user",
-        "localtime",
-        "localtimestamp",
-        "session_user",
-        "system_user",
-        "user",
-        "ordinality",
-    }
+    {"null", "true", "false", "end", "current_catalog", "current_date", "current_role", "current_schema"}
+    | {"current_time", "current_timestamp", "current_user", "localtime", "localtimestamp", "session_user"}
+    | {"system_user", "user"}
+)
+_EXPRESSION_WORDS: Final = frozenset(
+    {"at", "by", "call", "columns", "content", "copy", "document", "escape", "execute", "explain", "filter", "first"}
+    | {"groups", "if", "key", "materialized", "nested", "next", "no", "of", "operator", "over", "partition"}
+    | {"passing", "path", "prepare", "range", "recursive", "ref", "return", "rows", "set", "sets", "uescape", "value"}
+    | {"version", "within", "zone"}
 )
 _ROW_LOCKS: Final = {"update": "FOR UPDATE", "share": "FOR SHARE", "no": "FOR NO KEY UPDATE", "key": "FOR KEY SHARE"}
 _DML_PARTNER: Final = {"insert": "into", "delete": "from", "merge": "into"}
@@ -150,9 +145,11 @@ def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -
                 if finding is not None:
                     found.append(finding)
         elif word == ")":
+            if not openers:
+                found.append(_not_understood(i))
             closed = openers.pop() if openers else -1
         elif word == "":
-            found.append(Finding(Kind.UNKNOWN, "not understood", i, Touch.LOST, user=True))
+            found.append(_not_understood(i))
         elif i > start and toks[i - 1] in {".", "as"}:
             continue  # a column, or a label
         elif word == "into":
@@ -163,7 +160,13 @@ def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -
                 found.append(finding)
         elif _starts_dml(toks, start, i, end, openers):
             found.append(Finding(Kind.WRITE, word.upper(), i))
+    if openers:
+        found.append(_not_understood(openers[-1]))
     return found
+
+
+def _not_understood(at: int) -> Finding:
+    return Finding(Kind.UNKNOWN, "not understood", at, Touch.LOST, planned=True, user=True)
 
 
 def _into(toks: Sequence[str], i: int, end: int) -> Finding:
@@ -211,10 +214,14 @@ def _call(
     before = toks[at - 1] if at > start else ""
     if path == ["operator"]:
         plain = toks[paren + 2 : paren + 3] == [")"] and toks[paren + 1] != ""
-        return None if plain else Finding(Kind.UNKNOWN, "an operator of another schema", at, Touch.SETTINGS, user=True)
+        return (
+            None
+            if plain
+            else Finding(Kind.UNKNOWN, "an operator of another schema", at, Touch.SETTINGS, planned=True, user=True)
+        )
     if len(path) == 1 and _is_syntax(toks, start, at, name, before):
         return None
-    if before in {"as", "::", "with", "recursive"} or _ends_operand(toks, start, at - 1, closed):
+    if before in {"as", "::", "with", "recursive", "into"} or _ends_operand(toks, start, at - 1, closed):
         return None
     if before == "," and _is_with_item(toks, paren, end):
         return None
@@ -227,7 +234,7 @@ def _call(
 def _called(path: list[str], at: int, toks: Sequence[str], paren: int, trust: Trust) -> Finding | None:
     full = ".".join(path)
     if full in trust.writes:
-        return Finding(Kind.WRITE, f"{full}(), declared as writing", at, Touch.SETTINGS, user=True)
+        return Finding(Kind.WRITE, f"{full}(), declared as writing", at, Touch.SETTINGS, planned=True, user=True)
     name = path[-1]
     own = len(path) == 1 or path[:-1] == ["pg_catalog"]
     if own and name in READ_FUNCTIONS:
@@ -238,7 +245,8 @@ def _called(path: list[str], at: int, toks: Sequence[str], paren: int, trust: Tr
         touch, pins = SESSION_FUNCTIONS[name]
         return Finding(Kind.SESSION, f"{name}()", at, touch, pins=pins)
     if own and name in VOLATILE_FUNCTIONS:
-        return Finding(Kind.WRITE, f"{name}()", at, WRITE_TOUCH.get(name, Touch.NOTHING))
+        touch = WRITE_TOUCH.get(name, Touch.NOTHING)
+        return Finding(Kind.WRITE, f"{name}()", at, touch, planned=name in PLANNED_FUNCTIONS)
     if name.startswith("dblink"):
         return Finding(Kind.WRITE, f"{full}()", at, Touch.LOST, user=True)
     if full in trust.reads:
@@ -260,7 +268,7 @@ def _is_syntax(toks: Sequence[str], start: int, at: int, name: str, before: str)
         return True
     if name in {"like", "ilike"} and before == "not":
         return at - 2 >= start and _ends_operand(toks, start, at - 2, -1)
-    if name in {"cube", "rollup"} and before in {"by", ",", "all", "distinct"}:
+    if name in {"cube", "rollup"} and before in {"by", ",", "(", "all", "distinct"}:
         return _in_group_by(toks, start, at)
     return False
 
@@ -292,7 +300,9 @@ def _ends_operand(toks: Sequence[str], start: int, i: int, closed: int) -> bool:
         return True
     if word[:1] == "%":
         return word[-1] in "sbt"  # psycopg's parameter, not the operator
-    return _is_word(word) and (word not in KEYWORDS or word in _OPERAND_WORDS or toks[i - 1] == ".")
+    if not _is_word(word):
+        return False
+    return word in _OPERAND_WORDS or toks[i - 1] == "." or not (word in RESERVED or word in _EXPRESSION_WORDS)
 
 
 def _is_word(word: str) -> bool:

@@ -22,7 +22,12 @@ READS = [
     "SELECT a, delete, t.update FROM permissions t",
     "SELECT a AS into FROM t FOR READ ONLY",
     "SELECT * FROM t WHERE a = %(into)s AND b IN (%s, %s) AND c %% 2 = 1",
+    "",
+    " ;; -- nothing",
     "SHOW search_path",
+    "EXPLAIN SELECT f(x), nextval('s')",
+    "SELECT name FROM t WHERE name NOT ILIKE ('x') OR name ILIKE ('y')",
+    "SELECT * FROM t data JOIN (SELECT 1) AS s(a) ON true",
     "EXPLAIN DELETE FROM t",
     "EXPLAIN (ANALYZE false) DELETE FROM t",
     "EXPLAIN (ANALYZE, BUFFERS) SELECT 1",
@@ -44,6 +49,7 @@ WRITES = [
     "SELECT 1 FROM t FOR SHARE",
     "SELECT 1 FROM (SELECT 1 FROM t FOR KEY SHARE) x",
     "EXPLAIN ANALYZE DELETE FROM t",
+    "EXPLAIN SELECT pg_walfile_name('0/1')",
     "EXPLAIN (ANALYZE) INSERT INTO t VALUES (1)",
     "COPY t FROM STDIN",
     "COPY t TO '/tmp/x'",
@@ -91,8 +97,6 @@ TRANSACTIONS = [
     "SELECT 1; COMMIT",
 ]
 UNKNOWNS = [
-    "",
-    "  ;; ",
     "gibberish",
     "SELECT f(x)",
     "SELECT public.lower(x)",
@@ -101,12 +105,15 @@ UNKNOWNS = [
     "SELECT a === b",
     "SELECT a OPERATOR(public.+) b",
     "SELECT 'not closed",
+    "SELECT (1",
+    "SELECT 1)",
+    "WITH a AS (SELECT 1)",
     "SELECT /* not closed",
     "SELECT $$ not closed",
     'SELECT U&"\\0061"(1)',
     "SELECT 1x",
     "SELECT a\x00b",
-    "EXPLAIN SELECT f(x)",
+    "EXPLAIN SELECT a === b",
 ]
 
 
