@@ -25,14 +25,16 @@ __all__ = ["Box", "Orphan"]
 class Orphan:
     """A backend whose client gave it up with something in flight.
 
-    instance, pid, started: which backend on which server.
+    node, pid, started: which backend on which server.
+    reign: the reign it wrote under; under another one, what it still does belongs to a fenced past.
     doomed: it may be ended (its COMMIT was not sent).
     gone: a probe has seen that it is no more.
     """
 
-    __slots__ = ("doomed", "gone", "node", "pid", "started")
+    __slots__ = ("doomed", "gone", "node", "pid", "reign", "started")
 
-    def __init__(self, *, node: str, pid: int, started: float | None, doomed: bool) -> None:
+    def __init__(self, *, node: str, pid: int, started: float | None, reign: Reign | None, doomed: bool) -> None:
+        self.reign = reign
         self.node = node
         self.pid = pid
         self.started = started
@@ -74,7 +76,7 @@ class Box:
         learnt, learnt_at: an insert position of that reign's primary, and when it was asked for.
         """
         if self.pins:
-            self.pins = [orphan for orphan in self.pins if not orphan.gone]
+            self.pins = [orphan for orphan in self.pins if not orphan.gone and orphan.reign == reign]
             if self.pins:
                 return None
         if not self.written_at:

@@ -11,6 +11,7 @@ What a round saw goes to `GuardState.probed`; what follows is decided there.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from dbguard.core.failure import Family
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor", "Pace"]
 
+log = logging.getLogger("dbguard")
+
 URGENT_FOR = 10.0
 """Seconds for which rounds follow each other at the urgent pace; then the pace grows to the steady one."""
 
@@ -33,6 +36,10 @@ DIAL_FIRST, DIAL_MOST = 0.05, 1.0
 
 STARTING_AGAIN = 0.25
 """Seconds before a node that said it is starting (57P03) or full (53300) is dialled again."""
+
+
+BURIED_AT_ONCE = 50
+"""Backends looked after per round, so that a storm of cancellations does not hold up the probes."""
 
 
 class Pace:
@@ -109,17 +116,22 @@ class Monitor:
         return wrong if answered and answered <= set(wrong) else {}
 
     async def _run(self) -> None:
+        clock = self._state.clock
         while True:
             self._wanted.clear()
-            await self.round()
-            pause = self._pause()
+            began = clock()
             try:
-                async with asyncio.timeout(pause):
+                await self.round()
+            except Exception:
+                # Whatever it is, a guard without a monitor would be worse: the next round tries again.
+                log.exception("a round of probes failed")
+            try:
+                async with asyncio.timeout(self._pause()):
                     await self._wanted.wait()
             except TimeoutError:
                 continue
-            # Hurried by a call: still not more often than the urgent pace, however many calls fail.
-            await asyncio.sleep(self._pace.urgent / 5)
+            # Hurried by a call: at once, but never more often than at the urgent pace, however many calls fail.
+            await asyncio.sleep(max(0.0, began + self._pace.urgent - clock()))
 
     async def round(self) -> None:
         """Ask every node once, in parallel, and hand the answers on."""
@@ -157,12 +169,11 @@ class Monitor:
         if target.dial is None and target.control.alive:
             try:
                 return await target.control.ask(self._pace.limit)
-            except Exception as error:  # noqa: BLE001  named just below
+            except Exception as error:  # noqa: BLE001  named, and answered by dialling anew
                 target.control.drop()
                 target.fails = 0
                 target.next_dial = at
-                target.reason = None
-                self._named(target, at, error)
+                target.reason = self._named(target, at, error)
         if target.dial is None and clock() >= target.next_dial:
             target.dial = asyncio.get_running_loop().create_task(self._dial(target))
         if target.dial is not None and (target.dial.done() or target.fails == 0):
@@ -177,6 +188,7 @@ class Monitor:
             why=reason.why if reason else "being dialled",
             config=reason.config if reason else False,
             alive=reason.alive if reason else False,
+            closed=reason.closed if reason else False,
         )
 
     async def _dial(self, target: _Target) -> Sighting | Missed:
@@ -206,13 +218,18 @@ class Monitor:
             why=_said(error, failure.sqlstate),
             config=failure.family is Family.CONFIG,
             alive=failure.sqlstate in ("53300", "57P03") or failure.family is Family.SOFT,
+            closed=failure.sqlstate == "57P03",
         )
 
     async def _bury(self) -> None:
         """End backends that were given up, and note which are gone."""
         engine = self._engine
         by_name = {target.name: target for target in self._targets}
-        for orphan in list(engine.orphans):
+        reign = self._state.view.reign
+        for orphan in engine.orphans[:BURIED_AT_ONCE]:
+            if orphan.reign != reign:
+                orphan.gone = True  # under another reign nothing it still does can be applied
+                continue
             target = by_name[orphan.node]
             if not target.control.alive or target.dial is not None:
                 continue
@@ -223,8 +240,7 @@ class Monitor:
             except Exception:  # noqa: BLE001  the node is asked again in the next round
                 target.control.drop()
                 continue
-            if orphan.gone:
-                engine.orphans.remove(orphan)
+        engine.orphans[:] = [orphan for orphan in engine.orphans if not orphan.gone]
 
 
 def _said(error: Exception, sqlstate: str | None) -> str:
