@@ -13,8 +13,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.failures import dress
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
+from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -297,7 +299,8 @@ class OwnPool(Books):
         """Close all connections: idle ones now, those in use when they come back, all by *timeout*."""
         self._closing = True
         for turn in self._waiters:
-            turn.cancel()
+            if not turn.done():
+                turn.set_exception(dress(GuardClosed("the guard was closed while this call waited for a connection")))
         while self._free:
             self._close(self._free.pop())
         end = self.clock() + timeout
