@@ -1,0 +1,113 @@
+"""Guards over real clusters, and bounded waiting.
+
+* `open_guard(cluster, ...)`: a guard over all nodes of a cluster, closed at the end; their names are the cluster's.
+* `events`: what all guards of the test have told, in order.
+* `until(condition)`: waits for a condition, plain or async; fails after some seconds.
+* `settled(guard)`: waits until the guard knows a primary and every other node is a replica that serves reads.
+* `table`: the name of a table with columns `id int primary key, n int`, on the calm cluster, replicated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import dbguard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from dbguard.events import Event
+    from dbguard.testing.cluster import Cluster
+
+_numbers = itertools.count(1)
+
+
+def nodes_of(cluster: Cluster, *names: str) -> list[dict[str, Any]]:
+    wanted = names or tuple(node.name for node in cluster.nodes)
+    return [{"name": name, "host": "127.0.0.1", "port": cluster.node(name).port} for name in wanted]
+
+
+async def _until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    async with asyncio.timeout(timeout):
+        while True:
+            value = condition()
+            if inspect.isawaitable(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.005)
+
+
+async def _settled(guard: dbguard.Guard, replicas: int | None = None, timeout: float = 15.0) -> None:
+    def is_settled() -> bool:
+        status = guard.status()
+        serving = [node for node in status.nodes if node.role == "replica" and node.proven and node.lag is not None]
+        wanted = len(status.nodes) - 1 if replicas is None else replicas
+        return status.writes == "open" and len(serving) >= wanted
+
+    await _until(is_settled, timeout)
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[Any]]:
+    return _until
+
+
+@pytest.fixture
+def settled() -> Callable[..., Awaitable[None]]:
+    return _settled
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def configured() -> Callable[..., dict[str, Any]]:
+    """Make the configuration of a guard over a cluster, with sections added."""
+
+    def make(cluster: Cluster, *names: str, **sections: Any) -> dict[str, Any]:
+        connection = {"user": "postgres", "database": "postgres"} | sections.pop("connection", {})
+        return {"nodes": nodes_of(cluster, *names), "connection": connection, **sections}
+
+    return make
+
+
+@pytest.fixture
+async def open_guard(
+    configured: Callable[..., dict[str, Any]], events: list[Event]
+) -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(
+            cluster: Cluster,
+            *names: str,
+            config: dict[str, Any] | None = None,
+            settle: bool = True,
+            **arguments: Any,
+        ) -> dbguard.Guard:
+            guard = dbguard.Guard(configured(cluster, *names, **(config or {})), on_event=events.append, **arguments)
+            await guard.open()
+            stack.push_async_callback(guard.close, timeout=1.0)
+            if settle:
+                await _settled(guard)
+            return guard
+
+        yield make
+
+
+@pytest.fixture
+def table(calm_cluster: Cluster) -> Iterator[str]:
+    name = f"t{next(_numbers)}"
+    calm_cluster.sql("a", f"CREATE TABLE {name} (id int PRIMARY KEY, n int)")
+    for replica in calm_cluster.replicas:
+        calm_cluster.wait_for(replica, f"SELECT to_regclass('{name}') IS NOT NULL")
+    yield name
+    calm_cluster.sql("a", f"DROP TABLE IF EXISTS {name} CASCADE")
