@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dbguard.cli import running
 from dbguard.cli.findings import Room, clusters, find, room
 from dbguard.cli.looking import Look, Unusable, look_at_all
 from dbguard.cli.output import Cell, Output, complain
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check a configuration. Returns 0 if nothing is wrong, 1 if something is, 2 if no node can be used."""
     settings = load(source(arguments.config))
     output = Output(sys.stdout)
-    looks = asyncio.run(look_at_all(settings, _say_waiting))
+    looks = running.run(look_at_all(settings, _say_waiting))
     addresses = {node.name: _shown(settings, index) for index, node in enumerate(settings.nodes)}
     if not any(isinstance(look, Look) for look in looks.values()):
         lines = [f"{addresses[name]}: {look.why}" for name, look in looks.items() if isinstance(look, Unusable)]
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines = [f"{', '.join(names)}: system identifier {system_id}" for system_id, names in by_cluster.items()]
         complain("the nodes belong to different clusters: leave out those that are wrong\n  " + "\n  ".join(lines))
         return 2
-    status = asyncio.run(_status(settings))
+    status = running.run(_status(settings))
     found = find(settings, looks, status, arguments.processes)
     rooms = {name: room(look, settings, arguments.processes) for name, look in looks.items() if isinstance(look, Look)}
     if arguments.json:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dbguard.cli import running
 from dbguard.cli.check import settled, source
 from dbguard.cli.output import Cell, Output
 from dbguard.config import load
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 _show(output, query, statement)
         return 0
-    return asyncio.run(_ask(output, load(source(arguments.config)), queries, as_json=arguments.json))
+    return running.run(_ask(output, load(source(arguments.config)), queries, as_json=arguments.json))
 
 
 def statements(words: Iterable[str], lines: Iterable[str]) -> Iterator[str]:

@@ -20,18 +20,25 @@ __all__ = ["as_json", "report"]
 _MOST_KINDS = 3
 
 
-def report(output: Output, guarded: Figures, control: Figures, control_errors: Counter[str], survivor: str) -> None:
+def report(
+    output: Output,
+    guarded: Figures,
+    control: Figures,
+    guarded_errors: Counter[str],
+    control_errors: Counter[str],
+    survivor: str,
+) -> None:
     """Write the table of both sides, and the judgement.
 
+    guarded_errors, control_errors: the classes of errors that clients got, counted.
     survivor: the primary at the end, where the tables were read back.
     """
     output.line()
     output.table(["", ">guarded", ">control"], _rows(guarded, control))
     output.line()
-    if control_errors:
-        kinds = [f"{count} x {name}" for name, count in control_errors.most_common(_MOST_KINDS)]
-        more = len(control_errors) - len(kinds)
-        output.item("control:", "what its clients got: " + ", ".join(kinds) + (f", {more} more kinds" if more else ""))
+    for name, errors in (("guarded", guarded_errors), ("control", control_errors)):
+        if errors:
+            output.item(f"{name}:", f"what its clients got: {_kinds(errors)}")
     if control.failed_applied:
         output.item(
             "control:",
@@ -78,6 +85,12 @@ def _rows(guarded: Figures, control: Figures) -> list[list[Cell | str]]:
         ["longest pause between two writes", *(_seconds(side.write_gap_s) for side in both)],
         ["first write after the promotion", *(_seconds(side.write_gap_after_promotion_s) for side in both)],
     ]
+
+
+def _kinds(errors: Counter[str]) -> str:
+    said = [f"{count} x {name}" for name, count in errors.most_common(_MOST_KINDS)]
+    more = len(errors) - len(said)
+    return ", ".join(said) + (f", {more} more kinds" if more else "")
 
 
 def _must_be_0(count: int) -> Cell:

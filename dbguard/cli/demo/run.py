@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dbguard.cli import running
 from dbguard.cli.demo.control import plain_pool
 from dbguard.cli.demo.failover import Failover, Script
 from dbguard.cli.demo.history import History
@@ -56,10 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
                 took = time.monotonic() - began
                 demo = Demo(cluster, arguments.seconds, output)
                 output.line(f"ready after {took:.1f} s: {_described(cluster)}")
-                asyncio.run(_until_terminated(demo.play()))
+                running.run(_until_terminated(demo.play()))
                 guarded, control = demo.judge()
                 survivor = cluster.primary.name
-            report(output, guarded, control, demo.control.errors, survivor)
+            report(output, guarded, control, demo.guarded.errors, demo.control.errors, survivor)
             if destination is not None:
                 json.dump(as_json(guarded, control, demo.journal.entries), destination, indent=2)
                 destination.write("\n")
