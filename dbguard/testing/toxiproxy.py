@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
     import requests
 
-__all__ = ["TOXICS", "Proxy", "Stream", "Toxic", "Toxiproxy", "ToxiproxyError"]
+__all__ = ["TOXICS", "Proxy", "Stream", "Toxic", "ToxicKind", "Toxiproxy", "ToxiproxyError"]
 
 Stream = Literal["downstream", "upstream"]
+ToxicKind = Literal["bandwidth", "latency", "limit_data", "reset_peer", "slicer", "slow_close", "timeout"]
 
-TOXICS: Mapping[str, frozenset[str]] = {
+TOXICS: Mapping[ToxicKind, frozenset[str]] = {
     "bandwidth": frozenset({"rate"}),  # KB/s
     "latency": frozenset({"latency", "jitter"}),  # ms
     "limit_data": frozenset({"bytes"}),
@@ -265,7 +266,7 @@ class Proxy:
             if was:
                 self.enable()
 
-    def toxic(self, kind: str, *, stream: Stream = "downstream", toxicity: float = 1.0, **attributes: int) -> Toxic:
+    def toxic(self, kind: ToxicKind, *, stream: Stream = "downstream", toxicity: float = 1.0, **attributes: int) -> Toxic:
         """Add a toxic, at once; as a context manager it is removed at the end.
 
         kind and attributes: see `TOXICS`; what is left out is 0.
@@ -287,7 +288,7 @@ class Toxic:
     proxy: where. name: its name, unlike any other on this proxy. kind: latency, timeout, ...
     """
 
-    def __init__(self, proxy: Proxy, name: str, kind: str) -> None:
+    def __init__(self, proxy: Proxy, name: str, kind: ToxicKind) -> None:
         self.proxy = proxy
         self.name = name
         self.kind = kind
@@ -400,7 +401,7 @@ def _text(said: object) -> str:
     return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
 
 
-def _check(kind: str, attributes: Mapping[str, int]) -> None:
+def _check(kind: ToxicKind, attributes: Mapping[str, int]) -> None:
     if unknown := attributes.keys() - TOXICS[kind]:
         raise ValueError(
             f"the toxic {kind} has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(TOXICS[kind]))}"

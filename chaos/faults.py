@@ -1,0 +1,118 @@
+"""What a scenario can break. Each fault is a dataclass whose fields are its YAML keys, and gives back what it took.
+
+(Annotations are evaluated here, since `Section` reads the rules in them.)
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+from dbguard.config.quantities import Number, Whole
+from dbguard.config.section import Section
+from dbguard.config.values import Choice, Fault, Rule, Unfit
+from dbguard.testing.proxied import APPLICATION, ProxiedCluster
+from dbguard.testing.toxiproxy import TOXICS, Stream, ToxicKind
+
+__all__ = ["FAULTS", "Breakage", "Link", "Toxic"]
+
+
+class Breakage(Section):
+    """A fault, with what it needs to be told."""
+
+    __slots__ = ()
+
+    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+        """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks."""
+        raise NotImplementedError
+
+    def names(self) -> dict[str, str]:
+        """Return the nodes that the fields name, by the field that does."""
+        return {}
+
+
+class Link(NamedTuple):
+    """From who dials to who listens, written ``app->b``."""
+
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.target}"
+
+
+class _LinkRule(Rule):
+    """A link."""
+
+    __slots__ = ()
+
+    def parse(self, value: Any) -> Link:
+        """Return the link."""
+        if isinstance(value, Link):
+            return value
+        if isinstance(value, str) and (ends := re.fullmatch(r"([a-z]+)->([a-z]+)", value)):
+            return Link(ends[1], ends[2])
+        raise Unfit("should be a link, such as app->b for the application's way to b, or b->a for b's to its upstream")
+
+
+class _Attributes(Rule):
+    """The attributes of a toxic: whole numbers by name."""
+
+    __slots__ = ()
+
+    def parse(self, value: Any) -> dict[str, int]:
+        """Return them."""
+        if not isinstance(value, Mapping):
+            raise Unfit("should be a mapping of names to whole numbers")
+        number = Whole(0, 2**31)
+        faults: list[Fault] = []
+        for name, setting in value.items():
+            try:
+                number.parse(setting)
+            except Unfit as unfit:
+                faults.append(((name,), str(unfit)))
+        if faults:
+            raise Unfit(faults[0][1], faults=tuple(faults))
+        return dict(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Toxic(Breakage):
+    """A toxic of Toxiproxy on one link."""
+
+    link: Annotated[Link, _LinkRule()]
+    """Where. No default."""
+    kind: Annotated[ToxicKind, Choice(ToxicKind)]
+    """Which, in Toxiproxy's words. No default."""
+    stream: Annotated[Stream, Choice(Stream)] = "downstream"
+    """downstream: the replies; upstream: the requests. Default downstream."""
+    toxicity: Annotated[float, Number(0, 1)] = 1.0
+    """The share of connections that it is for, 0 to 1. Default 1."""
+    attributes: Annotated[Mapping[str, int], _Attributes()] = field(default_factory=dict)
+    """Its attributes, by Toxiproxy's names. Default none: all are 0."""
+
+    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+        """Add the toxic."""
+        link = cluster.link(self.link.source, self.link.target)
+        return link.toxic(self.kind, stream=self.stream, toxicity=self.toxicity, **self.attributes)
+
+    def names(self) -> dict[str, str]:
+        """Return the nodes at the ends of the link."""
+        return {f"link {end}": end for end in self.link if end != APPLICATION}
+
+    def _contradictions(self) -> list[Fault]:
+        known = TOXICS[self.kind]
+        return [
+            (("attributes", name), f"is no attribute of {self.kind}; known: {', '.join(sorted(known))}")
+            for name in self.attributes
+            if name not in known
+        ]
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{name} {value}" for name, value in self.attributes.items())
+        return f"{self.kind} ({said or 'plain'}) {self.stream} on {self.link}"
+
+
+FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic}
+"""The faults, by their names in a scenario."""
