@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.plan import Attempt, Done, Pause, Reply, Step, Stopped
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from dbguard.core.failure import Failure
 
 __all__ = ["drive", "drive_sync"]
@@ -36,12 +38,18 @@ def drive_sync(
     plan: Plan,
     attempt: Callable[[Attempt], Done | Failure],
     pause: Callable[[Pause], Stopped | None],
+    lock: AbstractContextManager[object],
 ) -> Any:
-    """Run *plan* on the calling thread."""
+    """Run *plan* on the calling thread.
+
+    lock: the guard's; held while the plan decides, because it reads and writes the state, and not while an attempt or a
+        pause runs. Not taken twice by one thread.
+    """
     reply: Reply = None
     try:
         while True:
-            step = plan.send(reply)
+            with lock:
+                step = plan.send(reply)
             reply = attempt(step) if isinstance(step, Attempt) else pause(step)
     except StopIteration as end:
         return end.value
