@@ -40,7 +40,7 @@ class Node:
     """One node as the router sees it: what the view says of it, and what this process knows beside.
 
     epoch: its generation; a lease born under another is stale.
-    doubted_at: when a call last met a hard failure or a role error here; a probe sent later answers the doubt.
+    doubted_at: when a call last met a hard failure or a role error here; only a probe sent later answers the doubt.
     seen_at: when the last probe that answered was sent.
     soft_until: its weight is halved until then (the node is overloaded, not dead).
     """
@@ -54,14 +54,14 @@ class Node:
         self.epoch = view.epoch
         self.weight = weight
         self.load = Load()
-        self.doubted_at = -1.0
+        self.doubted_at = -2.0
         self.seen_at = -1.0
         self.soft_until = -1.0
 
     @property
     def doubted(self) -> bool:
         """Whether a call's failure here has not been answered by a probe yet."""
-        return self.doubted_at > self.seen_at
+        return self.doubted_at >= self.seen_at
 
     def cost(self, now: float) -> float:
         """Return leases out per pool slot, per weight; doubled while the node is overloaded."""
