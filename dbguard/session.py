@@ -96,7 +96,12 @@ class Session:
         """Run one statement by the driver's own method."""
         stake, whole = self.note(query)
         con = self.con
-        return await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole)
+        value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole)
+        if self.failed and not method.endswith("many") and self.texts.learn(query).statement.verb:
+            # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no
+            # statement, nothing is asked.)
+            self.failed = False
+        return value
 
     async def do(
         self, act: Callable[[], Awaitable[Any]], stake: Stake, limit: float | None = None, *, whole: bool = True

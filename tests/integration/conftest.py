@@ -4,6 +4,7 @@
 * `events`: what all guards of the test have told, in order.
 * `until(condition)`: waits for a condition, plain or async; fails after some seconds.
 * `settled(guard)`: waits until the guard knows a primary and every other node is a replica that serves reads.
+* `all_given_back(guard)`: waits until no lease is out.
 * `table`: the name of a table with columns `id int primary key, n int`, on the calm cluster, replicated.
 """
 
@@ -62,6 +63,16 @@ def until() -> Callable[..., Awaitable[Any]]:
 @pytest.fixture
 def settled() -> Callable[..., Awaitable[None]]:
     return _settled
+
+
+@pytest.fixture
+def all_given_back() -> Callable[[dbguard.Guard], Awaitable[None]]:
+    """Wait until no lease is out (the guard's own reading of the catalogue takes one now and then)."""
+
+    async def wait(guard: dbguard.Guard) -> None:
+        await _until(lambda: all(node.in_use == 0 for node in guard.status().nodes))
+
+    return wait
 
 
 @pytest.fixture
