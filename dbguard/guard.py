@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
 from dbguard.config import load
-from dbguard.core.classify import Classifier
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, NoPrimary, NotAttempted
@@ -63,9 +62,7 @@ class Guard(Calls):
         self._monitor: Monitor | None = None
         self._refresh: Refresh | None = None
         functions = self._settings.routing.functions
-        self._core = Core(
-            Texts(Classifier(read_functions=frozenset(functions.read), write_functions=frozenset(functions.write)))
-        )
+        self._core = Core(Texts(frozenset(functions.read), frozenset(functions.write)))
         self._options = Options(
             consistency=self._settings.reads.consistency,
             fallback=self._settings.reads.fallback,
@@ -242,8 +239,8 @@ class Guard(Calls):
         return self._core.engine is None
 
     def get_size(self) -> int:
-        """Return the leases out, over all nodes."""
-        return sum(node.load.in_use for node in self._engine().state.nodes.values())
+        """Return the connections there are, in use or at hand, over all nodes."""
+        return self.get_idle_size() + sum(node.load.in_use for node in self._engine().state.nodes.values())
 
     def get_idle_size(self) -> int:
         """Return the connections at hand, over all nodes."""
