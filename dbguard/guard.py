@@ -128,9 +128,8 @@ class Guard(Calls):
                 await node_pool.close(0.1)
             raise
         self._core.engine = engine
-        if any(pool.holds for pool in own):
-            self._refresh = Refresh(self._core.texts, self.using(role="primary", writes="wait"))
-            self._refresh.start()
+        self._refresh = Refresh(self._core.texts, self.using(role="primary", writes="wait"))
+        await self._refresh.start(wait=engine.state.view.primary is not None)
         warm = self._arguments.get("min_size", self._settings.pool.min_size)
         for name, node in engine.state.nodes.items():
             if node.view.reachable and node.view.misconfigured is None:

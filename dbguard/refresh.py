@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from dbguard.core.catalogue import plain_relations
 from dbguard.drivers.asyncpg.catalogue import read_catalogue
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ SOON = 0.2
 """Seconds after DDL of our own: several statements of one migration cost one reading."""
 
 READ_WITHIN = 10.0
+"""Seconds each question to the catalogue may take."""
+
+FIRST_WITHIN = 1.0
+"""Seconds that opening a guard waits for the first reading; without a primary there is none, and nothing to wait for."""
 
 log = logging.getLogger("dbguard")
 
@@ -36,10 +40,16 @@ class Refresh:
         self._texts = texts
         self._calls = calls
         self._task: asyncio.Task[None] | None = None
+        self._read = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin; needs a running loop."""
+    async def start(self, *, wait: bool) -> None:
+        """Begin; with *wait*, give the first reading a moment, so that the first statements are known for what they are."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard catalogue")
+        if not wait:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_WITHIN):
+                await self._read.wait()
 
     async def stop(self) -> None:
         """Stop."""
@@ -54,7 +64,7 @@ class Refresh:
         async with self._calls.causal(), self._calls.acquire() as con:
             catalogue = await read_catalogue(con, timeout=READ_WITHIN)
         if catalogue is not None:
-            self._texts.trust(plain_relations(catalogue, self._texts.classify), version)
+            self._texts.trust(catalogue, version)
 
     async def _run(self) -> None:
         while True:
@@ -62,6 +72,7 @@ class Refresh:
                 await self.once()
             except Exception as error:  # noqa: BLE001  without it connections are reset, as in any pool
                 log.debug("the catalogue could not be read: %s", type(error).__name__)
+            self._read.set()
             changed = self._texts.changed_event
             try:
                 async with asyncio.timeout(EVERY):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dbguard.core.catalogue import NOTHING_KNOWN, conclude, trusted_functions
+from dbguard.core.classify import Classifier
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Kind, Touch
 
 if TYPE_CHECKING:
-    from dbguard.core.classify import Classifier
+    from dbguard.core.catalogue import Catalogue, Knowledge
     from dbguard.core.statement import Statement
 
 __all__ = ["Text", "Texts"]
@@ -24,75 +27,91 @@ LONGEST_TEXT = 4_096
 class Text:
     """One statement's text, classified.
 
-    ddl: it may change the catalogue. reads: it may go to a replica. liftable: it is not understood, and may go there if the caller says so. work: what is at stake when it runs in autocommit.
-    touched: what it may leave on the session, as far as can be proven.
+    reads: it may go to a replica. liftable: it is not understood, and may go there if the caller says so.
+    hint: where a comment in the text sends it, the strongest word of all. why: one short phrase. refused: a replica has refused it as a write.
+    work: what is at stake when it runs in autocommit.
+    touched: what it may leave on the session, as far as can be proven. ddl: it may change the catalogue.
     """
 
-    __slots__ = ("ddl", "liftable", "reads", "statement", "touched", "work")
+    __slots__ = ("ddl", "hint", "liftable", "reads", "refused", "statement", "touched", "why", "work")
 
-    def __init__(self, statement: Statement, *, clean: bool) -> None:
+    def __init__(self, query: str, statement: Statement, known: Knowledge) -> None:
+        clean = statement.touch is Touch.NOTHING and known.is_clean(statement)
+        taint = known.taints(statement, query) if statement.kind is Kind.READ else None
+        to_primary = statement.hint == "primary"
         self.statement = statement
-        self.reads = statement.is_read
+        self.hint = statement.hint
+        self.why = "hint: primary" if to_primary else taint or statement.why
+        self.reads = statement.is_read and taint is None and not to_primary
+        self.liftable = statement.kind is Kind.UNKNOWN and not to_primary
+        self.refused = False
         self.ddl = statement.ddl
-        self.liftable = statement.kind is Kind.UNKNOWN
         self.touched = statement.touch if clean or statement.touch is not Touch.NOTHING else Touch.SETTINGS
         self.work = Work(
-            stake=Stake.READ if statement.kind is Kind.READ else Stake.WRITE,
+            stake=Stake.READ if statement.kind is Kind.READ and taint is None else Stake.WRITE,
             one_transaction=statement.one_transaction,
-            leaves_nothing=statement.locks_only,
+            leaves_nothing=statement.locks_only or statement.sets_only,
         )
 
 
 class Texts:
-    """The texts of one guard.
+    """The texts of one guard, and what the live catalogue says about them.
 
-    plain: relations that are proven to run no user-defined function (RULES 6.1); until the catalogue has been read,
-    only statements that name none and call none leave out the reset.
+    read, write: functions of the application's that the configuration names; they count for more than the catalogue.
+
+    Until the catalogue has been read, only statements that name no relation leave out the reset.
     """
 
-    __slots__ = ("_known", "_plain", "changed_event", "classify", "get", "version")
+    __slots__ = ("_functions", "_known", "_read", "_write", "changed_event", "classify", "get", "knowledge", "version")
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.classify = classifier.classify
+    def __init__(self, read: frozenset[str] = frozenset(), write: frozenset[str] = frozenset()) -> None:
+        self._read = read
+        self._write = write
+        self._known: dict[str, Text] = {}
+        self.classify = Classifier(read_functions=read, write_functions=write).classify
+        self.get = self._known.get
+        self.knowledge = NOTHING_KNOWN
+        self._functions: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         self.version = 0
         self.changed_event = asyncio.Event()
-        self._plain: frozenset[str] = frozenset()
-        self._known: dict[str, Text] = {}
-        self.get = self._known.get
 
     def learn(self, query: str) -> Text:
         """Return what is known of *query*, classifying it if it is new."""
         known = self._known.get(query)
         if known is not None:
             return known
-        statement = self.classify(query)
-        relations = statement.relations
-        clean = not statement.user_functions and relations is not None and relations <= self._plain
-        text = Text(statement, clean=clean)
+        text = Text(query, self.classify(query), self.knowledge)
         if len(query) <= LONGEST_TEXT:
             if len(self._known) >= MOST_TEXTS:
                 self._known.clear()
             self._known[query] = text
         return text
 
-    def trust(self, plain: frozenset[str], version: int) -> None:
-        """Take over the catalogue's set of plain relations, unless DDL was seen since its reading began."""
-        if version == self.version and plain != self._plain:
-            self._plain = plain
+    def trust(self, catalogue: Catalogue, version: int) -> None:
+        """Take over what follows from the catalogue, unless DDL was seen since its reading began."""
+        if version != self.version:
+            return
+        read, write = trusted_functions(catalogue)
+        classify = Classifier(
+            read_functions=(read | self._read) - self._write, write_functions=(write - self._read) | self._write
+        ).classify
+        knowledge = conclude(catalogue, classify)
+        if knowledge != self.knowledge or (read, write) != self._functions:
+            self.classify, self.knowledge, self._functions = classify, knowledge, (read, write)
             self._forget()
 
     def changed(self) -> None:
         """Take in that DDL was or will be run: nothing is plain until the catalogue has been read again."""
         self.version += 1
         self.changed_event.set()
-        if self._plain:
-            self._plain = frozenset()
+        if self.knowledge.plain:
+            self.knowledge = replace(self.knowledge, plain=frozenset())
             self._forget()
 
     def _forget(self) -> None:
         """Forget what follows from the catalogue; what replicas have refused stays known."""
-        refused = {query: text for query, text in self._known.items() if text.statement.is_read and not text.reads}
+        refused = [query for query, text in self._known.items() if text.refused]
         self._known.clear()
-        for query, text in refused.items():
-            self._known[query] = Text(text.statement, clean=False)
-            self._known[query].reads = False
+        for query in refused:
+            text = self.learn(query)
+            text.reads, text.refused = False, True

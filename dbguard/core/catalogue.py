@@ -1,13 +1,17 @@
-"""Which relations are *plain*: a statement that names only them runs no user-defined function by way of them.
+"""What the live catalogue says about statements: which connections need no reset, and which reads must not be spread.
 
-Leaving out the reset between two uses of a connection may trust nobody's word on volatility: a plain SELECT on a table
-whose policy calls a STABLE function left another tenant's setting on the session. So a relation is plain only if
-nothing about it can run a function that is not PostgreSQL's own: no policy, rule or trigger; no column of a type made by
-users (enums aside); nothing but PostgreSQL's functions in its defaults, checks, generated columns and indexes, or in the
-view's own query. And only if that holds for everything a statement on it reaches: partitions and children, tables that
-foreign keys cascade to, relations under a view.
+Two questions, and two different answers to "may this be trusted?":
 
-What is not in the set is simply reset after use, as asyncpg's pool does after every use.
+* Leaving out the reset between two uses of a connection trusts nobody's word on volatility: a plain SELECT on a table
+  whose policy calls a STABLE function left another tenant's setting on the session. So a relation is *plain* only if
+  nothing about it can run a function that is not PostgreSQL's own: no policy, rule or trigger; no column of a type made
+  by users (enums aside); nothing but PostgreSQL's functions in its defaults, checks, generated columns and indexes, or
+  in the view's own query; and only if that holds for everything a statement on it reaches: partitions and children,
+  tables tied to it by foreign keys, relations under a view. What is not plain is reset after use, as in any pool.
+* Routing may trust volatility: a replica refuses a write by itself, and one that was refused is remembered. A user's
+  function is *trusted* if every function of its name is STABLE or IMMUTABLE; a relation is *tainted* if reading it can
+  run one that is not (a view, a policy); so is a text with an operator or a domain of the users' that runs a volatile
+  function.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.statement import Statement
 
-__all__ = ["Catalogue", "Relation", "plain_relations"]
+__all__ = ["NOTHING_KNOWN", "Catalogue", "Function", "Knowledge", "Relation", "conclude", "trusted_functions"]
 
 NEXT_VALUE = "SELECT nextval("
 """A default that draws from a sequence: PostgreSQL's own; the sequence state it leaves is what any INSERT leaves."""
@@ -42,31 +46,103 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """One name of users' functions.
+
+    names: the ways a statement may call it. stable: all functions of that name are STABLE or IMMUTABLE.
+    hides: PostgreSQL has a function of that name, too.
+    """
+
+    names: tuple[str, ...]
+    stable: bool
+    hides: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
     """What was read from the server.
 
     expressions: (relation, expression) for defaults, checks, generated columns and indexes.
-    queries: (view, its query).
+    queries: (view, its query), and (table, "SELECT " and the expression of a policy).
     reaches: (relation, relation that a statement on it can reach).
+    volatile_words: operators and domains of users' that run a volatile function, as a text would hold them.
     foul: users have redefined what PostgreSQL's own names mean (operators, casts, functions): nothing is plain.
     """
 
     relations: Sequence[Relation]
-    expressions: Sequence[tuple[int, str]]
-    queries: Sequence[tuple[int, str]]
-    reaches: Sequence[tuple[int, int]]
+    expressions: Sequence[tuple[int, str]] = ()
+    queries: Sequence[tuple[int, str]] = ()
+    reaches: Sequence[tuple[int, int]] = ()
+    functions: Sequence[Function] = ()
+    volatile_words: Sequence[str] = ()
     foul: bool = False
 
 
-def plain_relations(catalogue: Catalogue, classify: Callable[[str], Statement]) -> frozenset[str]:
-    """Return the names of all plain relations, as statements may write them."""
-    if catalogue.foul:
-        return frozenset()
-    plain = {relation.oid for relation in catalogue.relations if relation.bare}
-    plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify)}
-    plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify)}
-    plain -= _reaching(plain, catalogue.reaches)
-    return frozenset(name for relation in catalogue.relations if relation.oid in plain for name in relation.names)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knowledge:
+    """What follows for statements.
+
+    plain: relations after whose use no reset is needed. tainted: relations whose reading may write.
+    words: what makes a text that holds it go to the primary.
+    """
+
+    plain: frozenset[str] = frozenset()
+    tainted: frozenset[str] = frozenset()
+    words: tuple[str, ...] = ()
+
+    def is_clean(self, statement: Statement) -> bool:
+        """Whether nothing of users' can have run, so that the session is as the text left it."""
+        relations = statement.relations
+        return not statement.user_functions and relations is not None and relations <= self.plain
+
+    def taints(self, statement: Statement, text: str) -> str | None:
+        """Say what makes a read of PostgreSQL's eyes one that may write; None: nothing."""
+        if self.tainted:
+            relations = statement.relations
+            if relations is None:
+                return "which relations it reads is not clear, and reading some of them may write"
+            if found := sorted(relations & self.tainted):
+                return f"reading {found[0]} may run a volatile function"
+        return next((f"{word} may run a volatile function" for word in self.words if word in text), None)
+
+
+NOTHING_KNOWN = Knowledge()
+"""Before the catalogue was read."""
+
+
+def trusted_functions(catalogue: Catalogue) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of users' functions that only read, and of those that must be taken for writes.
+
+    The second are those that are not stable: among them names that PostgreSQL has itself, which the text alone would
+    take for PostgreSQL's.
+    """
+    read = {
+        name for function in catalogue.functions if function.stable and not function.hides for name in function.names
+    }
+    write = {name for function in catalogue.functions if not function.stable for name in function.names}
+    return frozenset(read - write), frozenset(write)
+
+
+def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Knowledge:
+    """Draw the conclusions; *classify* knows the trusted functions already."""
+    every = {relation.oid for relation in catalogue.relations}
+    plain: set[int] = set()
+    if not catalogue.foul:
+        plain = {relation.oid for relation in catalogue.relations if relation.bare}
+        plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify)}
+        plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify)}
+        plain -= _reaching(plain, catalogue.reaches)
+    writing = {oid for oid, text in catalogue.queries if not classify(text).is_read}
+    tainted = writing | _reaching(every - writing, catalogue.reaches, only_into=writing)
+    return Knowledge(
+        plain=_names(catalogue, plain),
+        tainted=_names(catalogue, tainted),
+        words=tuple(catalogue.volatile_words),
+    )
+
+
+def _names(catalogue: Catalogue, oids: set[int]) -> frozenset[str]:
+    return frozenset(name for relation in catalogue.relations if relation.oid in oids for name in relation.names)
 
 
 def _is_own(text: str, classify: Callable[[str], Statement]) -> bool:
@@ -79,16 +155,16 @@ def _is_own(text: str, classify: Callable[[str], Statement]) -> bool:
     return statement.kind is Kind.READ and statement.touch is Touch.NOTHING
 
 
-def _reaching(plain: set[int], reaches: Iterable[tuple[int, int]]) -> set[int]:
-    """Return those of *plain* from which something that is not plain can be reached."""
+def _reaching(among: set[int], reaches: Iterable[tuple[int, int]], *, only_into: set[int] | None = None) -> set[int]:
+    """Return those of *among* from which something outside (of *only_into*, if given) can be reached."""
     into: dict[int, set[int]] = {}
     for start, end in reaches:
         into.setdefault(end, set()).add(start)
-    tainted = {end for end in into if end not in plain}
-    open_ends = list(tainted)
+    found = {end for end in into if (end in only_into if only_into is not None else end not in among)}
+    open_ends = list(found)
     while open_ends:
         for start in into.get(open_ends.pop(), ()):
-            if start not in tainted:
-                tainted.add(start)
+            if start not in found:
+                found.add(start)
                 open_ends.append(start)
-    return tainted
+    return found

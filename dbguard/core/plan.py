@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from dbguard.core.causal import Box
     from dbguard.core.state import GuardState
-    from dbguard.core.statement import Statement
 
 __all__ = ["Attempt", "Call", "Done", "Known", "Nowhere", "Pause", "Reply", "Route", "Step", "Stopped", "recover"]
 
@@ -35,11 +34,12 @@ __all__ = ["Attempt", "Call", "Done", "Known", "Nowhere", "Pause", "Reply", "Rou
 class Known(Protocol):
     """What is known of a statement's text.
 
-    reads: it may go to a replica.
+    reads: it may go to a replica. refused: a replica has refused it as a write. why: one short phrase.
     """
 
     reads: bool
-    statement: Statement
+    refused: bool
+    why: str
 
 
 @dataclass(slots=True, kw_only=True)

@@ -293,7 +293,7 @@ class GuardState:
             if not candidates and (call.role == "replica" or call.fallback == "error"):
                 return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
         else:
-            why = call.text.statement.why if call.text is not None else "a transaction"
+            why = call.text.why if call.text is not None else "a transaction"
         return self._writer(call, avoid, why, queued=queued)
 
     def _candidates(self, consistency: str, box: Box) -> Sequence[Node]:
@@ -369,8 +369,8 @@ class GuardState:
         call.reads = False
         call.work = replace(call.work, stake=Stake.WRITE)
         if call.text is not None:
-            call.text.reads = False
-            why = call.text.statement.why
+            call.text.reads, call.text.refused = False, True
+            why = call.text.why
         else:
             why = "a read-only block"
         self.counts["misread"] += 1

@@ -1,10 +1,10 @@
-"""What is read from a server's catalogue, to find the plain relations (`core.catalogue`)."""
+"""What is read from a server's catalogue; what follows from it is decided in `core.catalogue`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dbguard.core.catalogue import Catalogue, Relation
+from dbguard.core.catalogue import Catalogue, Function, Relation
 
 __all__ = ["MOST_RELATIONS", "read_catalogue"]
 
@@ -49,7 +49,27 @@ UNION ALL SELECT partrelid::bigint, pg_get_expr(partexprs, partrelid) FROM pg_pa
 _QUERIES = """
 SELECT c.oid::bigint, pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'v' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+UNION ALL SELECT polrelid::bigint, 'SELECT ' || pg_get_expr(polqual, polrelid) FROM pg_policy
+    WHERE polqual IS NOT NULL
 """
+
+_FUNCTIONS = f"""
+SELECT n.nspname AS schema, p.proname AS name, bool_or(pg_function_is_visible(p.oid)) AS visible,
+    bool_and(p.provolatile <> 'v' AND p.prokind <> 'p') AS stable,
+    EXISTS (SELECT FROM pg_proc b WHERE b.oid < {_USERS} AND b.proname = p.proname) AS hides
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE p.oid >= {_USERS} GROUP BY 1, 2
+"""  # noqa: S608  a number of ours
+
+_VOLATILE_WORDS = f"""
+SELECT o.oprname FROM pg_operator o JOIN pg_proc p ON p.oid = o.oprcode
+WHERE o.oid >= {_USERS} AND p.provolatile = 'v'
+UNION SELECT t.typname FROM pg_type t
+JOIN pg_constraint c ON c.contypid = t.oid
+JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_proc'::regclass
+JOIN pg_proc p ON p.oid = d.refobjid
+WHERE t.typtype = 'd' AND p.provolatile = 'v'
+"""  # noqa: S608  a number of ours
 
 _REACHES = """
 SELECT inhparent::bigint, inhrelid::bigint FROM pg_inherits
@@ -86,7 +106,7 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
     relations = [
         Relation(
             oid=row["oid"],
-            names=(f"{_name(row['schema'])}.{_name(row['name'])}", *((_name(row["name"]),) if row["visible"] else ())),
+            names=_both(row["schema"], row["name"], visible=row["visible"]),
             bare=row["bare"],
         )
         for row in await con.fetch(_RELATIONS, timeout=timeout)
@@ -96,8 +116,23 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
         expressions=[tuple(row) for row in await con.fetch(_EXPRESSIONS, timeout=timeout)],
         queries=[tuple(row) for row in await con.fetch(_QUERIES, timeout=timeout)],
         reaches=[tuple(row) for row in await con.fetch(_REACHES, timeout=timeout)],
+        functions=[
+            Function(
+                names=_both(row["schema"], row["name"], visible=row["visible"]),
+                stable=row["stable"],
+                hides=row["hides"],
+            )
+            for row in await con.fetch(_FUNCTIONS, timeout=timeout)
+        ],
+        volatile_words=[row[0] for row in await con.fetch(_VOLATILE_WORDS, timeout=timeout)],
         foul=await con.fetchval(_FOUL, timeout=timeout),
     )
+
+
+def _both(schema: str, name: str, *, visible: bool) -> tuple[str, ...]:
+    """Return the ways a statement may name a thing."""
+    full = f"{_name(schema)}.{_name(name)}"
+    return (full, _name(name)) if visible else (full,)
 
 
 def _name(name: str) -> str:
