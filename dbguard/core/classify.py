@@ -19,8 +19,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from dbguard.core.lexer import HEAD, line_of, tokens
+from dbguard.core.lexer import HEAD, tokens
 from dbguard.core.query import Trust, closing, examine
+from dbguard.core.quick import plainly_read
 from dbguard.core.statement import Effects, Kind, Statement, Token, Touch
 from dbguard.core.verbs import DML, QUERIES, UTILITIES, not_understood
 
@@ -35,9 +36,10 @@ CACHED_LENGTH: Final = 4096
 """Longest text that is remembered, in characters; longer ones are classified each time."""
 
 _HINT: Final = re.compile(r"dbguard:\s*(primary|replica)\b", re.IGNORECASE)
+_QUICK: Final = QUERIES - {"with"}
 _WORST: Final = (Kind.READ, Kind.UNKNOWN, Kind.SESSION, Kind.WRITE, Kind.TRANSACTION)
 _CHANGES: Final = {
-    verb: Statement(kind=Kind.WRITE, why=verb.upper(), verb=verb.upper(), one_transaction=True, token=Token.CTE)
+    verb: Statement.of(kind=Kind.WRITE, reason=verb.upper(), verb=verb.upper(), one_transaction=True, token=Token.CTE)
     for verb in DML
 }
 
@@ -78,10 +80,14 @@ class Classifier:
         head = HEAD.match(sql)
         verb = head[1].lower() if head is not None and head[1] else ""
         begin = head.start(1) if verb and head is not None else 0
-        plain = verb in DML and _is_single(sql)
-        statement = _with(_CHANGES[verb], text=sql) if plain else self._read(sql, verb)
+        if verb in DML and _is_single(sql):
+            statement = _CHANGES[verb].but(text=sql)
+        elif verb in _QUICK and plainly_read(sql, self._trust.names):
+            statement = _READS[verb].but(text=sql)
+        else:
+            statement = self._read(sql, verb)
         if begin > 8 and (hint := _hint(sql[:begin])):
-            statement = _with(statement, hint=hint)
+            statement = statement.but(hint=hint)
         return statement
 
     def _read(self, sql: str, verb: str) -> Statement:
@@ -91,7 +97,7 @@ class Classifier:
             return _EMPTY
         found = [self._part(sql, toks, start, end) for start, end in bounds]
         whole = found[0] if len(found) == 1 else _together(found)
-        return _with(whole, verb=verb.upper(), text=sql)
+        return whole.but(verb=verb.upper(), text=sql)
 
     def _part(self, sql: str, toks: Sequence[str], start: int, end: int) -> Statement:
         first = start
@@ -108,7 +114,7 @@ class Classifier:
             return self._copy(sql, toks, start, end)
         rule = UTILITIES.get(verb)
         if rule is None:
-            return not_understood(f"{verb.upper() or 'a character'} at line {line_of(sql, start)}")
+            return not_understood(verb.upper() or "a character", at=start)
         return rule(toks[start:end])
 
     def _query(self, sql: str, toks: Sequence[str], start: int, end: int, verb: str) -> Statement:
@@ -116,33 +122,48 @@ class Classifier:
         main = _main_verb(toks, start, end) if verb == "with" else verb
         if not main:
             return not_understood("WITH of nothing")
-        if not found:
-            return _READS[verb] if verb in QUERIES else _with(_CHANGES[verb], known=_KEEPS)
-        worst = max(found, key=lambda finding: _WORST.index(finding.kind))
-        unsafe = [finding for finding in found if finding.kind is not Kind.READ]
-        effects = Effects(
-            max(finding.touch for finding in found),
-            any(finding.user for finding in found),
-            returns_rows=verb not in DML and not any(f.what == "SELECT INTO" for f in found),
-        )
-        locks_only = bool(unsafe) and all(finding.lock for finding in unsafe) and verb not in DML
-        if main in DML and toks[start] != "(":
+        if not found and verb in QUERIES:
+            return _READS[verb]
+        changes = main in DML
+        worst, touch = None, Touch.NOTHING
+        user = locks = pins = ddl = False
+        locks_only, sets_only, understood = not changes, not changes, True
+        for finding in found:
+            touch = max(touch, finding.touch)
+            user = user or finding.user
+            locks = locks or finding.lock
+            pins = pins or finding.pins
+            ddl = ddl or finding.ddl
+            sets_only = sets_only and finding.what == "set_config()"
+            if finding.kind is not Kind.READ:
+                locks_only = locks_only and finding.lock
+                understood = understood and finding.touch is not Touch.LOST
+                if worst is None or _WORST.index(finding.kind) > _WORST.index(worst.kind):
+                    worst = finding
+        if worst is None:  # it calls trusted functions of the user's, or it is DML with nothing to remark
+            kind, reason, at = (Kind.WRITE if changes else Kind.READ), main.upper(), -1
+            locks_only = sets_only = False
+        else:
+            kind, reason, at = worst.kind, worst.what, worst.at
+        if changes and toks[start] != "(":
             token = Token.CTE
-        elif locks_only or worst.kind in {Kind.READ, Kind.SESSION}:
+        elif locks_only or kind is Kind.READ or kind is Kind.SESSION:
             token = Token.NONE
         else:
             token = Token.BLOCK
-        return Statement(
-            kind=Kind.WRITE if verb in DML else worst.kind,
-            why=f"{worst.what} at line {line_of(sql, worst.at)}",
-            one_transaction=not any(finding.what == "not understood" for finding in found),
+        rows = "returning" in toks[start:end] if changes else not ddl
+        return Statement.of(
+            kind=Kind.WRITE if verb in DML else kind,
+            reason=reason,
+            at=at,
+            one_transaction=understood or kind is not Kind.UNKNOWN,
             token=token,
             locks_only=locks_only,
-            locks_rows=any(finding.lock for finding in found),
-            sets_only=all(finding.what == "set_config()" for finding in found),
-            pins_session=any(finding.pins for finding in found),
-            ddl=any(finding.ddl for finding in found),
-            known=effects,
+            locks_rows=locks,
+            sets_only=sets_only,
+            pins_session=pins,
+            ddl=ddl,
+            known=Effects(touch, user, rows),
         )
 
     def _explain(self, sql: str, toks: Sequence[str], start: int, end: int) -> Statement:
@@ -156,30 +177,33 @@ class Classifier:
             while at < end and toks[at] in {"analyze", "analyse", "verbose"}:
                 runs = runs or toks[at] != "verbose"
                 at += 1
-        if at >= end:
-            return not_understood("EXPLAIN of nothing")
+        if at >= end or toks[at] in {"explain", "copy"}:
+            return not_understood("EXPLAIN of no statement")
         inner = self._part(sql, toks, at, end)
         if runs:
-            effects = Effects(inner.touch, inner.user_functions, returns_rows=True) if inner.known else _ROWS
+            effects = Effects(inner.touch, inner.user_functions, returns_rows=True)
             token = Token.BLOCK if inner.token is Token.CTE else inner.token
-            return _with(inner, why=f"EXPLAIN ANALYZE of {inner.why}", token=token, known=effects)
+            return inner.but(reason=f"EXPLAIN ANALYZE of {inner.reason}", token=token, known=effects)
         if "execute" in toks[at:end]:
-            return _with(inner, kind=Kind.SESSION, why="EXPLAIN EXECUTE", pins_session=True, token=Token.NONE)
+            return inner.but(kind=Kind.SESSION, reason="EXPLAIN EXECUTE", pins_session=True, token=Token.NONE)
         # The planner runs no volatile function. What a user declares to be stable is trusted in routing elsewhere too.
         found = examine(toks, at, end, self._trust, sql)
         planned = next((finding for finding in found if finding.planned), None)
         user = any(finding.user for finding in found)
         if planned is not None:
-            why = f"EXPLAIN of {planned.what} at line {line_of(sql, planned.at)}"
-            return Statement(kind=planned.kind, why=why, token=Token.BLOCK, one_transaction=True, known=_UNSURE)
+            reason = f"EXPLAIN of {planned.what}"
+            kind = planned.kind
+            return Statement.of(kind=kind, reason=reason, at=planned.at, one_transaction=True, known=_UNSURE)
         effects = Effects(Touch.SETTINGS if user else Touch.NOTHING, user, returns_rows=True)
-        return Statement(kind=Kind.READ, why="EXPLAIN", one_transaction=True, known=effects)
+        return Statement.of(kind=Kind.READ, reason="EXPLAIN", one_transaction=True, known=effects)
 
     def _copy(self, sql: str, toks: Sequence[str], start: int, end: int) -> Statement:
         at = start + 1
         inner = None
         if toks[at : at + 1] == ["("]:
             close = closing(toks, at, end)
+            if toks[at + 1 : at + 2] not in _COPIED:
+                return not_understood("COPY of no query")
             inner = self._part(sql, toks, at + 1, close)
             at = close + 1
         else:
@@ -188,30 +212,26 @@ class Classifier:
         if toks[at : at + 1] == ["from"]:
             return _COPY_FROM
         if toks[at : at + 2] != ["to", "stdout"]:
-            return Statement(kind=Kind.WRITE, why="COPY to the server's own files", known=_KEEPS)
+            return Statement.of(kind=Kind.WRITE, reason="COPY to the server's own files", known=_KEEPS)
         if inner is None or inner.kind is Kind.READ:
             known = Effects(inner.touch, inner.user_functions, returns_rows=True) if inner else _ROWS
-            return Statement(kind=Kind.READ, why="COPY TO STDOUT", one_transaction=True, known=known)
+            return Statement.of(kind=Kind.READ, reason="COPY TO STDOUT", one_transaction=True, known=known)
         token = Token.BLOCK if inner.token is Token.CTE else inner.token
-        return _with(inner, why=f"COPY of {inner.why}", token=token)
+        return inner.but(reason=f"COPY of {inner.reason}", token=token)
 
 
 _KEEPS: Final = Effects()
 _ROWS: Final = Effects(returns_rows=True)
 _UNSURE: Final = Effects(Touch.SETTINGS, user_functions=True, returns_rows=True)
 _READS: Final = {
-    verb: Statement(kind=Kind.READ, why=verb.upper(), verb=verb.upper(), one_transaction=True, known=_ROWS)
+    verb: Statement.of(kind=Kind.READ, reason=verb.upper(), verb=verb.upper(), one_transaction=True, known=_ROWS)
     for verb in QUERIES
 }
-_EMPTY: Final = Statement(kind=Kind.READ, why="no statement", one_transaction=True, known=_KEEPS)
-_COPY_FROM: Final = Statement(kind=Kind.WRITE, why="COPY FROM", one_transaction=True, token=Token.BLOCK, known=_KEEPS)
-
-
-def _with(statement: Statement, **changes: object) -> Statement:
-    """Return a copy with other values: `dataclasses.replace` without its price, some 10 us."""
-    new = object.__new__(Statement)
-    vars(new).update(vars(statement), **changes)
-    return new
+_COPIED: Final = [[word] for word in (*QUERIES, *DML, "(")]
+_EMPTY: Final = Statement.of(kind=Kind.READ, reason="no statement", one_transaction=True, known=_KEEPS)
+_COPY_FROM: Final = Statement.of(
+    kind=Kind.WRITE, reason="COPY FROM", one_transaction=True, token=Token.BLOCK, known=_KEEPS
+)
 
 
 def _is_single(sql: str) -> bool:
@@ -251,9 +271,10 @@ def _together(found: list[Statement]) -> Statement:
     )
     writes = worst.kind in {Kind.WRITE, Kind.UNKNOWN} and one and worst.token is not Token.NONE
     unsafe = [statement for statement in found if statement.kind is not Kind.READ]
-    return Statement(
+    return Statement.of(
         kind=worst.kind,
-        why=f"{len(found)} statements: {worst.why}",
+        reason=f"{len(found)} statements: {worst.reason}",
+        at=worst.at,
         one_transaction=one,
         token=Token.BLOCK if writes else Token.NONE,
         locks_only=bool(unsafe) and all(statement.locks_only for statement in unsafe),

@@ -6,8 +6,7 @@ it found; an empty answer is a plain read. DML goes through it too, for what it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dbguard.core.functions import CALL_PROOF, PLANNED_FUNCTIONS, READ_FUNCTIONS, RESERVED, VOLATILE_FUNCTIONS
 from dbguard.core.lexer import written
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Trust", "closing", "examine"]
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing in a text that is not a plain read.
 
     kind: what it makes of the statement; READ for a user's function that is trusted.
@@ -117,14 +115,20 @@ _UPDATE_REACH: Final = 16  # UPDATE ONLY (a.b.c) * AS x SET: SET is never farthe
 
 
 class Trust:
-    """Which functions a classifier may trust, beyond PostgreSQL's own: `schema.name`, or `name` alone, in lower case."""
+    """Which functions a classifier may trust: PostgreSQL's own, and those declared.
 
-    __slots__ = ("before_paren", "reads", "writes")
+    reads, writes: declared, as `schema.name`, or `name` for calls without a schema.
+    names: what is harmless before a parenthesis wherever it stands, in lower case: PostgreSQL's own reading functions and
+        words of syntax. before_paren: those, and the operators behind which a parenthesis is no call.
+    """
+
+    __slots__ = ("before_paren", "names", "reads", "writes")
 
     def __init__(self, reads: frozenset[str], writes: frozenset[str]) -> None:
         self.reads = reads
         self.writes = writes
-        self.before_paren = ((READ_FUNCTIONS - writes) | CALL_PROOF | _PLAIN) - {"operator"}
+        self.names = (READ_FUNCTIONS - writes) | CALL_PROOF
+        self.before_paren = self.names | _PLAIN
 
 
 def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -> list[Finding]:

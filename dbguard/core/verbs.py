@@ -36,21 +36,21 @@ _BETWEEN: Final = frozenset(
 )
 
 
-def not_understood(what: str) -> Statement:
-    """Return the statement for a text, or a part of one, that is not understood."""
-    return Statement(kind=Kind.UNKNOWN, why=f"not understood: {what}", known=_ANYTHING)
+def not_understood(what: str, at: int = -1) -> Statement:
+    """Return the statement for a text, or a part of one, that is not understood; *at*: the index of the token."""
+    return Statement.of(kind=Kind.UNKNOWN, reason=f"not understood: {what}", at=at, known=_ANYTHING)
 
 
 def _write(why: str, effects: Effects = _KEEPS, **more: object) -> Statement:
-    return Statement(kind=Kind.WRITE, why=why, known=effects, **more)  # type: ignore[arg-type]
+    return Statement.of(kind=Kind.WRITE, reason=why, known=effects, **more)
 
 
 def _session(why: str, effects: Effects = _KEEPS, **more: object) -> Statement:
-    return Statement(kind=Kind.SESSION, why=why, known=effects, **more)  # type: ignore[arg-type]
+    return Statement.of(kind=Kind.SESSION, reason=why, known=effects, **more)
 
 
 def _transaction(why: str) -> Statement:
-    return Statement(kind=Kind.TRANSACTION, why=why, known=_KEEPS)
+    return Statement.of(kind=Kind.TRANSACTION, reason=why, known=_KEEPS)
 
 
 def _ddl(toks: Sequence[str]) -> Statement:
@@ -173,6 +173,6 @@ UTILITIES: Final[dict[str, Callable[[Sequence[str]], Statement]]] = {
     "abort": _row(_transaction("ABORT")),
     "savepoint": _row(_transaction("SAVEPOINT")),
     "release": _row(_transaction("RELEASE")),
-    "show": _row(Statement(kind=Kind.READ, why="SHOW", known=_ROWS, one_transaction=True)),
+    "show": _row(Statement.of(kind=Kind.READ, reason="SHOW", known=_ROWS, one_transaction=True)),
 }
 """Verb in lower case -> what its statement is. A new verb is one more row."""
