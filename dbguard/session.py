@@ -80,7 +80,7 @@ class Session:
 
     def touch_raw(self) -> None:
         """Note that the application has the driver's own connection: nothing is known of what is done with it."""
-        self.touch(Touch.IDENTITY)
+        self.touch(Touch.LOST)  # no reset takes back PREPARE, LOAD, a codec, or the application's own reference to it
         self.lease.raw_touched = self.writes = True
         self._stamp()
 

@@ -1,0 +1,187 @@
+"""What one caller leaves on a session is never seen by the next: handed on, reset, or closed (RULES 6)."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+PID = "SELECT pg_backend_pid()"
+
+
+@pytest.fixture
+async def guard(calm_cluster, open_guard, all_given_back):
+    """A guard with one connection to the primary alone."""
+    guard = await open_guard(calm_cluster, "a", min_size=1, max_size=1)
+    await all_given_back(guard)
+    return guard
+
+
+@pytest.mark.every_postgres
+async def test_a_connection_is_handed_on_after_statements_that_leave_nothing(calm_cluster, open_guard, table, until):
+    resets = []
+    guard = await open_guard(calm_cluster, "a", min_size=1, max_size=1)
+
+    async def quiet() -> bool:
+        """Whether the catalogue was read, so that the table is known to be plain."""
+        before = calm_cluster.sql("a", LAST_QUERY)
+        await guard.fetchval(f"SELECT n FROM {table}")
+        after = calm_cluster.sql("a", LAST_QUERY)
+        resets.append((before, after))
+        return "FROM " in after[0][0] and table in after[0][0]
+
+    await until(quiet)
+    pid = await guard.fetchval(PID)
+    await guard.execute(f"INSERT INTO {table} VALUES (1, 1)")
+    assert table in calm_cluster.sql("a", LAST_QUERY)[0][0]  # no reset came after it
+    async with guard.transaction() as tx:
+        await tx.execute(f"UPDATE {table} SET n = 2")
+    await guard.fetch(f"SELECT * FROM {table} WHERE id = $1", 1)
+
+    assert await guard.fetchval(PID) == pid
+
+
+LAST_QUERY = (
+    "SELECT query FROM pg_stat_activity WHERE application_name = '' AND backend_type = 'client backend'"
+    " AND query NOT LIKE '%pg_postmaster_start_time%' ORDER BY state_change DESC LIMIT 1"
+)
+
+
+@pytest.mark.parametrize(
+    ("left", "seen", "clean"),
+    [
+        pytest.param("SET search_path = nowhere", "SHOW search_path", '"$user", public', id="set"),
+        pytest.param("SET application_name = 'theirs'", "SHOW application_name", "", id="set-application-name"),
+        pytest.param("SELECT set_config('my.tenant', '7', false)", "SELECT current_setting('my.tenant', true)", "", id="set-config"),
+        pytest.param("SET ROLE pg_monitor", "SELECT current_user::text", "postgres", id="role"),
+        pytest.param("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user::text", "postgres", id="authorization"),
+        pytest.param("CREATE TEMP TABLE mine (id int)", "SELECT to_regclass('pg_temp.mine')::text", None, id="temp-table"),
+        pytest.param("SELECT 1 AS id INTO TEMP mine", "SELECT to_regclass('pg_temp.mine')::text", None, id="select-into"),
+        pytest.param("PREPARE mine AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE from_sql", 0, id="prepare"),
+        pytest.param("LISTEN mine", "SELECT count(*) FROM pg_listening_channels()", 0, id="listen"),
+        pytest.param("SELECT pg_advisory_lock(77)", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", 0, id="advisory-lock"),
+        pytest.param("BEGIN", "SELECT pg_current_xact_id_if_assigned() IS NULL AND now() > clock_timestamp() - interval '10ms'", True, id="begin"),
+        pytest.param("LOAD 'plpgsql'", "SELECT 1", 1, id="load"),
+        pytest.param("DO $$ BEGIN PERFORM set_config('my.tenant', '7', false); END $$", "SELECT current_setting('my.tenant', true)", "", id="do"),
+        pytest.param("DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "SELECT count(*) FROM pg_cursors WHERE name = 'mine'", 0, id="cursor"),
+        pytest.param("DISCARD ALL", "SELECT 1", 1, id="discard"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("by", ["call", "acquire", "raw"])
+async def test_nothing_of_a_session_is_seen_by_the_next_caller(guard, left, seen, clean, by):
+    if by == "call":
+        await guard.execute(left)
+    else:
+        async with guard.acquire() as con:
+            await (con.raw if by == "raw" else con).execute(left)
+
+    value = await guard.fetchval(seen)
+
+    assert (value or clean) == clean
+
+
+async def test_sequence_state_is_not_seen_by_the_next_caller(guard, calm_cluster, table):
+    calm_cluster.sql("a", f"CREATE SEQUENCE {table}_s OWNED BY {table}.id")
+
+    await guard.fetchval(f"SELECT nextval('{table}_s')")
+
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="not yet defined"):
+        await guard.fetchval("SELECT lastval()")
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="not yet defined"):
+        await guard.fetchval(f"SELECT currval('{table}_s')")
+
+
+async def test_a_seed_is_not_seen_by_the_next_caller(guard):
+    await guard.execute("SELECT setseed(0.5)")
+    first = await guard.fetchval("SELECT random()")
+    await guard.execute("SELECT setseed(0.5)")
+    second = await guard.fetchval("SELECT random()")
+
+    assert first != second
+
+
+async def test_a_setting_that_a_policys_stable_function_makes_is_not_seen_by_the_next_caller(
+    calm_cluster, open_guard, table, until, all_given_back
+):
+    calm_cluster.sql(
+        "a",
+        f"CREATE FUNCTION {table}_tenant() RETURNS bool LANGUAGE plpgsql STABLE AS $$ BEGIN"
+        " PERFORM set_config('my.tenant', current_setting('application_name'), false); RETURN true; END $$",
+    )
+    calm_cluster.sql("a", f"INSERT INTO {table} VALUES (1, 1)")
+    calm_cluster.sql("a", f"CREATE POLICY p ON {table} USING ({table}_tenant())")
+    calm_cluster.sql("a", f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    calm_cluster.sql("a", "DROP ROLE IF EXISTS tenant")
+    calm_cluster.sql("a", "CREATE ROLE tenant LOGIN")
+    calm_cluster.sql("a", f"GRANT SELECT ON {table} TO tenant")
+    guard = await open_guard(
+        calm_cluster,
+        "a",
+        config={"connection": {"user": "tenant", "server_settings": {"application_name": "first"}}},
+        min_size=1,
+        max_size=1,
+    )
+    pid = await guard.fetchval(PID)
+
+    for _ in range(3):  # before and after the catalogue was read
+        assert await guard.fetchval(f"SELECT n FROM {table}") == 1
+        assert await guard.fetchval("SELECT current_setting('my.tenant', true)") in (None, "")
+        await all_given_back(guard)
+
+    assert await guard.fetchval(PID) == pid
+    await guard.close()
+    calm_cluster.sql("a", f"REVOKE ALL ON {table} FROM tenant")
+    calm_cluster.sql("a", "DROP ROLE tenant")
+    calm_cluster.sql("a", f"DROP TABLE {table}")
+    calm_cluster.sql("a", f"DROP FUNCTION {table}_tenant()")
+
+
+async def test_a_trigger_made_by_others_is_reset_for_once_the_catalogue_was_read_after_ddl_of_ours(
+    calm_cluster, open_guard, table
+):
+    guard = await open_guard(calm_cluster, "a", min_size=1, max_size=1)
+    await guard.execute(
+        f"CREATE FUNCTION {table}_leak() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM set_config('my.tenant', '7', false); RETURN NEW; END $$;"
+        f"CREATE TRIGGER leak BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_leak()"
+    )
+
+    for n in range(5):
+        await guard.execute(f"INSERT INTO {table} VALUES ($1, 1)", n)
+        assert await guard.fetchval("SELECT current_setting('my.tenant', true)") in (None, "")
+
+    await guard.execute(f"DROP TRIGGER leak ON {table}; DROP FUNCTION {table}_leak()")
+
+
+async def test_a_transaction_left_open_on_an_acquired_connection_is_rolled_back(guard, table):
+    async with guard.acquire() as con:
+        await con.execute("BEGIN")
+        await con.execute(f"INSERT INTO {table} VALUES (1, 1)")
+
+    assert await guard.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_listeners_of_a_caller_are_gone_with_it(guard):
+    heard = []
+    async with guard.acquire() as con:
+        await con.add_listener("mine", lambda *said: heard.append(said))
+
+    await guard.execute("NOTIFY mine")
+
+    assert heard == []
+    assert await guard.fetchval("SELECT count(*) FROM pg_listening_channels()") == 0
+
+
+async def test_a_codec_of_a_caller_is_gone_with_it(guard):
+    async with guard.acquire() as con:
+        await con.set_type_codec("int4", encoder=str, decoder=lambda _: "mine", schema="pg_catalog", format="text")
+        assert await con.fetchval("SELECT 1::int4") == "mine"
+
+    assert await guard.fetchval("SELECT 1::int4") == 1
+
+
+async def test_a_connection_over_its_lifetime_or_uses_is_replaced(calm_cluster, open_guard):
+    by_uses = await open_guard(calm_cluster, "a", min_size=1, max_size=1, max_queries=5)
+
+    pids = {await by_uses.fetchval(PID) for _ in range(20)}
+
+    assert 2 <= len(pids) <= 10
