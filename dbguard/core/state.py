@@ -175,7 +175,8 @@ class GuardState:
                 if result.node == view.primary and result.position is not None and result.at > self.learnt_at:
                     self.learnt, self.learnt_at = result.position, result.at
             elif full and not result.alive and not result.config:
-                if result.node != view.primary:
+                if view.nodes[result.node].role is not Role.PRIMARY:
+                    # What is under way on a silent primary may still succeed; it is ended when another one is accepted.
                     self.effects.silent.append(result.node)
                 self._note_breaker(node, node.breaker.trip(now, result.why))
         self._absorb(changes, now)
