@@ -177,12 +177,7 @@ class Topology:
         if office is None:
             return Holder.GONE, None
         own = self._nodes[office.node]
-        waiting = (
-            self.view.primary == own.name
-            and own.role is Role.PRIMARY
-            and own.up is True
-            and isinstance(own.last, Missed)
-        )
+        waiting = self.view.primary == own.name and own.up is True and isinstance(own.last, Missed)
         names = [node.name for node in self._nodes.values() if self._holds(office, node)]
         if names:
             return Holder.ANSWERS, own.name if waiting or own.name in names else names[0]
@@ -283,7 +278,6 @@ class Topology:
         system_id = claim.instance.system_id or self._system_id
         if system_id != self._system_id:
             self._system_id = system_id
-            self._bearers, self._doubted = {}, set()
             for other in self._nodes.values():
                 other.judge_system(system_id, now)
         elif old is not None and old.reign.timeline == timeline:
