@@ -59,8 +59,9 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         family = Family.ROLE
     elif isinstance(error, (ssl.SSLCertVerificationError, asyncpg.ClientConfigurationError)):
         family = Family.CONFIG
-    elif type(error) is ConnectionError or (isinstance(error, OSError) and "rejected SSL" in str(error)):
-        family = Family.CONFIG  # asyncpg says "rejected SSL upgrade" with a plain ConnectionError
+    elif isinstance(error, OSError) and "rejected SSL" in str(error):
+        # asyncpg's plain ConnectionError says this, and as well that the line broke while it asked for TLS: that is hard.
+        family = Family.CONFIG
     elif isinstance(error, (OSError, socket.gaierror, TimeoutError)):
         family = Family.HARD
     elif isinstance(error, asyncpg.PostgresError):

@@ -1,0 +1,177 @@
+"""Bad input gets a clear error that names the place and the way out, before any statement, and no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import asyncpg
+import pytest
+
+import dbguard
+
+SECRET = "s3cr3t-w0rd"
+
+
+@pytest.fixture(scope="module")
+def locked(binaries):
+    """A node that asks for a password."""
+    from dbguard.testing.cluster import Cluster  # noqa: PLC0415  as conftest does
+
+    with Cluster(binaries=binaries, replicas=0, password="the right one") as cluster:
+        yield cluster
+
+
+@contextlib.asynccontextmanager
+async def answering(answer):
+    """A port on which every connection is handled by *answer*."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def refused(config, kind, **arguments):
+    guard = dbguard.Guard(config, **arguments)
+    with pytest.raises(kind) as caught:
+        await guard.open()
+    with pytest.raises(dbguard.GuardClosed):
+        await guard.execute("SELECT 1")
+    shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r} {vars(caught.value)}"
+    assert SECRET not in shown
+    return caught.value
+
+
+async def test_an_unreachable_cluster_is_reported_after_startup_wait(calm_cluster):
+    async with answering(lambda reader, writer: writer.close()) as port:
+        pass
+    config = {"nodes": [{"name": "gone", "host": "127.0.0.1", "port": port}], "startup": {"wait": "300ms"}}
+    began = asyncio.get_running_loop().time()
+
+    error = await refused(config | {"connection": {"password": SECRET}}, dbguard.NoPrimary)
+
+    assert 0.29 < asyncio.get_running_loop().time() - began < 1.0
+    assert "gone: connection refused" in str(error)
+    assert isinstance(error, asyncpg.PostgresConnectionError)
+
+
+async def test_a_black_hole_is_reported_after_startup_wait(calm_cluster):
+    async def swallow(reader, writer):
+        await reader.read()
+        writer.close()
+
+    async with answering(swallow) as port:
+        config = {"nodes": [{"name": "hole", "host": "127.0.0.1", "port": port}], "startup": {"wait": "300ms"}}
+        began = asyncio.get_running_loop().time()
+        error = await refused(config, dbguard.NoPrimary)
+
+        assert asyncio.get_running_loop().time() - began < 2.0
+    assert "hole" in str(error)
+
+
+async def test_a_line_that_breaks_while_tls_is_asked_for_is_no_configuration_error():
+    async with answering(lambda reader, writer: writer.close()) as port:
+        config = {"nodes": [{"host": "127.0.0.1", "port": port}], "startup": {"wait": "200ms"}}
+
+        await refused(config, dbguard.NoPrimary)
+
+
+async def test_tls_that_the_server_does_not_have_is_a_configuration_error(calm_cluster, configured):
+    error = await refused(configured(calm_cluster, connection={"sslmode": "require"}), dbguard.ConfigError)
+
+    assert "a: " in str(error)
+
+
+async def test_a_wrong_password_fails_at_once(locked, configured):
+    began = asyncio.get_running_loop().time()
+
+    error = await refused(configured(locked, connection={"password": SECRET}), dbguard.ConfigError)
+
+    assert asyncio.get_running_loop().time() - began < 3.0
+    assert "a: 28P01 InvalidPasswordError" in str(error)
+
+
+async def test_a_wrong_password_in_a_dsn_fails_at_once(locked):
+    error = await refused(
+        f"postgresql://postgres:{SECRET}@127.0.0.1:{locked.primary.port}/postgres", dbguard.ConfigError
+    )
+
+    assert "28P01" in str(error)
+
+
+async def test_a_wrong_database_fails_at_once(calm_cluster, configured):
+    error = await refused(configured(calm_cluster, connection={"database": "no_such"}), dbguard.ConfigError)
+
+    for node in "abc":
+        assert f"{node}: 3D000" in str(error)
+
+
+async def test_a_wrong_user_fails_at_once(calm_cluster, configured):
+    error = await refused(configured(calm_cluster, connection={"user": "nobody_known"}), dbguard.ConfigError)
+
+    assert "28000" in str(error)
+
+
+async def test_nodes_of_two_clusters_are_not_mixed(calm_cluster, locked, configured, events, until):
+    config = configured(calm_cluster, connection={"password": "the right one"})
+    config["nodes"].append({"name": "stranger", "host": "127.0.0.1", "port": locked.primary.port})
+
+    async with dbguard.connect(config, on_event=events.append) as guard:
+        status = guard.status()
+        assert status.primary == "a"
+        stranger = status.nodes[-1]
+        assert stranger.role == "unknown"
+        assert "another cluster" in stranger.problem
+        for _ in range(20):
+            assert await guard.fetchval("SELECT current_setting('cluster_name')") in {"a", "b", "c"}
+        assert await guard.using(role="primary").fetchval("SELECT inet_server_port()") == calm_cluster.primary.port
+    assert [type(event).__name__ for event in events].count("NodeMisconfigured") == 1
+
+
+async def test_one_node_of_each_of_two_clusters_uses_the_first_named_and_says_so(
+    calm_cluster, locked, configured, events
+):
+    config = configured(calm_cluster, "a", connection={"password": "the right one"})
+    config["nodes"].append({"name": "stranger", "host": "127.0.0.1", "port": locked.primary.port})
+
+    async with dbguard.connect(config, on_event=events.append) as guard:
+        assert guard.status().primary == "a"
+        assert "another cluster" in guard.status().nodes[1].problem
+
+
+async def test_some_nodes_with_a_wrong_database_are_out_of_rotation(calm_cluster, locked, configured, events):
+    calm_cluster.sql("a", "CREATE DATABASE only_here")
+    try:
+        config = configured(calm_cluster, "a", connection={"database": "only_here", "password": "the right one"})
+        config["nodes"].append({"name": "other", "host": "127.0.0.1", "port": locked.primary.port})
+
+        async with dbguard.connect(config, on_event=events.append) as guard:
+            assert await guard.fetchval("SELECT current_database()::text") == "only_here"
+            assert guard.status().nodes[1].problem
+    finally:
+        calm_cluster.sql("a", "DROP DATABASE only_here WITH (FORCE)")
+
+
+@pytest.mark.parametrize("need", ["primary", "all"])
+async def test_what_startup_needs_is_waited_for(calm_cluster, configured, need):
+    names = ("b",) if need == "primary" else ("a", "b")
+    config = configured(calm_cluster, *names, startup={"wait": "300ms", "need": need})
+    if need == "all":
+        async with answering(lambda reader, writer: writer.close()) as port:
+            pass
+        config["nodes"].append({"name": "gone", "host": "127.0.0.1", "port": port})
+
+    await refused(config, dbguard.NoPrimary)
+
+
+async def test_options_of_using_are_checked(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster)
+
+    for wrong in ({"role": "master"}, {"consistency": "strong"}, {"fallback": "none"}, {"writes": "maybe"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            guard.using(**wrong)
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="timeout"):
+            guard.using(timeout=timeout)
