@@ -306,15 +306,15 @@ class Topology:
         if instance.differs(self._bearers.setdefault(timeline, instance)):
             self._doubted.add(timeline)
 
-    def _fence(self, node: Node, primary: str | None, now: float) -> None:
+    def _fence(self, node: Node, now: float) -> None:
         """Fence a node that claims to be primary on a lower timeline, or against the operator's word."""
-        if node.role is Role.REPLICA or node.foreign:
+        if node.role is Role.REPLICA:
             node.fenced = False
-        office = self._office
-        if node.claim is None or node.foreign:
+        if node.claim is None:
             return
+        office = self._office
         lower = office is not None and self._claim(node).compared_to(office.reign) < 0
-        fenced = node.name != primary and (lower or self._is_dismissed(node))
+        fenced = lower or self._is_dismissed(node)
         if fenced and not node.fenced:
             node.raise_epoch("now")
             accepted = office.reign.timeline if office is not None else 0
@@ -344,7 +344,7 @@ class Topology:
     def _publish(self, heard: set[str], primary: str | None, now: float, *, doubt: bool) -> Changes:
         """Make the next view, and hand out what was noted on the way."""
         for node in self._nodes.values():
-            self._fence(node, primary, now)
+            self._fence(node, now)
         self._measure(heard, primary)
         reign = self._office.reign if self._office is not None else None
         if primary is not None and reign is not None and (primary, reign) != self._last_word:

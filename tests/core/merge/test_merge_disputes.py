@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from dbguard.core.topology import Role
-from dbguard.events import (
-    Contested,
-    NodeMisconfigured,
-    NodeUp,
-    SplitBrainSeen,
-)
+from dbguard.events import Contested, NodeMisconfigured, NodeUp, SplitBrainSeen, WriteMayBeLost
 
 
 class TestSplitBrain:
@@ -139,6 +134,33 @@ class TestSystemId:
 
         assert cluster.view.writable == "a"
 
+    def test_majority_is_counted_anew_until_a_primary_was_accepted(self, build):
+        cluster = build("a", "b", "c")
+        cluster["b"].system = "99"
+        cluster.silence("a", "c")
+        cluster.round()
+        assert cluster.node("b").misconfigured is None
+        cluster.heal("a", "c")
+
+        cluster.round()
+
+        assert cluster.view.writable == "a"
+        assert cluster.node("b").misconfigured is not None
+
+    def test_first_identifier_told_after_the_start_counts(self, build):
+        cluster = build("a", "b")
+        cluster["a"].system = None
+        cluster.silence("b")
+        cluster.round()
+        cluster["a"].system = "42"
+        cluster.round()
+        cluster.heal("b")
+        cluster["b"].system = "99"
+
+        cluster.round()
+
+        assert cluster.node("b").misconfigured is not None
+
     def test_pin_keeps_another_cluster_out_even_when_the_primary_is_gone(self, cluster):
         cluster.restart("a")
         cluster["a"].system = "99"
@@ -189,11 +211,12 @@ class TestSystemId:
         cluster["x"].system, cluster["x"].role = "99", Role.PRIMARY
         cluster.round()
         assert (cluster.view.primary, cluster.view.writable) == ("a", None)
+        cluster.topology.acknowledged(10**9, cluster.view.reign)
 
         cluster.silence("a")
-        cluster.round()
+        cluster.round(2)
 
-        cluster.round()
+        assert not cluster.said(WriteMayBeLost), "positions of two clusters cannot be compared"
         assert (cluster.view.writable, cluster.view.reign.system_id) == ("x", "99")
         assert cluster.node("b").misconfigured is not None
 
@@ -227,6 +250,17 @@ class TestTrust:
         cluster.restart("x")
         cluster.round()
         assert cluster.view.writable is None, "another instance: the operator has not seen this one"
+
+    def test_does_not_fence_the_chosen_one_under_its_other_name(self, build):
+        cluster = build("a", "alias")
+        cluster["alias"].role, cluster["alias"].started = Role.PRIMARY, cluster["a"].started
+        cluster.round()
+
+        cluster.trust("a")
+        cluster.round()
+
+        assert cluster.view.writable == "a"
+        assert not cluster.node("alias").fenced
 
     def test_fences_nobody_that_became_a_replica_since(self, cluster):
         for server in cluster.servers.values():

@@ -230,7 +230,8 @@ def test_rolling_restart_of_all_nodes_ends_with_one_primary_and_all_replicas_pro
 def test_primary_gone_for_a_long_time_then_back_needs_nothing_but_an_answer(cluster):
     reign = cluster.view.reign
     cluster.silence("a")
-    cluster.round(500)
+    assert cluster.round().look_again
+    assert not cluster.round(500).look_again
     assert cluster.view.primary is None
     assert len(cluster.events) == 1
 

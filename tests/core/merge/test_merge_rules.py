@@ -87,6 +87,20 @@ class TestInstance:
         assert (cluster.view.writable, cluster.view.reign) == ("x", reign)
         assert cluster.epochs == {"a": "now"}
 
+    def test_reign_takes_over_what_its_primary_does_not_tell(self, cluster):
+        cluster.topology.acknowledged(5000, cluster.view.reign)
+        cluster.silence("a")
+        cluster.round()
+        cluster.restart("b")
+        cluster.promote("b")
+        cluster["b"].timeline = cluster["b"].system = cluster["b"].position = None
+
+        cluster.round()
+
+        assert cluster.view.writable == "b"
+        assert (cluster.view.reign.timeline, cluster.view.reign.system_id) == (1, "42")
+        assert cluster.view.reign.mark == "m2"
+
     def test_one_late_answer_of_the_server_that_a_name_has_left_makes_no_group(self, cluster):
         old, new = cluster["b"].started, cluster.start()
         for started in (new, old, new):
@@ -346,6 +360,7 @@ class TestFence:
 
         cluster.rejoin("a", 2)
         cluster.round()
+        assert not cluster.node("a").fenced, "it is a replica now"
         cluster.promote("a")
         cluster.round()
 
