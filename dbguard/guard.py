@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
@@ -11,7 +12,7 @@ from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, NoPrimary, NotAttempted
 from dbguard.status import Status, status_of
-from dbguard.texts import Texts
+from dbguard.texts import Direction, Texts
 
 if TYPE_CHECKING:
     import os
@@ -62,7 +63,7 @@ class Guard(Calls):
         self._monitor: Monitor | None = None
         self._refresh: Refresh | None = None
         functions = self._settings.routing.functions
-        self._core = Core(Texts(frozenset(functions.read), frozenset(functions.write)))
+        self._core = Core(Texts(frozenset(functions.read), frozenset(functions.write), _directions(self._settings)))
         self._options = Options(
             consistency=self._settings.reads.consistency,
             fallback=self._settings.reads.fallback,
@@ -287,6 +288,17 @@ def connect(config: Settings | Mapping[str, Any] | str | os.PathLike[str], **arg
     config and arguments: as for `Guard`.
     """
     return Connecting(Guard(config, **arguments))
+
+
+def _directions(settings: Settings) -> list[Direction]:
+    """Turn the configuration's rules into what texts are held against."""
+    groups = settings.routing.groups
+    return [
+        Direction(re.compile(rule.match), rule.to)
+        if rule.to not in groups
+        else Direction(re.compile(rule.match), "replica", frozenset(groups[rule.to]))
+        for rule in settings.routing.rules
+    ]
 
 
 def _started(engine: Engine, need: str) -> bool:

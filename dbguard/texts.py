@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dbguard.core.catalogue import NOTHING_KNOWN, conclude, trusted_functions
@@ -12,10 +12,13 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Kind, Touch
 
 if TYPE_CHECKING:
+    import re
+    from collections.abc import Sequence
+
     from dbguard.core.catalogue import Catalogue, Knowledge
     from dbguard.core.statement import Statement
 
-__all__ = ["Text", "Texts"]
+__all__ = ["Direction", "Text", "Texts"]
 
 MOST_TEXTS = 4_096
 """Texts remembered at most; above that all are forgotten at once, which costs less than counting their uses."""
@@ -24,26 +27,37 @@ LONGEST_TEXT = 4_096
 """Characters; longer texts are rarely seen twice and would fill the memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """One rule of the configuration: texts that *match* finds go to *role*, and reads among them to *group* alone."""
+
+    match: re.Pattern[str]
+    role: str
+    group: frozenset[str] | None = None
+
+
 class Text:
     """One statement's text, classified.
 
     reads: it may go to a replica. liftable: it is not understood, and may go there if the caller says so.
-    hint: where a comment in the text sends it, the strongest word of all. why: one short phrase. refused: a replica has refused it as a write.
+    hint: where a comment in the text sends it, the strongest word of all. rule: where a rule of the configuration does,
+    the weakest; group: to which nodes. why: one short phrase. refused: a replica has refused it as a write.
     work: what is at stake when it runs in autocommit.
     touched: what it may leave on the session, as far as can be proven. ddl: it may change the catalogue.
     """
 
-    __slots__ = ("ddl", "hint", "liftable", "reads", "refused", "statement", "touched", "why", "work")
+    __slots__ = ("ddl", "group", "hint", "liftable", "reads", "refused", "rule", "statement", "touched", "why", "work")
 
-    def __init__(self, query: str, statement: Statement, known: Knowledge) -> None:
+    def __init__(self, query: str, statement: Statement, known: Knowledge, rule: Direction | None = None) -> None:
         clean = statement.touch is Touch.NOTHING and known.is_clean(statement)
         taint = known.taints(statement, query) if statement.kind is Kind.READ else None
-        to_primary = statement.hint == "primary"
         self.statement = statement
         self.hint = statement.hint
-        self.why = "hint: primary" if to_primary else taint or statement.why
-        self.reads = statement.is_read and taint is None and not to_primary
-        self.liftable = statement.kind is Kind.UNKNOWN and not to_primary
+        self.rule = rule.role if rule is not None else None
+        self.group = rule.group if rule is not None and statement.hint is None else None
+        self.why = f"hint: {self.hint}" if self.hint else taint or statement.why
+        self.reads = statement.is_read and taint is None and self.hint != "primary"
+        self.liftable = statement.kind is Kind.UNKNOWN and self.hint != "primary"
         self.refused = False
         self.ddl = statement.ddl
         self.touched = statement.touch if clean or statement.touch is not Touch.NOTHING else Touch.SETTINGS
@@ -58,13 +72,31 @@ class Texts:
     """The texts of one guard, and what the live catalogue says about them.
 
     read, write: functions of the application's that the configuration names; they count for more than the catalogue.
+    rules: of the configuration, in its order; the first whose expression is found in a text counts.
 
     Until the catalogue has been read, only statements that name no relation leave out the reset.
     """
 
-    __slots__ = ("_functions", "_known", "_read", "_write", "changed_event", "classify", "get", "knowledge", "version")
+    __slots__ = (
+        "_functions",
+        "_known",
+        "_read",
+        "_rules",
+        "_write",
+        "changed_event",
+        "classify",
+        "get",
+        "knowledge",
+        "version",
+    )
 
-    def __init__(self, read: frozenset[str] = frozenset(), write: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        read: frozenset[str] = frozenset(),
+        write: frozenset[str] = frozenset(),
+        rules: Sequence[Direction] = (),
+    ) -> None:
+        self._rules = rules
         self._read = read
         self._write = write
         self._known: dict[str, Text] = {}
@@ -80,7 +112,8 @@ class Texts:
         known = self._known.get(query)
         if known is not None:
             return known
-        text = Text(query, self.classify(query), self.knowledge)
+        rule = next((rule for rule in self._rules if rule.match.search(query)), None)
+        text = Text(query, self.classify(query), self.knowledge, rule)
         if len(query) <= LONGEST_TEXT:
             if len(self._known) >= MOST_TEXTS:
                 self._known.clear()

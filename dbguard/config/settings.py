@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from dbguard.config.quantities import Duration, Number, Share, Span, Whole
+from dbguard.config.routing import FunctionNames, RoutingRule, RoutingSettings
 from dbguard.config.section import Section
 from dbguard.config.values import (
     Choice,
     Fault,
     Host,
-    Names,
     Password,
     PasswordSource,
     Rule,
@@ -46,6 +46,7 @@ __all__ = [
     "ReadSettings",
     "Resolve",
     "RetrySettings",
+    "RoutingRule",
     "RoutingSettings",
     "Settings",
     "SplitBrainPolicy",
@@ -330,28 +331,6 @@ class ProbeSettings(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class FunctionNames(Section):
-    """Functions of the application, by what a statement that calls them is. Names as unquoted SQL writes them."""
-
-    read: Annotated[tuple[str, ...], Names()] = ()
-    """Functions that neither write nor touch the session: such a SELECT may go to a replica. Default none."""
-    write: Annotated[tuple[str, ...], Names()] = ()
-    """Functions that write, whatever the catalogue says. Default none."""
-
-    def _contradictions(self) -> list[Fault]:
-        both = set(self.read) & set(self.write)
-        return [(("write", self.write.index(name)), "stands under read, too") for name in sorted(both)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class RoutingSettings(Section):
-    """What the classifier cannot know by itself."""
-
-    functions: FunctionNames = field(default_factory=FunctionNames)
-    """Functions of the application."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ClusterSettings(Section):
     """What makes the nodes one cluster."""
 
@@ -392,3 +371,12 @@ class Settings(Section):
     """enforce, or observe: decide and report, and send everything to the primary. Default enforce."""
     timeout: Annotated[float, Duration(above=True, none=True)] = 30.0
     """Seconds that a call may take in all, waiting and repeats included, above 0, or none (`math.inf`). Default 30."""
+
+    def _contradictions(self) -> list[Fault]:
+        known = {node.name for node in self.nodes}
+        return [
+            (("routing", "groups", name, index), "is not the name of a node")
+            for name, nodes in self.routing.groups.items()
+            for index, node in enumerate(nodes)
+            if node not in known
+        ]

@@ -47,6 +47,7 @@ class Call:
     """One call of the application, from its beginning to its end.
 
     reads: it may go to a replica.
+    group: the only nodes whose replicas are fit; None: all.
     role: what the caller asked for, ``"primary"`` or ``"replica"``; None: what the statement needs.
     consistency: ``own-writes``, ``eventual``, ``bounded`` or ``primary``.
     work: what is at stake in the attempt under way; whoever runs the attempt keeps it true.
@@ -66,6 +67,7 @@ class Call:
     consistency: str = "own-writes"
     fallback: str = "primary"
     role: str | None = None
+    group: frozenset[str] | None = None
     wait: bool = True
     text: Known | None = None
     spent: dict[str, float] = field(default_factory=dict)

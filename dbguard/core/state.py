@@ -265,12 +265,12 @@ class GuardState:
     def pick(self, call: Call) -> Node | None:
         """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
         if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
-            candidates = self._candidates(call.consistency, call.box)
+            candidates = self._candidates(call)
             if candidates and self.observe:
                 self.counts["would_go_to_replica"] += 1
             elif candidates:
                 return self._balance(candidates, self.rng, call.began)
-            elif call.role == "replica" or call.fallback == "error":
+            elif call.fallback == "error":
                 return None
         primary = self.primary
         if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
@@ -284,21 +284,25 @@ class GuardState:
         queued: the call has waited for its turn already.
         """
         if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
-            candidates = self._candidates(call.consistency, call.box)
+            candidates = self._candidates(call)
             if avoid:
                 candidates = [node for node in candidates if node.name not in avoid]
             if candidates and not self.observe:
                 node = self._balance(candidates, self.rng, self.clock())
                 return Route(node.name, "replica", f"{call.consistency} read, {len(candidates)} fit")
             why = "mode: observe" if candidates else self._no_reader(call)
-            if not candidates and (call.role == "replica" or call.fallback == "error"):
+            if not candidates and call.fallback == "error":
                 return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
         else:
             why = call.text.why if call.text is not None else "a transaction"
         return self._writer(call, avoid, why, queued=queued)
 
-    def _candidates(self, consistency: str, box: Box) -> Sequence[Node]:
-        """Return the replicas that are fit for a read of this consistency, in this context."""
+    def _candidates(self, call: Call) -> Sequence[Node]:
+        """Return the replicas that are fit for a read of this consistency, in this context, of the nodes it may go to."""
+        fit = self._fit(call.consistency, call.box)
+        return fit if call.group is None else [node for node in fit if node.name in call.group]
+
+    def _fit(self, consistency: str, box: Box) -> Sequence[Node]:
         if consistency == "own-writes":
             if not box.written_at and not box.pins:
                 return self.readers

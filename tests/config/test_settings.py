@@ -13,6 +13,7 @@ from dbguard.config.settings import (
     BreakerSettings,
     Connection,
     FunctionNames,
+    RoutingRule,
     NodeSettings,
     PoolSettings,
     ProbeSettings,
@@ -127,4 +128,5 @@ def test_each_field_has_a_rule_or_is_a_section(kind: type[Section]) -> None:
 
 @pytest.mark.parametrize("kind", sections(), ids=lambda kind: kind.__name__)
 def test_each_default_keeps_its_own_rule(kind: type[Section]) -> None:
-    kind(**({"nodes": (NODE,)} if kind is Settings else {"host": "db1"} if kind is NodeSettings else {}))
+    needed = {Settings: {"nodes": (NODE,)}, NodeSettings: {"host": "db1"}, RoutingRule: {"match": "x", "to": "primary"}}
+    kind(**needed.get(kind, {}))
