@@ -23,7 +23,7 @@ __all__ = ["LiveView"]
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS: dict[Mood, str] = {"calm": "green", "waiting": "yellow", "failing": "red", "": "bright_black"}
 _SAID: dict[Mood, str] = {"calm": "ok", "waiting": "waiting", "failing": "FAILING"}
-_OTHER_LINES = 19
+_OTHER_LINES = 17
 """Lines of the view beside the entries."""
 
 
@@ -51,7 +51,7 @@ class LiveView:
         sides = Columns(
             [
                 self._panel("guarded", "asyncpg through dbguard", picture.guarded, waiting=picture.waiting),
-                self._panel("control", "plain asyncpg.create_pool, several hosts", picture.control),
+                self._panel("control", "plain asyncpg.create_pool", picture.control),
             ],
             width=self._columns // 2,
             padding=0,
