@@ -16,6 +16,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -207,14 +208,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--history", type=Path, metavar="FOLDER", help="keep the history of each run there, as JSON lines"
     )
     given = parser.parse_args(argv)
+    say = partial(print, flush=True)  # also into a pipe
     results = []
     try:
         scenarios = [find(name) for name in given.names or [path.stem for path in every()]]
-        binary = server_binary(say=print)
+        binary = server_binary(say=say)
         for scenario in scenarios:
             with cluster_for(scenario, proxy_binary=binary) as cluster:
-                result = asyncio.run(run(scenario, cluster, say=print))
-            print(result)
+                result = asyncio.run(run(scenario, cluster, say=say))
+            say(str(result))
             results.append(result)
             if given.history:
                 given.history.mkdir(parents=True, exist_ok=True)

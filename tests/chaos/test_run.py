@@ -139,7 +139,7 @@ async def test_run_whose_fault_cannot_be_made_ends_with_the_reason(
 
 
 def test_interrupted_command_heals_and_says_so() -> None:
-    command = [sys.executable, "-u", "-m", "chaos.run", "replica-hole"]
+    command = [sys.executable, "-m", "chaos.run", "replica-hole"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -188,9 +188,13 @@ def test_request_without_answer_ends_and_names_the_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf, module._Http(0.1) as http:
         port = deaf.getsockname()[1]
         http.stand_in(port)
+        at_last = threading.Timer(SOON, deaf.close)  # otherwise a client without a limit would wait for ever
+        at_last.start()
 
-        with pytest.raises(ToxiproxyError, match=rf"127\.0\.0\.1:{port} gave no answer to GET /version .*0\.1 s") as e:
+        said = rf"127\.0\.0\.1:{port} gave no answer to GET /version \(ReadTimeout; 0\.1 s allowed\)"
+        with pytest.raises(ToxiproxyError, match=said) as e:
             toxiproxy.api.APIConsumer.get("/version")
+        at_last.cancel()
         assert e.value.status is None
 
 
