@@ -15,6 +15,7 @@ from dbguard.core.causal import Box
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
+from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import GuardClosed
 from dbguard.jobs import Checkout, Function, Run, again
@@ -57,7 +58,7 @@ class Core:
 _boxes: ContextVar[Mapping[int, Box]] = ContextVar("dbguard_boxes", default={})  # noqa: B039  never changed in place
 
 
-class Calls:
+class Calls(Statements):
     """Statements, transactions and connections, over the guard's nodes.
 
     The methods that `asyncpg.Pool` has keep its signatures; *timeout* bounds the whole call here, waiting and repeats
@@ -66,60 +67,6 @@ class Calls:
 
     _core: Core
     _options: Options
-
-    # ------------------------------------------------------------------ statements
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Execute an SQL command or commands; as `asyncpg.Pool.execute`."""
-        return await self._run("execute", query, (query, *args), timeout)  # type: ignore[no-any-return]
-
-    async def executemany(self, command: str, args: Any, *, timeout: float | None = None) -> None:
-        """Execute a command for each sequence of arguments, in one transaction; as `asyncpg.Pool.executemany`."""
-        rows, readable = again(args)
-        await self._run("executemany", command, (command, rows), timeout, final=not readable)
-
-    async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
-        """Run a query and return its rows; as `asyncpg.Pool.fetch`."""
-        return await self._run("fetch", query, (query, *args), timeout, record_class=record_class)  # type: ignore[no-any-return]
-
-    async def fetchmany(
-        self, query: str, args: Any, *, timeout: float | None = None, record_class: Any = None
-    ) -> list[Any]:
-        """Run a query for each sequence of arguments and return all rows; as `asyncpg.Pool.fetchmany`."""
-        rows, readable = again(args)
-        return await self._run(  # type: ignore[no-any-return]
-            "fetchmany", query, (query, rows), timeout, final=not readable, record_class=record_class
-        )
-
-    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
-        """Run a query and return its first row or None; as `asyncpg.Pool.fetchrow`."""
-        return await self._run("fetchrow", query, (query, *args), timeout, record_class=record_class)
-
-    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
-        """Run a query and return one value of its first row; as `asyncpg.Pool.fetchval`."""
-        return await self._run("fetchval", query, (query, *args), timeout, column=column)
-
-    async def copy_from_query(self, query: str, *args: Any, output: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy the results of a query to a file; as `asyncpg.Pool.copy_from_query`. Not repeated once it is under way."""
-        return await self._run(  # type: ignore[no-any-return]
-            "copy_from_query", query, (query, *args), timeout, final=True, output=output, **options
-        )
-
-    async def copy_from_table(self, table_name: str, *, output: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy a table to a file; as `asyncpg.Pool.copy_from_table`. Not repeated once it is under way."""
-        return await self._copy("copy_from_table", table_name, timeout, final=True, output=output, **options)
-
-    async def copy_to_table(self, table_name: str, *, source: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy a file to a table; as `asyncpg.Pool.copy_to_table`. Repeated only if *source* is bytes."""
-        final = type(source) is not bytes
-        return await self._copy("copy_to_table", table_name, timeout, final=final, source=source, **options)
-
-    async def copy_records_to_table(self, table_name: str, *, records: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy records to a table; as `asyncpg.Pool.copy_records_to_table`."""
-        rows, readable = again(records)
-        return await self._copy(
-            "copy_records_to_table", table_name, timeout, final=not readable, records=rows, **options
-        )
 
     # ------------------------------------------------------------------ connections and transactions
 
@@ -256,13 +203,17 @@ class Calls:
             began=now,
             consistency=options.consistency,
             fallback=options.fallback,
-            role=options.role,
+            role=options.role if text is None else text.hint or options.role or text.rule,
+            group=text.group if text is not None and options.role is None else None,
             wait=options.wait,
             text=text,
         )
 
     def _reads(self, text: Text) -> bool:
         role = self._options.role
+        if text.hint is not None:
+            return text.reads
+        role = role or text.rule
         return role != "primary" and (text.reads or (role == "replica" and text.liftable))
 
     async def _run(
@@ -281,13 +232,20 @@ class Calls:
         finally:
             self._core.texts.changed()
 
-    async def _copy(self, method: str, table: str, limit: float | None, *, final: bool, **extra: Any) -> str:
+    async def _many(self, method: str, query: str, args: Any, limit: float | None, **extra: Any) -> Any:
+        rows, readable = again(args)
+        return await self._run(method, query, (query, rows), limit, final=not readable, **extra)
+
+    async def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Any:
         reads = method == "copy_from_table"
+        final = reads or type(extra.get("source")) is not bytes
+        if "records" in extra:
+            extra["records"], readable = again(extra["records"])
+            final = not readable
         work = Work(stake=Stake.READ if reads else Stake.WRITE, final=final)
         engine = self._engine()
         call = self._call(engine, reads=reads, work=work, timeout=limit)
-        job = Run(method, (table,), extra, Touch.SETTINGS, writes=not reads)
-        return await engine.call(call, job)  # type: ignore[no-any-return]
+        return await engine.call(call, Run(method, (table,), extra, Touch.SETTINGS, writes=not reads))
 
 
 class Acquiring:

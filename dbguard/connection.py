@@ -8,38 +8,40 @@ that no cancel request is sent and no exit hangs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
+from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.connection import DriverConnection
+from dbguard.prepared import CursorFactory, PreparedStatement
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
+
+    from asyncpg import Record
+    from asyncpg.types import ServerVersion
 
     from dbguard.session import Session
 
 __all__ = ["Connection", "Transaction"]
 
-_COPY = {
+R = TypeVar("R")
+
+COPIES = {
     "copy_from_table": "COPY t TO STDOUT",
     "copy_to_table": "COPY t FROM STDIN",
     "copy_records_to_table": "COPY t FROM STDIN",
 }
 """What asyncpg's methods that take a table's name send, as far as the classifier is concerned."""
 
-ROLLBACK_WITHIN = 1.0
-"""Seconds a ROLLBACK may take before the connection is terminated instead, which rolls back as well."""
 
-
-class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by way of the driver
+class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg's class, by way of the driver
     """A leased connection. Made by `Guard.acquire` and `Guard.transaction`, and given back when their block ends.
 
     attempt: counts from 1; above 1 where `run_in_transaction` repeats.
-    until: the deadline of the block, on the guard's clock; None: each statement has its own limit.
-    failed: the server has refused a statement of the open transaction, so that it can only be rolled back.
-    within_function: it belongs to `run_in_transaction`, which judges what fails; whole: nothing in it has ended the
-        transaction.
     """
 
     def __init__(self, session: Session, attempt: int = 1) -> None:
@@ -68,65 +70,79 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
 
     # ------------------------------------------------------------------ statements
 
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Execute an SQL command or commands; as `asyncpg.Connection.execute`."""
-        return await self._session.run(query, "execute", (query, *args), timeout)  # type: ignore[no-any-return]
+    def _run(
+        self,
+        method: str,
+        query: str,
+        args: tuple[Any, ...],
+        limit: float | None,
+        *,
+        final: bool = False,
+        **extra: Any,
+    ) -> Awaitable[Any]:
+        del final  # nothing is repeated here
+        return self._session.run(query, method, args, limit, **extra)
 
-    async def executemany(self, command: str, args: Any, *, timeout: float | None = None) -> None:
-        """Execute a command for each sequence of arguments; as `asyncpg.Connection.executemany`."""
-        await self._session.run(command, "executemany", (command, args), timeout)
+    def _many(self, method: str, query: str, args: Any, limit: float | None, **extra: Any) -> Awaitable[Any]:
+        return self._session.run(query, method, (query, args), limit, **extra)
 
-    async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
-        """Run a query and return its rows; as `asyncpg.Connection.fetch`."""
-        return await self._session.run(query, "fetch", (query, *args), timeout, record_class=record_class)  # type: ignore[no-any-return]
+    def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Awaitable[Any]:
+        return self._session.run(COPIES[method], method, (table,), limit, **extra)
 
-    async def fetchmany(
-        self, query: str, args: Any, *, timeout: float | None = None, record_class: Any = None
-    ) -> list[Any]:
-        """Run a query for each sequence of arguments and return all rows; as `asyncpg.Connection.fetchmany`."""
-        return await self._session.run(query, "fetchmany", (query, args), timeout, record_class=record_class)  # type: ignore[no-any-return]
-
-    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
-        """Run a query and return its first row or None; as `asyncpg.Connection.fetchrow`."""
-        return await self._session.run(query, "fetchrow", (query, *args), timeout, record_class=record_class)
-
-    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
-        """Run a query and return one value of its first row; as `asyncpg.Connection.fetchval`."""
-        return await self._session.run(query, "fetchval", (query, *args), timeout, column=column)
-
-    async def copy_from_query(self, query: str, *args: Any, output: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy the results of a query to a file; as `asyncpg.Connection.copy_from_query`."""
-        return await self._session.run(query, "copy_from_query", (query, *args), timeout, output=output, **options)  # type: ignore[no-any-return]
-
-    async def copy_from_table(self, table_name: str, *, output: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy a table to a file; as `asyncpg.Connection.copy_from_table`."""
-        return await self._session.run(  # type: ignore[no-any-return]
-            _COPY["copy_from_table"], "copy_from_table", (table_name,), timeout, output=output, **options
-        )
-
-    async def copy_to_table(self, table_name: str, *, source: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy a file to a table; as `asyncpg.Connection.copy_to_table`."""
-        return await self._session.run(  # type: ignore[no-any-return]
-            _COPY["copy_to_table"], "copy_to_table", (table_name,), timeout, source=source, **options
-        )
-
-    async def copy_records_to_table(self, table_name: str, *, records: Any, timeout: Any = None, **options: Any) -> str:
-        """Copy records to a table; as `asyncpg.Connection.copy_records_to_table`."""
-        return await self._session.run(  # type: ignore[no-any-return]
-            _COPY["copy_records_to_table"], "copy_records_to_table", (table_name,), timeout, records=records, **options
-        )
-
-    def cursor(self, query: str, *args: Any, **options: Any) -> Any:
+    @overload
+    def cursor(
+        self,
+        query: str,
+        *args: Any,
+        prefetch: int | None = None,
+        timeout: float | None = None,
+        record_class: None = None,
+    ) -> CursorFactory[Record]: ...
+    @overload
+    def cursor(
+        self,
+        query: str,
+        *args: Any,
+        prefetch: int | None = None,
+        timeout: float | None = None,
+        record_class: type[R],
+    ) -> CursorFactory[R]: ...
+    def cursor(
+        self,
+        query: str,
+        *args: Any,
+        prefetch: int | None = None,
+        timeout: float | None = None,
+        record_class: type[Any] | None = None,
+    ) -> CursorFactory[Any]:
         """Return a cursor factory; as `asyncpg.Connection.cursor`. Needs a transaction."""
-        self._session.touch(Touch.SETTINGS)
-        self._session.note(query)
-        return self._session.con.cursor(query, *args, **options)
+        session = self._session
+        session.touch(Touch.SETTINGS)
+        inner = session.con.cursor(query, *args, prefetch=prefetch, record_class=record_class)
+        return CursorFactory(session, query, inner, timeout, prefetch)
 
-    async def prepare(self, query: str, **options: Any) -> Any:
-        """Prepare a statement; as `asyncpg.Connection.prepare`. What it runs is the driver's, without dbguard."""
-        self._session.touch(Touch.SETTINGS)
-        self._session.note(query)
-        return await self._session.do(lambda: self._session.con.prepare(query, **options), Stake.READ)
+    @overload
+    async def prepare(
+        self, query: str, *, name: str | None = None, timeout: float | None = None, record_class: None = None
+    ) -> PreparedStatement[Record]: ...
+    @overload
+    async def prepare(
+        self, query: str, *, name: str | None = None, timeout: float | None = None, record_class: type[R]
+    ) -> PreparedStatement[R]: ...
+    async def prepare(
+        self,
+        query: str,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        record_class: type[Any] | None = None,
+    ) -> PreparedStatement[Any]:
+        """Prepare a statement; as `asyncpg.Connection.prepare`."""
+        session = self._session
+        session.touch(Touch.SETTINGS)
+        prepare = session.con.prepare
+        inner = await session.do(lambda: prepare(query, name=name, record_class=record_class), Stake.READ, timeout)
+        return PreparedStatement(session, query, inner)
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
@@ -137,60 +153,81 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
 
     # ------------------------------------------------------------------ the session
 
-    async def add_listener(self, channel: str, callback: Any) -> None:
+    async def add_listener(self, channel: str, callback: Callable[..., Any]) -> None:
         """Listen to a channel; as `asyncpg.Connection.add_listener`."""
         self._session.touch(Touch.SETTINGS)
         await self._session.do(lambda: self._session.con.add_listener(channel, callback), Stake.READ)
 
-    async def remove_listener(self, channel: str, callback: Any) -> None:
+    async def remove_listener(self, channel: str, callback: Callable[..., Any]) -> None:
         """Stop listening; as `asyncpg.Connection.remove_listener`."""
         await self._session.do(lambda: self._session.con.remove_listener(channel, callback), Stake.READ)
 
-    def add_log_listener(self, callback: Any) -> None:
+    def add_log_listener(self, callback: Callable[..., Any]) -> None:
         """Hear of the server's notices; as `asyncpg.Connection.add_log_listener`."""
         self._session.touch(Touch.SETTINGS)
         self._session.con.add_log_listener(callback)
 
-    def remove_log_listener(self, callback: Any) -> None:
+    def remove_log_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.remove_log_listener`."""
         self._session.con.remove_log_listener(callback)
 
-    def add_query_logger(self, callback: Any) -> None:
+    def add_query_logger(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.add_query_logger`."""
         self._session.touch(Touch.SETTINGS)
         self._session.con.add_query_logger(callback)
 
-    def remove_query_logger(self, callback: Any) -> None:
+    def remove_query_logger(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.remove_query_logger`."""
         self._session.con.remove_query_logger(callback)
 
-    def query_logger(self, callback: Any) -> Any:
+    def query_logger(self, callback: Callable[[Any], Any]) -> AbstractContextManager[None]:
         """As `asyncpg.Connection.query_logger`."""
-        return self._session.con.query_logger(callback)
+        return self._session.con.query_logger(callback)  # type: ignore[no-any-return]
 
-    def add_termination_listener(self, callback: Any) -> None:
+    def add_termination_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.add_termination_listener`."""
         self._session.touch(Touch.LOST)
         self._session.con.add_termination_listener(callback)
 
-    def remove_termination_listener(self, callback: Any) -> None:
+    def remove_termination_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.remove_termination_listener`."""
         self._session.con.remove_termination_listener(callback)
 
-    async def set_type_codec(self, typename: str, **options: Any) -> None:
+    async def set_type_codec(
+        self,
+        typename: str,
+        *,
+        schema: str = "public",
+        encoder: Callable[[Any], Any],
+        decoder: Callable[[Any], Any],
+        format: str = "text",  # noqa: A002  asyncpg's word
+    ) -> None:
         """As `asyncpg.Connection.set_type_codec`. The connection is closed afterwards: for all, use ``init=``."""
         self._session.touch(Touch.LOST)
-        await self._session.do(lambda: self._session.con.set_type_codec(typename, **options), Stake.READ)
+        set_codec = self._session.con.set_type_codec
+        await self._session.do(
+            lambda: set_codec(typename, schema=schema, encoder=encoder, decoder=decoder, format=format), Stake.READ
+        )
 
-    async def reset_type_codec(self, typename: str, **options: Any) -> None:
+    async def reset_type_codec(self, typename: str, *, schema: str = "public") -> None:
         """As `asyncpg.Connection.reset_type_codec`."""
         self._session.touch(Touch.LOST)
-        await self._session.do(lambda: self._session.con.reset_type_codec(typename, **options), Stake.READ)
+        await self._session.do(lambda: self._session.con.reset_type_codec(typename, schema=schema), Stake.READ)
 
-    async def set_builtin_type_codec(self, typename: str, **options: Any) -> None:
+    async def set_builtin_type_codec(
+        self,
+        typename: str,
+        *,
+        schema: str = "public",
+        codec_name: str,
+        format: str | None = None,  # noqa: A002  asyncpg's word
+    ) -> None:
         """As `asyncpg.Connection.set_builtin_type_codec`. The connection is closed afterwards."""
         self._session.touch(Touch.LOST)
-        await self._session.do(lambda: self._session.con.set_builtin_type_codec(typename, **options), Stake.READ)
+        set_codec = self._session.con.set_builtin_type_codec
+        await self._session.do(
+            lambda: set_codec(typename, schema=schema, codec_name=codec_name, format=format), Stake.READ
+        )
 
     async def reload_schema_state(self) -> None:
         """As `asyncpg.Connection.reload_schema_state`."""
@@ -208,9 +245,9 @@ class Connection(DriverConnection):  # type: ignore[misc]  # asyncpg's class, by
         """As `asyncpg.Connection.get_server_pid`."""
         return self._session.con.get_server_pid()  # type: ignore[no-any-return]
 
-    def get_server_version(self) -> Any:
+    def get_server_version(self) -> ServerVersion:
         """As `asyncpg.Connection.get_server_version`."""
-        return self._session.con.get_server_version()
+        return self._session.con.get_server_version()  # type: ignore[no-any-return]
 
     def get_settings(self) -> Any:
         """As `asyncpg.Connection.get_settings`."""
