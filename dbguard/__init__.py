@@ -4,7 +4,6 @@ Routes each statement to the right node, follows failovers, repeats only what is
 what became of every write.
 """
 
-from dbguard.config import Secret, Settings
 from dbguard.connection import Connection, Transaction
 from dbguard.core.classify import classify
 from dbguard.core.plan import Route
@@ -44,8 +43,6 @@ __all__ = [
     "Overloaded",
     "ResultLost",
     "Route",
-    "Secret",
-    "Settings",
     "SplitBrain",
     "Statement",
     "Status",

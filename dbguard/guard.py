@@ -7,8 +7,6 @@ import re
 from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
-from dbguard.config import load
-from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, NoPrimary, NotAttempted
 from dbguard.status import Status, status_of
@@ -54,6 +52,9 @@ class Guard(Calls):
         retry_stop: object | None = None,
         **arguments: Any,
     ) -> None:
+        # Loaded here, not above: `import dbguard` stays quick, for command lines and workers.
+        from dbguard.config import load  # noqa: PLC0415
+
         self._settings = load(config)
         self._arguments = arguments
         self._wrapped: dict[str, Any] | None = None
@@ -308,7 +309,7 @@ def _started(engine: Engine, need: str) -> bool:
         case "primary":
             return engine.state.view.primary is not None and engine.state.gate.writable
         case "replica":
-            return any(node.role is Role.REPLICA for node in fit)
+            return any(node.role.value == "replica" for node in fit)
         case "all":
             return len(fit) == len(nodes) and engine.state.view.primary is not None
         case _:

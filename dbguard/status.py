@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbguard.core.topology import Role
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -73,7 +71,7 @@ def status_of(state: GuardState) -> Status:
                 breaker=node.breaker.state.value,
                 epoch=seen.epoch,
                 timeline=seen.timeline,
-                lag=seen.lag if seen.role is Role.REPLICA else None,
+                lag=seen.lag if seen.role.value == "replica" else None,
                 proven=seen.proven,
                 read_only=seen.read_only,
                 in_use=node.load.in_use,
