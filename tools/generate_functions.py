@@ -1,4 +1,4 @@
-# ruff: noqa: INP001, T201, SIM905  # a script prints; word lists are read more easily than quoted ones
+# ruff: noqa: SIM905  # a script prints; word lists are read more easily than quoted ones
 """Write `dbguard/core/functions.py` from the catalogues of real servers.
 
     python tools/generate_functions.py DSN [DSN ...]

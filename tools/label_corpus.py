@@ -1,4 +1,4 @@
-# ruff: noqa: INP001, T201  # a script prints
+# a script prints
 """Ask real servers what each statement of the corpus is.
 
     python tools/label_corpus.py PRIMARY_DSN STANDBY_DSN FILE.jsonl ...
