@@ -355,7 +355,9 @@ def test_update_of_a_toxic_that_is_gone_names_proxy_and_toxic(proxy: Proxy) -> N
     assert e.value.status == 404
 
 
-@pytest.mark.parametrize(("kind", "attribute"), [(kind, name) for kind, names in TOXICS.items() for name in names])
+@pytest.mark.parametrize(
+    ("kind", "attribute"), [(kind, name) for kind, names in TOXICS.items() for name in sorted(names)]
+)
 def test_server_knows_every_attribute_of_every_toxic(kind: Any, attribute: str, proxy: Proxy) -> None:
     with proxy.toxic(kind, **{attribute: 7}) as toxic:
         assert proxy._real.toxics()[toxic.name].attributes[attribute] == 7
