@@ -88,7 +88,7 @@ class OutcomeUnknown(DbGuardError):
     phase: how far the call had come, in the words of `dbguard.core.failure.Phase`.
     reign: the time in office of the primary it was sent to, as text; None if it was not known.
     sent_at: when it was sent, in seconds since the epoch.
-    token: the write's identity, for `Guard.resolve`; None where writes carry none.
+    token: the write's identity; None where writes carry none.
     """
 
     def __init__(

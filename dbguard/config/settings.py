@@ -198,7 +198,7 @@ class Distinct(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PoolSettings(Section):
-    """The pool that the guard opens on each node. Without meaning for wrapped pools, but for `hold`."""
+    """The pool that the guard opens on each node. Without meaning for wrapped pools, but for `acquire_timeout`."""
 
     min_size: Annotated[int, Whole(0, 10_000)] = 2
     """Connections kept open per node, 0 to 10,000, not above *max_size*. Default 2."""
@@ -211,8 +211,8 @@ class PoolSettings(Section):
     max_idle: Annotated[float, Duration(above=True, none=True)] = 300.0
     """Seconds after which an unused connection above *min_size* is closed, above 0, or none. Default 5min."""
     hold: Annotated[int | Literal["auto"], Whole(0, 10_000, word="auto")] = "auto"
-    """Connections per node that stay leased between calls, 0 to *max_size*; auto: the guard's choice on its own pools,
-    0 on wrapped ones. Default auto."""
+    """Connections per node that stay leased between calls, 0 to *max_size*; auto: as many as there are, but none where
+    `setup` or `reset` hooks must run at each checkout. Default auto."""
 
     def _contradictions(self) -> list[Fault]:
         faults: list[Fault] = []
