@@ -14,7 +14,7 @@ from dbguard.core.retry import Act, Stake, Work, judge
 from dbguard.core.statement import Kind, Touch
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.failures import is_refusal
-from dbguard.drivers.asyncpg.transaction import commit, rolled_back
+from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
+    from dbguard.core.statement import Statement
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Texts
 
@@ -30,6 +31,9 @@ __all__ = ["ROLLBACK_WITHIN", "Session"]
 
 ROLLBACK_WITHIN = 1.0
 """Seconds a ROLLBACK may take before the connection is terminated instead, which rolls back as well."""
+
+COMMIT_NOTHING = frozenset({"BEGIN", "START", "SAVEPOINT", "RELEASE", "ROLLBACK", "ABORT", "SET"})
+"""First words of transaction control that, alone, commits nothing."""
 
 
 class Session:
@@ -85,12 +89,14 @@ class Session:
         self._stamp()
 
     def note(self, query: str) -> tuple[Stake, bool]:
-        """Note what *query* may do; return what is at stake when it runs, and whether it is one transaction."""
+        """Note what *query* may do; return what is at stake when it runs, and whether it is one transaction.
+
+        COMMIT: it may end the open transaction; where none is open, it is a write as any other.
+        """
         text = self.texts.learn(query)
         self._ddl = self._ddl or text.ddl
         self.touch(text.touched)
-        stake = Stake.READ if text.statement.kind is Kind.READ else Stake.WRITE
-        return stake, text.statement.one_transaction
+        return _stake_of(text.statement), text.statement.one_transaction
 
     async def run(self, query: str, method: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Any:
         """Run one statement by the driver's own method."""
@@ -112,15 +118,19 @@ class Session:
         reign = state.view.reign
         unsent = con.is_closed()
         inside = not unsent and con.is_in_transaction()
-        if inside and stake is Stake.WRITE:
-            stake = Stake.TRANSACTION
-        self.writes = self.writes or stake in {Stake.WRITE, Stake.TRANSACTION}
+        if inside and (stake is Stake.WRITE or (stake is Stake.READ and self.writes)):
+            stake = Stake.TRANSACTION  # what goes with the connection is all that the transaction did
+        elif stake is Stake.COMMIT and not (inside or unsent):
+            stake = Stake.WRITE
+        self.writes = self.writes or stake is not Stake.READ
+        self.whole = self.whole and stake is not Stake.COMMIT
         generation = self.node.breaker.generation
         flight = Flight(state.clock() + (self.limit if limit is None else limit), None, cancels=False)
         flight.lease = lease
         engine.flights.add(flight)
         try:
-            value = await act()
+            commits = stake is Stake.WRITE or stake is Stake.COMMIT
+            value = await (heard(con, lease, act()) if commits and lease.synchronous else act())
         except BaseException as raised:
             closed = con.is_closed()
             if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):
@@ -137,10 +147,11 @@ class Session:
             if not isinstance(error, Exception):
                 raise
             state.failed(failure, generation)
-            engine.flush()
             verdict = judge(failure, work)
-            if verdict.act is Act.UNKNOWN:
-                raise engine.driver.dress(state.left_open(self.call, failure)) from error
+            unknown = state.left_open(self.call, failure) if verdict.act is Act.UNKNOWN else None
+            engine.flush()
+            if unknown is not None:
+                raise engine.driver.dress(unknown) from error
             if verdict.note and failure.phase is not Phase.ERROR:
                 error.add_note(f"dbguard: {verdict.note}")
             raise error from error.__cause__
@@ -182,3 +193,13 @@ class Session:
     def _stamp(self) -> None:
         state = self.engine.state
         self.call.box.wrote(state.view.reign, state.clock())
+
+
+def _stake_of(statement: Statement) -> Stake:
+    if statement.kind is Kind.READ:
+        return Stake.READ
+    alone = not statement.several
+    if alone and (statement.sets_only or (statement.kind is Kind.TRANSACTION and statement.verb in COMMIT_NOTHING)):
+        return Stake.READ  # it lives and dies with its session
+    may_commit = statement.kind in {Kind.TRANSACTION, Kind.UNKNOWN} and not statement.one_transaction
+    return Stake.COMMIT if may_commit else Stake.WRITE

@@ -85,7 +85,8 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
 
 def is_drivers(error: BaseException) -> bool:
     """Say whether *error* is asyncpg's, and so about the connection or what ran on it."""
-    return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError))
+    kinds = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, NotReplicated)
+    return isinstance(error, kinds)
 
 
 def is_refusal(error: BaseException) -> bool:
