@@ -62,12 +62,13 @@ class Pace:
 class _Target:
     """One node and the monitor's connection to it."""
 
-    __slots__ = ("control", "dial", "fails", "name", "next_dial", "reason")
+    __slots__ = ("control", "dial", "dialled_at", "fails", "name", "next_dial", "reason")
 
     def __init__(self, name: str, control: Control) -> None:
         self.name = name
         self.control = control
         self.dial: asyncio.Task[Sighting | Missed] | None = None
+        self.dialled_at = 0.0
         self.next_dial = 0.0
         self.fails = 0
         self.reason: Missed | None = None
@@ -163,33 +164,58 @@ class Monitor:
         return urgent if beyond <= 0 else min(steady, urgent * 2 ** min(16.0, beyond))
 
     async def _probe(self, target: _Target) -> Sighting | Missed:
-        """Ask one node: over the live connection first, then by dialling."""
-        clock = self._state.clock
-        at = clock()
+        """Ask one node: over the live connection, and if that is slow to answer over a new one as well."""
+        at = self._state.clock()
         if target.dial is None and target.control.alive:
-            try:
-                return await target.control.ask(self._pace.limit)
-            except Exception as error:  # noqa: BLE001  named, and answered by dialling anew
-                target.control.drop()
-                target.fails = 0
-                target.next_dial = at
-                target.reason = self._named(target, at, error)
-        if target.dial is None and clock() >= target.next_dial:
-            target.dial = asyncio.get_running_loop().create_task(self._dial(target))
-        if target.dial is not None and (target.dial.done() or target.fails == 0):
+            seen = await self._ask(target, at)
+            if seen is not None:
+                return seen
+        if target.dial is None and self._state.clock() >= target.next_dial:
+            self._begin_dial(target)
+        if target.dial is not None and not target.dial.done() and target.fails == 0:
             # The first dial after a loss is waited for: the round must know. Later ones go on in the background.
-            result = await target.dial
+            left = target.dialled_at + self._pace.limit - self._state.clock()
+            await asyncio.wait({target.dial}, timeout=max(0.0, left))
+        if target.dial is not None and target.dial.done():
+            result = target.dial.result()
             target.dial = None
             return result
         reason = target.reason
         return Missed(
             node=target.name,
             at=at,
-            why=reason.why if reason else "being dialled",
+            why=reason.why if reason else "no answer in time",
             config=reason.config if reason else False,
             alive=reason.alive if reason else False,
             closed=reason.closed if reason else False,
         )
+
+    async def _ask(self, target: _Target, at: float) -> Sighting | None:
+        """Ask over the live connection; None: it has to be dialled, and perhaps that has begun."""
+        limit = self._pace.limit
+        asked = asyncio.get_running_loop().create_task(target.control.ask(limit))
+        try:
+            done, _ = await asyncio.wait({asked}, timeout=limit / 2)
+            if not done:
+                # Slow, or silent: which of the two, a new connection finds out meanwhile.
+                target.fails = 0
+                self._begin_dial(target)
+            seen = await asked
+        except Exception as error:  # noqa: BLE001  named, and answered by dialling anew
+            target.fails = 0
+            target.next_dial = at
+            target.reason = self._named(target, at, error)
+            return None
+        finally:
+            asked.cancel()
+        if target.dial is not None:
+            target.dial.cancel()
+            target.dial = None
+        return seen
+
+    def _begin_dial(self, target: _Target) -> None:
+        target.dialled_at = self._state.clock()
+        target.dial = asyncio.get_running_loop().create_task(self._dial(target))
 
     async def _dial(self, target: _Target) -> Sighting | Missed:
         state = self._state
@@ -197,7 +223,6 @@ class Monitor:
         try:
             seen = await target.control.dial(self._pace.dial_limit)
         except Exception as error:  # noqa: BLE001  named just below
-            target.control.drop()
             missed = self._named(target, at, error)
             target.reason = missed
             wait = min(DIAL_MOST, DIAL_FIRST * 2 ** min(target.fails, 10)) * state.rng.random()
@@ -237,8 +262,7 @@ class Monitor:
                 orphan.gone = await target.control.end_backend(
                     orphan.pid, orphan.started, doomed=orphan.doomed, timeout=self._pace.limit
                 )
-            except Exception:  # noqa: BLE001  the node is asked again in the next round
-                target.control.drop()
+            except Exception:  # noqa: BLE001, S112  the node is asked again in the next round
                 continue
         engine.orphans[:] = [orphan for orphan in engine.orphans if not orphan.gone]
 

@@ -43,18 +43,24 @@ class OwnControl:
         return self._con is not None and not self._con.is_closed()
 
     async def ask(self, timeout: float) -> Sighting:
-        """Ask over the present connection."""
-        return await self._ask(timeout, fresh=False)
+        """Ask over the present connection; one that does not answer is given up."""
+        return await self._ask(self._con, timeout, fresh=False)
 
     async def dial(self, timeout: float) -> Sighting:
-        """Connect anew, and ask."""
+        """Connect anew, and ask; the new connection takes the place of the old one."""
+        con = await self._dial(timeout=timeout)
+        seen = await self._ask(con, timeout, fresh=True)
         self.drop()
-        self._con = await self._dial(timeout=timeout)
-        return await self._ask(timeout, fresh=True)
+        self._con = con
+        return seen
 
-    async def _ask(self, timeout: float, *, fresh: bool) -> Sighting:
+    async def _ask(self, con: Any, timeout: float, *, fresh: bool) -> Sighting:
         at = self._clock()
-        return sighting(await ask(self._con, timeout=timeout), self._node, at, fresh=fresh)
+        try:
+            return sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
+        except BaseException:
+            con.terminate()
+            raise
 
     async def end_backend(
         self,
@@ -65,7 +71,11 @@ class OwnControl:
         timeout: float,
     ) -> bool:
         """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
-        rows = await self._con.fetch(_END, pid, started, doomed, timeout=timeout)
+        try:
+            rows = await self._con.fetch(_END, pid, started, doomed, timeout=timeout)
+        except BaseException:
+            self.drop()
+            raise
         return not rows
 
     def drop(self) -> None:
