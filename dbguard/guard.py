@@ -237,7 +237,8 @@ class Guard(Calls):
 
     def is_closing(self) -> bool:
         """Whether the guard is closed, or not open yet."""
-        return self._core.engine is None
+        engine = self._core.engine
+        return engine is None or engine.closed
 
     def get_size(self) -> int:
         """Return the connections there are, in use or at hand, over all nodes."""
@@ -248,15 +249,21 @@ class Guard(Calls):
         return sum(pool.idle for pool in self._engine().pools.values())
 
     def get_min_size(self) -> int:
-        """Return the connections kept open per node."""
+        """Return the connections kept open per node; of wrapped pools, the primary's."""
+        if self._wrapped is not None:
+            return int(self._wrapped["primary"].get_min_size())
         return int(self._arguments.get("min_size", self._settings.pool.min_size))
 
     def get_init_size(self) -> int:
         """Return the connections dialled per node at the start."""
+        if self._wrapped is not None:
+            return int(self._wrapped["primary"].get_init_size())
         return self.get_min_size()
 
     def get_max_size(self) -> int:
-        """Return the connections at most, per node."""
+        """Return the connections at most, per node; of wrapped pools, the primary's."""
+        if self._wrapped is not None:
+            return int(self._wrapped["primary"].get_max_size())
         return int(self._arguments.get("max_size", self._settings.pool.max_size))
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
