@@ -87,6 +87,8 @@ class Engine:
         backoff: Backoff | None = None
 
         async def one(step: Attempt) -> Done | Failure:
+            if self.closed:
+                raise GuardClosed("the guard was closed while this call waited to be repeated")
             return await attempt(self, call, state.nodes[step.node], job)
 
         async def pause(step: Pause) -> Stopped | None:

@@ -1,0 +1,273 @@
+"""Every call ends by its deadline, in a black hole too; a cancelled one at once; and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import asyncpg
+import pytest
+
+import dbguard
+from dbguard.testing.cluster import Cluster
+
+PRECISION = 0.2
+"""Seconds by which a call may overstay its deadline here: 0.1 is promised, the rest is for a busy machine."""
+
+
+@contextlib.contextmanager
+def takes(at_least: float, at_most: float):
+    began = time.monotonic()
+    yield
+    spent = time.monotonic() - began
+    assert at_least <= spent <= at_most, f"took {spent:.3f} s"
+
+
+@pytest.fixture(scope="module")
+def freezable(binaries):
+    """A cluster whose nodes are frozen by tests, and thawed at their ends."""
+    with Cluster(binaries=binaries) as cluster:
+        cluster.sql("a", "CREATE TABLE written AS SELECT 1 AS id")
+        yield cluster
+
+
+async def freeze(cluster, guard, node="a"):
+    """Let the guard have connections at hand, and freeze the node."""
+    await asyncio.gather(*(guard.fetchval("SELECT 1") for _ in range(20)))
+    await asyncio.to_thread(cluster.freeze, node)
+
+
+@pytest.fixture
+async def frozen(freezable, open_guard):
+    """A guard whose primary answers nothing any more; its connections stay open."""
+    guard = await open_guard(freezable, server_settings={"application_name": "doomed"})
+    await freeze(freezable, guard)
+    yield guard
+    await asyncio.to_thread(freezable.thaw, "a")
+
+
+def leases(guard):
+    return {node.name: node.in_use for node in guard.status().nodes}
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "many", "copy", "acquire", "block", "function"])
+async def test_a_call_to_a_frozen_primary_ends_by_its_deadline(frozen, kind):
+    guard = frozen
+    primary = guard.using(role="primary", timeout=0.5)
+
+    async def block():
+        async with primary.transaction() as tx:
+            await tx.execute("INSERT INTO written VALUES (1)")
+
+    async def acquire():
+        async with primary.acquire() as con:
+            await con.fetchval("SELECT 1", timeout=0.3)
+
+    calls = {
+        "read": lambda: primary.fetch("SELECT 1"),
+        "write": lambda: guard.execute("INSERT INTO written VALUES (1)", timeout=0.5),
+        "many": lambda: guard.executemany("INSERT INTO written VALUES ($1)", [(1,)], timeout=0.5),
+        "copy": lambda: guard.copy_records_to_table("written", records=[(1,)], timeout=0.5),
+        "acquire": acquire,
+        "block": block,
+        "function": lambda: primary.run_in_transaction(lambda tx: tx.execute("INSERT INTO written VALUES (1)")),
+    }
+    with takes(0.0, 0.5 + PRECISION), pytest.raises((TimeoutError, asyncpg.PostgresConnectionError)) as caught:
+        await calls[kind]()
+
+    assert not isinstance(caught.value, asyncio.CancelledError)
+    assert leases(guard) == {"a": 0, "b": 0, "c": 0}
+
+
+async def test_reads_move_on_from_a_frozen_replica(freezable, open_guard, request):
+    guard = await open_guard(freezable)
+    request.addfinalizer(lambda: freezable.thaw("b"))
+    await freeze(freezable, guard, "b")
+
+    with takes(0.0, 2.0):  # those that were on their way to it wait for the probe that finds it silent
+        assert await asyncio.gather(*(guard.fetchval("SELECT 1") for _ in range(50))) == [1] * 50
+    with takes(0.0, 0.5):
+        assert await asyncio.gather(*(guard.fetchval("SELECT 1") for _ in range(50))) == [1] * 50
+
+
+async def test_writes_pass_over_to_a_promoted_node_when_the_primary_freezes(cluster, open_guard, until):
+    await asyncio.to_thread(cluster.sql, "a", "CREATE TABLE written (id int)")
+    guard = await open_guard(cluster)
+    await freeze(cluster, guard)
+    write = asyncio.create_task(guard.execute("INSERT INTO written VALUES (1)"))
+    await until(lambda: guard.status().writes != "open")
+    await asyncio.to_thread(cluster.promote, "b")
+
+    with pytest.raises(dbguard.OutcomeUnknown):  # it had been sent to the frozen one
+        await asyncio.wait_for(write, 10)
+    await guard.execute("INSERT INTO written VALUES (2)", timeout=5)
+
+    rows = await asyncio.to_thread(cluster.sql, "b", "SELECT id FROM written")
+    assert rows == [(2,)]
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "acquire", "block", "function", "waiting"])
+async def test_a_cancelled_call_passes_its_cancellation_on_at_once_and_leaves_no_lease_out(
+    freezable, open_guard, until, kind
+):
+    guard = await open_guard(freezable, max_size=2, min_size=0, server_settings={"application_name": "doomed"})
+    primary = guard.using(role="primary")
+    await primary.fetchval("SELECT 1")
+    holders = []
+    if kind == "waiting":
+        await until(lambda: sum(leases(guard).values()) == 0)
+        holders = [await guard.acquire() for _ in range(2)]
+    else:
+        await asyncio.to_thread(freezable.freeze, "a")
+    entered = []
+
+    async def block():
+        async with primary.transaction():
+            entered.append(1)
+
+    async def acquired():
+        async with primary.acquire() as con:
+            entered.append(1)
+            await con.fetchval("SELECT 1")
+
+    calls = {
+        "read": lambda: primary.fetch("SELECT 1"),
+        "write": lambda: guard.execute("INSERT INTO written VALUES (1)"),
+        "acquire": acquired,
+        "block": block,
+        "function": lambda: primary.run_in_transaction(lambda tx: tx.execute("INSERT INTO written VALUES (1)")),
+        "waiting": lambda: guard.execute("INSERT INTO written VALUES (1)"),
+    }
+    task = asyncio.create_task(calls[kind]())
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    task.cancel("mine")
+    with takes(0.0, 0.1), pytest.raises(asyncio.CancelledError) as caught:
+        await task
+
+    assert caught.value.args == ("mine",)
+    for con in holders:
+        await guard.release(con)
+    await until(lambda: sum(leases(guard).values()) == 0, 1.0)
+    if kind != "waiting":
+        await asyncio.to_thread(freezable.thaw, "a")
+    await until(lambda: guard.status().writes == "open")
+    assert await primary.fetchval("SELECT 1") == 1
+
+
+async def test_a_cancelled_block_leaves_no_lock_behind_after_a_thaw(freezable, open_guard, until):
+    guard = await open_guard(freezable, server_settings={"application_name": "doomed"})
+    locked = asyncio.Event()
+
+    async def block():
+        async with guard.transaction() as tx:
+            await tx.execute("UPDATE written SET id = id + 1")
+            await asyncio.to_thread(freezable.freeze, "a")
+            locked.set()
+            await tx.execute("UPDATE written SET id = id + 1")
+
+    task = asyncio.create_task(block())
+    await locked.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    with takes(0.0, 0.2), pytest.raises(asyncio.CancelledError):
+        await task
+    assert sum(leases(guard).values()) == 0
+
+    await asyncio.to_thread(freezable.thaw, "a")
+
+    async def unlocked() -> bool:
+        rows = await asyncio.to_thread(
+            freezable.sql,
+            "a",
+            "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity s USING (pid)"
+            " WHERE s.application_name = 'doomed' AND l.relation = 'written'::regclass",
+        )
+        return rows == [(0,)]
+
+    await until(unlocked)
+    assert await asyncio.to_thread(freezable.sql, "a", "SELECT min(id) FROM written") == [(1,)]
+
+
+async def test_a_block_out_of_time_leaves_no_lock_behind(calm_cluster, open_guard, table, until):
+    """The backend goes on with its statement after its client has gone; it is ended, so that a repeat need not wait."""
+    calm_cluster.sql("a", f"INSERT INTO {table} VALUES (1, 1)")
+    guard = await open_guard(calm_cluster)
+
+    async def block():
+        async with guard.transaction() as tx:
+            await tx.execute(f"UPDATE {table} SET n = 2")
+            await tx.execute("SELECT pg_sleep(60)", timeout=0.2)
+
+    with pytest.raises((TimeoutError, asyncpg.PostgresConnectionError)):
+        await block()
+
+    with takes(0.0, 3.0):
+        await guard.execute(f"UPDATE {table} SET n = 3", timeout=3.0)
+    assert calm_cluster.sql("a", f"SELECT n FROM {table}") == [(3,)]
+
+
+async def test_an_ambient_timeout_of_asyncio_ends_a_call(frozen):
+    with takes(0.29, 0.3 + PRECISION), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await frozen.using(role="primary").fetchval("SELECT 1")
+
+    assert sum(leases(frozen).values()) == 0
+
+
+async def test_close_ends_within_its_time_with_a_frozen_node(frozen):
+    calls = [asyncio.create_task(frozen.execute("INSERT INTO written VALUES (1)")) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    with takes(0.0, 1.0 + 2 * PRECISION):
+        await frozen.close(timeout=1.0)
+
+    for result in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 1.0):
+        assert isinstance(result, asyncpg.PostgresConnectionError)
+
+
+async def test_close_lets_calls_end(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster)
+    call = asyncio.create_task(guard.fetchval("SELECT 1 FROM pg_sleep(0.3)"))
+    await asyncio.sleep(0.05)
+
+    with takes(0.1, 2.0):
+        await guard.close(timeout=5.0)
+
+    assert await call == 1
+
+
+async def test_terminate_ends_calls_at_once(calm_cluster, open_guard, table):
+    guard = await open_guard(calm_cluster)
+    call = asyncio.create_task(guard.fetchval("SELECT 1 FROM pg_sleep(30)"))
+    await asyncio.sleep(0.05)
+
+    guard.terminate()
+
+    with takes(0.0, 0.5), pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+        await call
+
+
+async def test_a_functions_repeats_share_one_deadline(calm_cluster, open_guard, table):
+    guard = await open_guard(calm_cluster, config={"retry": {"contention_attempts": 100, "floor": 1000}})
+    attempts = []
+
+    async def conflict(tx):
+        attempts.append(tx.attempt)
+        await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+    with takes(0.2, 0.5 + PRECISION), pytest.raises((asyncpg.SerializationError, dbguard.DeadlineExceeded)):
+        await guard.run_in_transaction(conflict, timeout=0.5)
+
+    assert len(attempts) > 1
+
+
+async def test_a_function_that_waits_for_something_else_is_ended_too(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster)
+
+    with takes(0.29, 0.3 + PRECISION), pytest.raises(dbguard.DeadlineExceeded):
+        await guard.run_in_transaction(lambda tx: asyncio.sleep(30), timeout=0.3)
+
+    assert sum(leases(guard).values()) == 0
