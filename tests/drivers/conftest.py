@@ -1,0 +1,153 @@
+"""What the driver's contract tests share: guards over one node, bounded waiting, and a wire that is listened to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import dbguard
+from dbguard.testing.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from dbguard.testing.binaries import Binaries
+
+CANCEL_REQUEST = 80877102
+"""The code in the first packet of a connection that asks for another one's query to be cancelled."""
+
+_numbers = itertools.count(1)
+
+
+class Wire:
+    """A proxy before one server, which counts connections and cancel requests, and can swallow replies.
+
+    cancels: connections whose first packet was a CancelRequest. opened: all others.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.cancels = 0
+        self.opened = 0
+        self.sent = b""
+
+    @property
+    def port(self) -> int:
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def mute(self) -> None:
+        """Hold replies back from now on."""
+        self._flows.clear()
+
+    def unmute(self) -> None:
+        """Let replies through again, those held back first."""
+        self._flows.set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        upstream: asyncio.StreamWriter | None = None
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            first = await reader.readexactly(8)
+            if struct.unpack("!ii", first)[1] == CANCEL_REQUEST:
+                self.cancels += 1
+            else:
+                self.opened += 1
+            replies, upstream = await asyncio.open_connection(*self._target)
+            upstream.write(first)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, upstream, requests=True))
+                pumps.create_task(self._pump(replies, writer, requests=False))
+        for end in (writer, upstream):
+            if end is not None:
+                end.transport.abort()
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, requests: bool) -> None:
+        while data := await source.read(65536):
+            if requests:
+                self.sent += data
+            else:
+                await self._flows.wait()
+            target.write(data)
+            await target.drain()
+        raise ConnectionResetError  # one end is gone: let the other know
+
+
+async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    """Wait for a condition, plain or async; fails after *timeout* seconds."""
+    async with asyncio.timeout(timeout):
+        while True:
+            value = condition()
+            if inspect.isawaitable(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def single(binaries: Binaries) -> Iterator[Cluster]:
+    """One server, which nobody breaks."""
+    with Cluster(binaries=binaries, replicas=0) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def wire(single: Cluster) -> AsyncIterator[Wire]:
+    """A wire to that server."""
+    wire = Wire(single.primary.host, single.primary.port)
+    await wire.start()
+    yield wire
+    await wire.stop()
+
+
+@pytest.fixture
+def table(single: Cluster) -> Iterator[str]:
+    """The name of a table ``id int primary key, name text`` with two rows."""
+    name = f"t{next(_numbers)}"
+    single.sql("a", f"CREATE TABLE {name} (id int PRIMARY KEY, name text)")
+    single.sql("a", f"INSERT INTO {name} VALUES (1, 'one'), (2, 'two')")
+    yield name
+    single.sql("a", f"DROP TABLE IF EXISTS {name} CASCADE")
+
+
+@pytest.fixture
+async def open_guard() -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]:
+    """Open a guard over one address; closed at the end. Sections of the configuration by *config*."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(port: int, *, config: dict[str, Any] | None = None, **arguments: Any) -> dbguard.Guard:
+            given: dict[str, Any] = {
+                "nodes": [{"name": "a", "host": "127.0.0.1", "port": port}],
+                "connection": {"user": "postgres", "database": "postgres"},
+            }
+            guard = dbguard.Guard(given | (config or {}), **arguments)
+            await guard.open()
+            stack.push_async_callback(guard.close, timeout=0.5)
+            await guard.ready()
+            return guard
+
+        yield make
