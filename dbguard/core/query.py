@@ -119,7 +119,7 @@ class Trust:
 
     reads, writes: declared, as `schema.name`, or `name` for calls without a schema.
     names: what is harmless before a parenthesis wherever it stands, in lower case: PostgreSQL's own reading functions and
-        words of syntax. before_paren: those, and the operators behind which a parenthesis is no call.
+        words of syntax. before_paren: what a parenthesis may follow without being a call that must be looked at.
     """
 
     __slots__ = ("before_paren", "names", "reads", "writes")
@@ -127,8 +127,8 @@ class Trust:
     def __init__(self, reads: frozenset[str], writes: frozenset[str]) -> None:
         self.reads = reads
         self.writes = writes
-        self.names = (READ_FUNCTIONS - writes) | CALL_PROOF
-        self.before_paren = self.names | _PLAIN
+        self.names = ((READ_FUNCTIONS - writes) | CALL_PROOF) - {"into", "for"}
+        self.before_paren = self.names | _PLAIN | {"into", "for"}
 
 
 def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -> list[Finding]:
@@ -136,6 +136,7 @@ def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -
     found: list[Finding] = []
     openers: list[int] = []
     raw: list[str] = []  # the tokens as written, once they were needed
+    unopened = 0
     closed = -1  # where the parenthesis that was closed last had been opened
     before_paren = trust.before_paren
     for i in range(start, end):
@@ -149,8 +150,7 @@ def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -
                 if finding is not None:
                     found.append(finding)
         elif word == ")":
-            if not openers:
-                found.append(_not_understood(i))
+            unopened += not openers
             closed = openers.pop() if openers else -1
         elif word == "":
             found.append(_not_understood(i))
@@ -164,8 +164,8 @@ def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -
                 found.append(finding)
         elif _starts_dml(toks, start, i, end, openers):
             found.append(Finding(Kind.WRITE, word.upper(), i))
-    if openers:
-        found.append(_not_understood(openers[-1]))
+    if len(openers) != unopened:
+        found.append(_not_understood(start))
     return found
 
 
@@ -230,7 +230,8 @@ def _call(
     if before == "," and _is_with_item(toks, paren, end):
         return None
     if name[0] == '"' or any(part[0] == '"' for part in path):
-        raw = written(sql)
+        if not raw:
+            raw.extend(written(sql))
         path = [raw[i][1:-1].replace('""', '"') if raw[i][0] == '"' else toks[i] for i in range(at, paren, 2)]
     return _called(path, at, toks, paren, trust)
 
