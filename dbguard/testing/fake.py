@@ -269,6 +269,7 @@ def known_state(
     now = clock()
     state.probed([seen(name, Role.PRIMARY if name == primary else Role.REPLICA, now) for name in names], full=True)
     state.take_effects()
+    state.gate.release(now, 0)
     return state
 
 

@@ -180,10 +180,10 @@ def test_read_with_fallback_error_never_goes_to_the_primary(state: GuardState) -
     assert isinstance(told.error.__cause__, DriverError)
 
 
-def test_read_for_a_replica_fails_at_once_where_none_is_fit(clock: ManualClock) -> None:
+def test_read_with_fallback_error_fails_at_once_where_no_replica_is_fit(clock: ManualClock) -> None:
     state = known_state(clock, replicas=())
 
-    told = play(new_call(state, role="replica"), state)
+    told = play(new_call(state, fallback="error"), state)
 
     assert isinstance(told.error, NoReplica)
     assert told.asked == []

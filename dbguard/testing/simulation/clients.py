@@ -1,0 +1,174 @@
+"""The application in the simulation: clients that read, write and run transactions, and hold the guard to its word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.causal import Box
+from dbguard.core.plan import Call
+from dbguard.core.retry import Stake, Work
+from dbguard.errors import DbGuardError, OutcomeUnknown
+from dbguard.testing.fake import DriverError
+from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.servers import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from dbguard.testing.simulation.guard import SimulatedGuard, Waits
+    from dbguard.testing.simulation.judge import Judge
+    from dbguard.testing.simulation.pool import Lease
+    from dbguard.testing.simulation.world import World
+
+__all__ = ["Client", "Context"]
+
+ROWS = ("row 1", "row 2")
+"""Rows that all clients change: they wait for each other's locks, and meet conflicts."""
+
+DEADLINES = (0.3, 1.0, 3.0, 10.0)
+
+WORK = {stake: Work(stake=stake) for stake in Stake}
+
+
+class Context:
+    """What one context has written: its box, and the values whose writes were acknowledged to it."""
+
+    def __init__(self) -> None:
+        self.box = Box()
+        self.finished: list[str] = []
+
+
+class Client:
+    """One client: call after call, with a little time between.
+
+    count: hands out the numbers of calls. tell: called with a call's number and what happens in it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        guard: SimulatedGuard,
+        world: World,
+        judge: Judge,
+        rng: Random,
+        context: Context,
+        *,
+        count: Callable[[], int],
+        tell: Callable[[int, str], None],
+    ) -> None:
+        self.name = name
+        self.guard = guard
+        self.world = world
+        self.judge = judge
+        self.rng = rng
+        self.context = context
+        self.count = count
+        self.tell = tell
+        self.over = False
+        self.calls = 0
+        self.failed = 0
+
+    def run(self, calls: int, spread: float, healed_at: float) -> Waits:
+        """Make *calls* calls over *spread* seconds; and when all is well again, two that have to succeed."""
+        agenda, rng = self.guard.agenda, self.rng
+        for _ in range(calls):
+            yield agenda.sleep(2 * spread / calls * rng.random())
+            yield from self._some_call()
+        if agenda.now < healed_at:
+            yield agenda.sleep(healed_at - agenda.now)
+        for stake in (Stake.WRITE, Stake.READ):
+            error = yield from self._call(stake, 10.0, key=None)
+            if error is not None:
+                self.judge.break_("dead", agenda.now, f"a {stake.value} fails in a healthy cluster: {error!r}")
+        self.over = True
+
+    def _some_call(self) -> Waits:
+        rng = self.rng
+        deadline = DEADLINES[int(rng.random() * len(DEADLINES))]
+        dice = rng.random()
+        if dice < 0.35:
+            yield from self._call(Stake.WRITE, deadline, key=ROWS[dice < 0.05] if dice < 0.1 else None)
+        elif dice < 0.5:
+            yield from self._call(Stake.TRANSACTION, deadline, key=ROWS[dice < 0.42])
+        elif dice < 0.9:
+            yield from self._call(Stake.READ, deadline, key=None)
+        else:
+            yield from self._call(Stake.READ, deadline, key=None, consistency="eventual")
+
+    def _call(self, stake: Stake, seconds: float, *, key: str | None, consistency: str = "own-writes") -> Waits:
+        """Make one call, and tell the judge how it ended; ends with the error it raised, or None."""
+        guard, judge, agenda = self.guard, self.judge, self.guard.agenda
+        number = self.count()
+        self.calls += 1
+        now = agenda.now
+        guard.state.budget.deposit(now)
+        call = Call(
+            reads=stake is Stake.READ,
+            work=WORK[stake],
+            box=self.context.box,
+            deadline=now + seconds,
+            began=now,
+            consistency=consistency,
+        )
+        value = f"{self.name}{self.calls}"
+        job: Any
+        if stake is Stake.READ:
+            expected = tuple(self.context.finished) if consistency == "own-writes" else ()
+            job = self._read(expected)
+        else:
+            job = self._write(value, key) if stake is Stake.WRITE else self._transaction(value, key)
+        self.tell(number, f"{self.name} {stake.value} {value if stake is not Stake.READ else consistency}")
+        error: BaseException | None = None
+        try:
+            yield from guard.call(number, call, job)
+        except (DbGuardError, DriverError) as raised:
+            error = raised
+            self.failed += 1
+            if stake is not Stake.READ and not isinstance(raised, OutcomeUnknown):
+                judge.denies([value], raised)
+        else:
+            if stake is not Stake.READ:
+                self.context.finished.append(value)
+        self.tell(number, f"ends: {'ok' if error is None else repr(error)}")
+        judge.ends(f"call {number} ({self.name} {stake.value})", call.deadline, agenda.now)
+        return error
+
+    def _read(self, expected: tuple[str, ...]) -> Any:
+        def job(lease: Lease, call: Call) -> Waits:
+            answer = yield lease.connection.send(Request("read", expected), call.deadline)
+            if answer is not LATE and answer.value:
+                self.judge.reads(answer.value, lease.connection.server, self.world.truth, self.guard.agenda.now)
+            return answer
+
+        return job
+
+    def _write(self, value: str, key: str | None) -> Any:
+        def job(lease: Lease, call: Call) -> Waits:
+            return (yield from self._commits(lease, call, Request("write", value, key), value))
+
+        return job
+
+    def _commits(self, lease: Lease, call: Call, request: Request, value: str) -> Waits:
+        """Send what commits *value*."""
+        guard, judge, connection = self.guard, self.judge, lease.connection
+        judge.sends((value,), guard.agenda.now)
+        answer = yield connection.send(request, call.deadline)
+        if answer is not LATE and not answer.dead:
+            if answer.code is None:
+                judge.acknowledges((value,), connection.server, guard.state.view, guard.agenda.now)
+            else:
+                judge.refuses((value,))
+        return answer
+
+    def _transaction(self, value: str, key: str | None) -> Any:
+        def job(lease: Lease, call: Call) -> Waits:
+            call.work = WORK[Stake.TRANSACTION]
+            for request in (Request("begin"), Request("change", value, key)):
+                answer = yield lease.connection.send(request, call.deadline)
+                if answer is LATE or answer.code is not None or answer.dead:
+                    return answer
+            call.work = WORK[Stake.COMMIT]
+            return (yield from self._commits(lease, call, Request("commit", value), value))
+
+        return job

@@ -1,0 +1,172 @@
+"""What must hold in every run, whatever breaks: checked as it happens, and once more at the end.
+
+resent       a write was sent again although the first sending was never resolved
+duplicate    a value was committed twice
+false        a call raised an error that says "not applied", and the value was committed
+fenced       a commit of an older reign was acknowledged after the guard had seen the new one
+lost         an acknowledged value is gone, and not because the cluster lost it before the guard could know
+stale        a read under own-writes missed a value that its context had finished, and that the primary has
+late         a call ended after its deadline
+budget       more repeats were paid for than the budget holds
+unended      a call never ended, or something of it is still out at the end
+dead         the cluster is well again, and calls still fail
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.topology import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dbguard.core.retry import RetryPolicy
+    from dbguard.core.topology import View
+    from dbguard.testing.simulation.servers import Server
+
+__all__ = ["OVERSHOOT", "Judge", "Violation"]
+
+OVERSHOOT = 0.1
+"""Seconds by which a call may end after its deadline."""
+
+EXPIRY = 10.0
+"""Seconds for which the budget counts; a repeat counts for at least nine of them."""
+
+
+class Violation(NamedTuple):
+    """One broken promise: which, when, and how."""
+
+    promise: str
+    at: float
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.promise} at {self.at:.3f}: {self.what}"
+
+
+@dataclass(slots=True)
+class Write:
+    """What is known about one value.
+
+    open: sent, and neither answered nor refused. acknowledged: when, and by which server under which timeline.
+    denied: the call ended with an error that says that nothing was applied.
+    """
+
+    sent: int = 0
+    open: bool = False
+    acknowledged: float | None = None
+    by: Server | None = None
+    timeline: int = 0
+    denied: str | None = None
+    applied: list[str] = field(default_factory=list)
+
+
+class Judge:
+    """Watches one run."""
+
+    def __init__(self, retry: RetryPolicy) -> None:
+        self.violations: list[Violation] = []
+        self.writes: dict[str, Write] = {}
+        self.accepted: list[tuple[float, int]] = []
+        """When the guard accepted which timeline."""
+        self._retry = retry
+        self._firsts: list[float] = []
+        self._paid: dict[bool, list[float]] = {True: [], False: []}
+
+    def break_(self, promise: str, at: float, what: str) -> None:
+        """Note a broken promise."""
+        self.violations.append(Violation(promise, at, what))
+
+    # ------------------------------------------------------------------ writes
+
+    def sends(self, values: Iterable[str], at: float) -> None:
+        """A request that commits *values* is handed to the network."""
+        for value in values:
+            write = self.writes.setdefault(value, Write())
+            if write.open:
+                self.break_("resent", at, f"{value} was sent again, and nobody knows what became of the first sending")
+            write.sent += 1
+            write.open = True
+
+    def refuses(self, values: Iterable[str]) -> None:
+        """The server has answered that it did not apply them, on a connection that lives."""
+        for value in values:
+            self.writes[value].open = False
+
+    def applied(self, server: Server, value: str) -> None:
+        """A server has committed *value*."""
+        write = self.writes.setdefault(value, Write())
+        write.applied.append(server.name)
+        if len(write.applied) > 1:
+            self.break_("duplicate", server.agenda.now, f"{value} was committed on {' and '.join(write.applied)}")
+
+    def acknowledges(self, values: Iterable[str], server: Server, view: View, at: float) -> None:
+        """The attempt that committed *values* on *server* succeeded."""
+        for value in values:
+            write = self.writes[value]
+            write.open = False
+            write.acknowledged, write.by, write.timeline = at, server, server.timeline
+        reign = view.reign
+        if reign is not None and server.timeline < reign.timeline:
+            self.break_(
+                "fenced",
+                at,
+                f"{server.name} on timeline {server.timeline} acknowledged a write, accepted is {reign.timeline}",
+            )
+
+    def denies(self, values: Iterable[str], error: BaseException) -> None:
+        """The call ended with an error that says that nothing was applied."""
+        for value in values:
+            self.writes.setdefault(value, Write()).denied = f"{type(error).__name__}: {error}"
+
+    # ------------------------------------------------------------------ reads
+
+    def reads(self, missing: Iterable[str], server: Server, truth: Server, at: float) -> None:
+        """A read under own-writes missed these values, which its context had finished before it began."""
+        for value in missing:
+            if value in truth.visible:
+                self.break_("stale", at, f"a read on {server.name} missed {value}, which {truth.name} has")
+
+    # ------------------------------------------------------------------ calls
+
+    def begins(self, at: float) -> None:
+        """A call makes its first attempt."""
+        self._firsts.append(at)
+
+    def repeats(self, last: Failure, at: float, *, free: bool) -> None:
+        """Another attempt follows *last*; *free*: the one that our own drain is owed."""
+        if free or last.phase in (Phase.CONNECT, Phase.UNSENT):
+            return
+        paid = self._paid[last.family is Family.CONTENTION]
+        paid.append(at)
+        firsts = sum(1 for first in self._firsts if first > at - EXPIRY)
+        allowed = self._retry.budget * firsts + self._retry.floor * EXPIRY
+        taken = sum(1 for one in paid if one > at - EXPIRY * 0.9)
+        if taken > allowed + 1e-6:
+            self.break_("budget", at, f"{taken} repeats within {EXPIRY:g} s, allowed are {allowed:.1f}")
+
+    def ends(self, what: str, deadline: float, at: float) -> None:
+        """A call has ended."""
+        if at > deadline + OVERSHOOT:
+            self.break_("late", at, f"{what} ended {at - deadline:.3f} s after its deadline")
+
+    # ------------------------------------------------------------------ the end
+
+    def finish(self, truth: Server, at: float) -> None:
+        """Compare what was said with what the surviving primary has."""
+        for value, write in self.writes.items():
+            if write.denied is not None and write.applied:
+                self.break_(
+                    "false", at, f"{value} was committed on {write.applied[0]}, and its call ended with {write.denied}"
+                )
+            if write.acknowledged is None or value in truth.visible:
+                continue
+            known = [when for when, timeline in self.accepted if timeline > write.timeline]
+            if not known or write.acknowledged > known[0]:
+                by = write.by.name if write.by is not None else "nobody"
+                self.break_("lost", at, f"{value}, acknowledged at {write.acknowledged:.3f} by {by}, is gone")
+        if truth.role is not Role.PRIMARY:
+            self.break_("dead", at, f"{truth.name} should be the primary: the model is wrong")

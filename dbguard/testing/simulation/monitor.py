@@ -1,0 +1,200 @@
+"""The monitor in the simulation: rounds of questions over all nodes, at the pace of `dbguard.runtime.monitor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.gate import GateState
+from dbguard.core.topology import Missed, Sighting
+from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.network import Connection, dial
+from dbguard.testing.simulation.pool import name_dial
+from dbguard.testing.simulation.servers import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dbguard.testing.simulation.agenda import Signal
+    from dbguard.testing.simulation.guard import SimulatedGuard, Waits
+    from dbguard.testing.simulation.network import Link
+
+__all__ = ["SimulatedMonitor"]
+
+INTERVAL, JITTER, LIMIT, URGENT = 0.5, 0.2, 0.5, 0.025
+"""Seconds between steady rounds, their jitter, the limit of a question, and seconds between urgent rounds."""
+
+DIAL_FIRST, DIAL_MOST, STARTING_AGAIN = 0.05, 1.0, 0.25
+
+
+class _Target:
+    """One node, and the monitor's connection to it."""
+
+    __slots__ = ("connection", "dialling", "fails", "link", "next_dial", "reason")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.connection: Connection | None = None
+        self.dialling: Signal | None = None
+        self.fails = 0
+        self.next_dial = 0.0
+        self.reason: Missed | None = None
+
+
+class SimulatedMonitor:
+    """Asks all nodes, again and again."""
+
+    def __init__(self, guard: SimulatedGuard, links: Mapping[str, Link]) -> None:
+        self.guard = guard
+        self.agenda = guard.agenda
+        self.targets = [_Target(link) for link in links.values()]
+        self.rounds = 0
+        self._wanted = False
+        self._sleeping: Signal | None = None
+        guard.hurry = self.hurry
+
+    def hurry(self) -> None:
+        """Ask soon."""
+        self._wanted = True
+        if self._sleeping is not None:
+            self._sleeping.wake()
+
+    def run(self) -> Waits:
+        """Ask for ever."""
+        agenda = self.agenda
+        while True:
+            self._wanted = False
+            began = agenda.now
+            yield from self._round()
+            if not self._wanted:
+                self._sleeping = agenda.sleep(self._pause())
+                yield self._sleeping
+                self._sleeping = None
+            if self._wanted:
+                yield agenda.sleep(max(0.0, began + URGENT - agenda.now))
+
+    def _pause(self) -> float:
+        state = self.guard.state
+        if state.gate.state is GateState.OPEN or state.gate.state is GateState.DOWN:
+            return INTERVAL * (1 + JITTER * (2 * state.rng.random() - 1))
+        return URGENT * (1 + state.rng.random())
+
+    def _round(self) -> Waits:
+        """Ask every node once, in parallel, and hand the answers on."""
+        guard = self.guard
+        asked = [self._ask(target) for target in self.targets]
+        results: list[Sighting | Missed] = []
+        late: list[tuple[int, _Target, float]] = []
+        for target, (signal, at) in zip(self.targets, asked, strict=True):
+            result: Any = None
+            if signal is not None:
+                result = yield signal
+            if isinstance(result, Sighting | Missed):
+                target.dialling = None
+            elif signal is not None:
+                result = self._heard(target, at, result)
+                if isinstance(result, Missed):
+                    late.append((len(results), target, at))
+            else:
+                result = self._known(target, at)
+            results.append(result)
+        redialled = [self._dial(target) for _, target, _ in late]
+        for (place, target, _), signal in zip(late, redialled, strict=True):
+            results[place] = yield signal  # a node whose connection was lost is dialled before the round is judged
+            target.dialling = None
+        self.rounds += 1
+        guard.state.probed(results, full=True)
+        guard.state.tick()
+        guard.flush()
+        if guard.orphans:
+            yield from self._bury()
+
+    def _ask(self, target: _Target) -> tuple[Signal | None, float]:
+        """Begin to ask one node. The signal of a dial brings a result, that of a question what the server says."""
+        now = self.agenda.now
+        if target.dialling is not None:
+            return (target.dialling, now) if target.dialling.done else (None, now)
+        if target.connection is not None and not target.connection.closed:
+            return target.connection.send(Request("ask"), now + LIMIT), now
+        if now < target.next_dial:
+            return None, now
+        first = target.fails == 0
+        signal = self._dial(target)
+        return (signal if first else None), now
+
+    def _heard(self, target: _Target, at: float, answer: Any) -> Sighting | Missed:
+        node = target.link.node
+        if answer is not LATE and answer.code is None and not answer.dead:
+            return answer.value.sighting(node, at, fresh=False)  # type: ignore[no-any-return]
+        if target.connection is not None:
+            target.connection.end()
+        target.connection = None
+        target.fails, target.reason = 0, self._missed(target, at, answer)
+        return target.reason
+
+    def _known(self, target: _Target, at: float) -> Missed:
+        reason = target.reason
+        node = target.link.node
+        return Missed(
+            node=node,
+            at=at,
+            why=reason.why if reason else "being dialled",
+            alive=reason.alive if reason else False,
+            closed=reason.closed if reason else False,
+        )
+
+    def _missed(self, target: _Target, at: float, answer: Any) -> Missed:
+        failure = name_dial(target.link.node, answer)
+        alive = failure.sqlstate in ("53300", "57P03")
+        closed = failure.sqlstate == "57P03"
+        return Missed(node=target.link.node, at=at, why=str(failure.cause), alive=alive, closed=closed)
+
+    def _dial(self, target: _Target) -> Signal:
+        """Dial one node, in the background; the signal brings the result."""
+        signal = target.dialling = self.agenda.signal()
+        self.agenda.spawn(self._dialling(target, signal))
+        return signal
+
+    def _dialling(self, target: _Target, done: Signal) -> Waits:
+        agenda, began = self.agenda, self.agenda.now
+        until = began + 2 * LIMIT
+        answer: Any = yield dial(target.link, until, self.guard.dialled())
+        if isinstance(answer, Connection):
+            connection, at = answer, agenda.now
+            answer = yield connection.send(Request("ask"), until)
+            if answer is not LATE and answer.code is None and not answer.dead:
+                target.connection = connection
+                target.fails, target.reason = 0, None
+                done.wake(answer.value.sighting(target.link.node, at, fresh=True))
+                return
+            connection.end()
+        missed = target.reason = self._missed(target, began, answer)
+        wait = min(DIAL_MOST, DIAL_FIRST * 2 ** min(target.fails, 10)) * self.guard.state.rng.random()
+        target.fails += 1
+        target.next_dial = agenda.now + (max(wait, STARTING_AGAIN) if missed.alive else wait)
+        done.wake(missed)
+
+    def _bury(self) -> Waits:
+        """End backends that were given up, and note which are gone."""
+        guard = self.guard
+        by_name = {target.link.node: target for target in self.targets}
+        reign = guard.state.view.reign
+        for orphan in list(guard.orphans):
+            target = by_name[orphan.node]
+            connection = target.connection
+            if orphan.reign != reign:
+                orphan.gone = True
+                guard.orphans.remove(orphan)
+                continue
+            if connection is None or connection.closed or target.dialling is not None:
+                continue
+            gone = connection.server.started != orphan.started
+            if not gone:
+                request = Request("end", (orphan.pid, orphan.doomed))
+                answer = yield connection.send(request, self.agenda.now + LIMIT)
+                if answer is LATE or answer.dead:
+                    connection.end()
+                    continue
+                gone = answer.value
+            if gone:
+                orphan.gone = True
+                guard.orphans.remove(orphan)

@@ -1,0 +1,173 @@
+"""The guard's leases in the simulation: dialled, handed on, drained and fenced as `dbguard.drivers` does it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.failure import Failure, Family, Phase
+from dbguard.testing.fake import DriverError
+from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.network import Connection, dial
+from dbguard.testing.simulation.servers import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from dbguard.core.route import Node
+    from dbguard.core.topology import Sighting
+    from dbguard.testing.simulation.agenda import Signal
+    from dbguard.testing.simulation.network import Link
+
+__all__ = ["Lease", "Pool", "name_dial"]
+
+
+def name_dial(node: str, answer: Any, *, full: bool = False) -> Failure:
+    """Name why there is no connection: an `Answer`, `LATE`, or the reason why the server must not be used."""
+    code: str | None = None
+    if isinstance(answer, str):
+        family, what = Family.ROLE, answer
+    elif answer is LATE:
+        family, what = (Family.NEUTRAL, "no connection came free") if full else (Family.HARD, "no answer")
+    else:
+        code = answer.code if answer.code != "refused" else None
+        family, what = Family.SOFT if code == "53300" else Family.HARD, f"{answer.code or 'reset'}"
+    return Failure(
+        node=node,
+        phase=Phase.CONNECT,
+        family=family,
+        cause=DriverError(f"{what} on {node}", code),
+        sqlstate=code,
+        broken=True,
+        timed_out=answer is LATE,
+    )
+
+
+class Lease:
+    """A connection in use. ours: it was ended by a drain or a fence."""
+
+    __slots__ = ("connection", "epoch", "ours", "reused")
+
+    def __init__(self, connection: Connection, epoch: int) -> None:
+        self.connection = connection
+        self.epoch = epoch
+        self.ours = False
+        self.reused = False
+
+
+class Pool:
+    """The connections of one node; *size* at most.
+
+    check: what a new connection must pass; returns the reason if it does not.
+    """
+
+    def __init__(
+        self, node: Node, link: Link, size: int, check: Callable[[Sighting], str | None], numbers: Callable[[], int]
+    ) -> None:
+        self.node = node
+        self.link = link
+        self.size = size
+        self.free: list[Lease] = []
+        self.out: dict[Lease, None] = {}
+        self.taken = 0
+        self._check = check
+        self._numbers = numbers
+        self._waiters: deque[Signal] = deque()
+        node.load.size = size
+
+    @property
+    def full(self) -> bool:
+        """Whether every connection there may be is out."""
+        return self.taken >= self.size and not self.free
+
+    def take_now(self) -> Lease | None:
+        """Return a lease if one is at hand."""
+        while self.free:
+            lease = self.free.pop()
+            if lease.epoch == self.node.epoch and not lease.connection.closed:
+                return self._lend(lease)
+            self._close(lease)
+        return None
+
+    def _lend(self, lease: Lease) -> Lease:
+        self.out[lease] = None
+        self.node.load.in_use = len(self.out)
+        lease.ours = False
+        return lease
+
+    def take(self, until: float) -> Generator[Signal, Any, Lease | Failure]:
+        """Return a lease, waiting for one or dialling; or why there is none."""
+        while (lease := self.take_now()) is None:
+            if self.taken < self.size:
+                self.taken += 1
+                fresh = yield from self._dial(until)
+                if isinstance(fresh, Failure):
+                    self._spare()
+                    return fresh
+                if fresh.epoch == self.node.epoch and not fresh.connection.closed:
+                    return self._lend(fresh)
+                self._close(fresh)
+                continue
+            turn = self.link.agenda.signal(until)
+            self._waiters.append(turn)
+            if (yield turn) is LATE:
+                return name_dial(self.node.name, LATE, full=True)
+        return lease
+
+    def _dial(self, until: float) -> Generator[Signal, Any, Lease | Failure]:
+        """Dial, and ask the server once who it is. The epoch is the one in which the dial began."""
+        epoch = self.node.epoch
+        answer: Any = yield dial(self.link, until, self._numbers())
+        if not isinstance(answer, Connection):
+            return name_dial(self.node.name, answer)
+        at = self.link.agenda.now
+        said = yield answer.send(Request("ask"), until)
+        if said is LATE or said.value is None:
+            answer.end()
+            return name_dial(self.node.name, said)
+        refusal = self._check(said.value.sighting(self.node.name, at, fresh=True))
+        if refusal is not None:
+            answer.end()
+            return name_dial(self.node.name, refusal)
+        return Lease(answer, epoch)
+
+    def give(self, lease: Lease, *, close: bool = False) -> None:
+        """Take a lease back."""
+        self.out.pop(lease, None)
+        self.node.load.in_use = len(self.out)
+        if close or lease.connection.closed or lease.epoch != self.node.epoch:
+            self._close(lease)
+        else:
+            lease.reused = True
+            self.free.append(lease)
+            self._call_next()
+
+    def expire(self, how: str) -> None:
+        """End what was born under an older epoch; ``"now"``: leases in use too."""
+        idle, self.free = self.free, []
+        for lease in idle:
+            self._close(lease)
+        if how == "now":
+            self.end_in_use()
+
+    def end_in_use(self, *, stale: bool = False) -> None:
+        """Terminate the leases in use; *stale*: only those of an older epoch."""
+        for lease in list(self.out):
+            if not stale or lease.epoch != self.node.epoch:
+                lease.ours = True
+                lease.connection.end()
+
+    def _close(self, lease: Lease) -> None:
+        lease.connection.end()
+        self._spare()
+
+    def _spare(self) -> None:
+        self.taken -= 1
+        self._call_next()
+
+    def _call_next(self) -> None:
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done:
+                turn.wake()
+                return

@@ -1,0 +1,259 @@
+"""The simulated cluster, and the hand that breaks and mends it.
+
+`World.truth` is the server that is the primary by right: the one promoted last. The hand acts as a careful operator
+does: one promotion at a time, of a replica of the truth; replicas are pointed at the new primary after a while; the old
+one comes back as a replica of it, at last.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dbguard.core.topology import Role
+from dbguard.testing.simulation.network import Link
+from dbguard.testing.simulation.schedule import NODES, Fault, Schedule
+from dbguard.testing.simulation.servers import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from dbguard.testing.simulation.agenda import Agenda
+
+__all__ = ["World"]
+
+RECOVERY = 0.15
+"""Seconds that a server needs to start."""
+
+
+class World:
+    """Three servers and the links to them; the first begins as primary.
+
+    promotions: how many there were. faults: how many things went wrong, promotions included.
+    """
+
+    def __init__(self, schedule: Schedule, agenda: Agenda, rng: Random, tell: Callable[[str], None]) -> None:
+        self.agenda = agenda
+        self.rng = rng
+        self.tell = tell
+        self.servers = {
+            name: Server(
+                name,
+                agenda,
+                rng,
+                role=Role.PRIMARY if name == NODES[0] else Role.REPLICA,
+                sync=schedule.sync,
+                conflicts=schedule.conflicts,
+            )
+            for name in NODES
+        }
+        self.links = {name: Link(name, server, agenda, rng) for name, server in self.servers.items()}
+        self.truth = self.servers[NODES[0]]
+        self.promotions = 0
+        self.faults = 0
+        self._healed = False
+        for name in NODES[1:]:
+            self.servers[name].follow(self.truth)
+
+    def schedule(self, faults: tuple[Fault, ...], healed_at: float) -> None:
+        """Put the faults down, and the end of them all."""
+        for fault in faults:
+            self.agenda.at(self.agenda.now + fault.at, self._break, fault)
+        self.agenda.at(self.agenda.now + healed_at, self.heal)
+        self.agenda.after(0.25, self._operate)
+
+    # ------------------------------------------------------------------ how things break
+
+    def _break(self, fault: Fault) -> None:
+        if self._healed:
+            return
+        server = self._find(fault.node)
+        if fault.kind == "promote":
+            self._oust(fault)
+            return
+        self.faults += 1
+        self.tell(f"{fault.kind}: {server.name}, for {fault.lasts:.3f} s")
+        link, after = self.links[server.name], self.agenda.after
+        match fault.kind:
+            case "restart":
+                server.die()
+                after(fault.lasts, self._start, server)
+            case "freeze":
+                server.freeze()
+                after(fault.lasts, server.thaw)
+            case "hole":
+                link.requests = link.replies = "hole"
+                after(fault.lasts, link.heal)
+            case "requests swallowed":
+                link.requests = "hole"
+                after(fault.lasts, link.heal)
+            case "replies swallowed":
+                link.replies = "hole"
+                after(fault.lasts, link.heal)
+            case "held back":
+                link.requests = link.replies = "held"
+                after(fault.lasts, link.heal)
+            case "resets":
+                link.reset()
+                after(fault.lasts / 2, link.reset)
+                after(fault.lasts, link.reset)
+            case "requests lost":
+                link.requests = fault.share
+                after(fault.lasts, link.heal)
+            case "replies lost":
+                link.replies = fault.share
+                after(fault.lasts, link.heal)
+            case "replay paused":
+                server.resume_replay(on=False)
+                after(fault.lasts, self._resume, server)
+            case "replication cut":
+                self._cut(server)
+                after(fault.lasts, self._follow, server)
+            case "full":
+                server.full = True
+                after(fault.lasts, self._lend, server)
+            case "slow":
+                link.delay = 0.05
+                after(fault.lasts, link.heal)
+            case "switchover":
+                self._switch_over()
+            case _:
+                raise ValueError(f"there is no fault called {fault.kind!r}")
+
+    def _find(self, name: str) -> Server:
+        if name == "primary":
+            return self.truth
+        if name == "replica":
+            others = [server for server in self.servers.values() if server is not self.truth]
+            return others[self.rng.randrange(len(others))]
+        return self.servers[name]
+
+    def _oust(self, fault: Fault) -> None:
+        """Get the old primary out of the way, more or less, and promote another one."""
+        old = self.truth
+        self.faults += 1
+        self.tell(f"promotion: {old.name} ({fault.how}) gives way in {fault.lasts / 3:.3f} s")
+        match fault.how:
+            case "crash":
+                old.die()
+            case "stop":
+                old.die("57P01")
+            case "freeze":
+                old.freeze()
+            case "isolate":
+                link = self.links[old.name]
+                link.requests = link.replies = "hole"
+            case "cut off":
+                for stream, _ in old.streams:
+                    stream.flows = False
+            case _:
+                pass
+        self.agenda.after(fault.lasts / 3, self._promote, old, fault.behind, fault.lasts)
+
+    def _promote(self, old: Server, behind: bool, lasts: float) -> None:  # noqa: FBT001  a row of the schedule
+        """Promote a replica of the truth; where there is none now, in a moment."""
+        if self._healed or old is not self.truth:
+            return
+        fit = [
+            server
+            for server in self.servers.values()
+            if server is not old
+            and server.up
+            and not server.starting
+            and not server.frozen
+            and server.role is Role.REPLICA
+            and server.timeline == old.timeline
+            and old.is_ahead_of(server)
+        ]
+        if not fit:
+            self.agenda.after(0.1, self._promote, old, behind, lasts)
+            return
+        chosen = (min if behind else max)(fit, key=lambda server: len(server.wal))
+        chosen.promote()
+        self.truth = chosen
+        self.promotions += 1
+        self.tell(f"{chosen.name} is promoted to timeline {chosen.timeline}")
+        for server in fit:
+            if server is not chosen:
+                self.agenda.after(lasts * self.rng.random(), self._follow, server)
+        self.agenda.after(lasts, self._return, old)
+
+    def _switch_over(self) -> None:
+        """Stop the primary in order, when its replicas have everything, and promote one of them."""
+        old = self.truth
+        if old.up and not old.frozen:
+            old.die("57P01")
+            self.agenda.after(0.05, self._promote, old, False, 0.3)
+
+    def _cut(self, server: Server) -> None:
+        for stream in (pair[0] for pair in server.streams):
+            stream.flows = False
+        if server.source is not None:
+            server.source.flows = False
+
+    # ------------------------------------------------------------------ how they are mended
+
+    def _start(self, server: Server) -> None:
+        """Start a server again as what it was; a replica follows the truth."""
+        if not server.up:
+            server.start(RECOVERY)
+            self.tell(f"{server.name} starts as {server.role.value} on timeline {server.timeline}")
+
+    def _resume(self, server: Server) -> None:
+        server.resume_replay(on=True)
+
+    def _lend(self, server: Server) -> None:
+        server.full = False
+
+    def _follow(self, server: Server) -> None:
+        """Point a replica at the truth; if their histories have parted, make it a copy."""
+        if server is self.truth or not server.up or server.role is Role.PRIMARY or server.frozen:
+            return
+        if not server.follow(self.truth) and self.truth.up and not self.truth.frozen:
+            self._return(server)
+
+    def _return(self, server: Server) -> None:
+        """Let a server come back as a copy of the truth; for a while it may claim what it was."""
+        if server is self.truth:
+            return
+        if not server.up and server.role is Role.PRIMARY and self.rng.random() < 0.5:
+            self._start(server)
+            self.agenda.after(0.2 + self.rng.random(), self._return, server)
+            return
+        server.thaw()
+        self.links[server.name].heal()
+        server.die("57P01")
+        if not self.truth.up:
+            self.agenda.after(0.2, self._return, server)
+            return
+        server.rewind(self.truth)
+        server.start(RECOVERY)
+        self.tell(f"{server.name} comes back as a copy of {self.truth.name}")
+        server.follow(self.truth)
+
+    def _operate(self) -> None:
+        """Now and then: replicas that lost their upstream look for the truth again."""
+        for server in self.servers.values():
+            lonely = server.role is Role.REPLICA and (server.source is None or server.source.upstream is not self.truth)
+            if lonely and server.up and not server.starting and self.rng.random() < 0.5:
+                self._follow(server)
+        self.agenda.after(0.25, self._operate)
+
+    def heal(self) -> None:
+        """Mend everything: one primary, all others its replicas."""
+        self._healed = True
+        self.tell("everything is healed")
+        for link in self.links.values():
+            link.heal()
+        truth = self.truth
+        for server in self.servers.values():
+            server.thaw()
+            server.full = False
+            server.resume_replay(on=True)
+        self._start(truth)
+        for server in self.servers.values():
+            if server is not truth:
+                if not server.up:
+                    server.start(RECOVERY)
+                if server.role is Role.PRIMARY or not server.follow(truth):
+                    self._return(server)

@@ -1,0 +1,135 @@
+"""The simulated cluster: no promise is broken, and the judge notices when one is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from dbguard.testing.simulation import Fault, draw, simulate
+from dbguard.testing.simulation.__main__ import main
+from dbguard.testing.simulation.defects import DEFECTS
+from dbguard.testing.simulation.shrink import shrink
+
+SEEDS = 400
+"""Here; the command runs as many as it is told to."""
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 100))
+def test_no_promise_is_broken_whatever_the_seed(first: int) -> None:
+    broken = {seed: run.violations for seed in range(first, first + 100) if (run := simulate(seed)).violations}
+
+    assert broken == {}
+
+
+def test_each_seed_holds_fifty_calls_a_promotion_and_three_faults() -> None:
+    for seed in range(60):
+        run = simulate(seed)
+
+        assert run.calls >= 50
+        assert run.promotions >= 1
+        assert run.faults >= 3
+
+
+def test_a_seed_replays_exactly() -> None:
+    for seed in range(5):
+        once, again = simulate(seed, trace=True), simulate(seed, trace=True)
+
+        assert once.history == again.history
+        assert once.digest == again.digest
+
+
+def test_two_seeds_are_two_runs() -> None:
+    assert len({simulate(seed, trace=True).digest for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fast_path_makes_the_same_history_as_the_plan(seed: int) -> None:
+    fast, slow = (simulate(seed, trace=True, fast=fast) for fast in (True, False))
+
+    assert sorted(fast.history) == sorted(slow.history)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_rule_that_is_switched_off_is_missed_within_a_thousand_seeds(name: str) -> None:
+    promise = DEFECTS[name].finds
+
+    found = next(
+        seed
+        for seed in count()
+        if any(violation.promise == promise for violation in simulate(seed, defect=name).violations)
+    )
+
+    assert found < 1_000
+
+
+def test_a_rule_is_switched_on_again_afterwards() -> None:
+    simulate(0, defect="repeat")
+
+    assert simulate(14).violations == ()
+
+
+def test_a_failing_schedule_is_shrunk_to_what_it_needs() -> None:
+    schedule = next(
+        draw(seed)
+        for seed in count()
+        if any(violation.promise == "fenced" for violation in simulate(seed, defect="fence").violations)
+    )
+
+    small = shrink(schedule, "fenced", defect="fence")
+
+    assert [fault.kind for fault in small.faults] in (["promote"], ["switchover"])
+    assert small.clients * small.calls < schedule.clients * schedule.calls
+    assert any(violation.promise == "fenced" for violation in simulate(small, defect="fence").violations)
+
+
+def test_a_calm_cluster_repeats_nothing_and_fails_nothing() -> None:
+    run = simulate(replace(draw(1), faults=(), conflicts=0.0, size=4))
+
+    assert (run.failed, run.repeats, run.unknown, run.promotions) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("how", ["crash", "stop", "freeze", "isolate", "cut off", "alive"])
+def test_a_promotion_fails_no_call_that_can_bear_it(how: str) -> None:
+    fault = Fault(at=2.0, kind="promote", node="primary", lasts=0.6, how=how)
+
+    run = simulate(replace(draw(1), faults=(fault,), conflicts=0.0, size=4, floor=3.0), trace=True)
+
+    assert run.violations == ()
+    failed = [line for line in run.history if "ends: " in line and "ok" not in line]
+    assert all("OutcomeUnknown" in line or "the call's 0.3 s" in line or "the call's 1 s" in line for line in failed)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_command_runs_seeds_and_says_how_fast(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "3"]) == 0
+
+    said = capsys.readouterr().out
+    assert "3 seeds (0 to 2)" in said
+    assert "0 promises broken" in said
+
+
+def test_command_replays_a_seed_step_by_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "7", "--trace"]) == 0
+
+    said = capsys.readouterr().out
+    assert said.startswith("seed 7: ")
+    assert "is promoted to timeline 2" in said
+
+
+def test_command_prints_a_failing_seed_and_how_to_replay_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "50", "--defect", "gate"]) == 1
+
+    said = capsys.readouterr().out
+    assert "--trace --defect gate" in said
+    assert "stale at" in said
+
+
+def test_command_refuses_no_seeds_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--seeds", "0"])
+
+    assert ended.value.code == 2
