@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
 from dbguard.core.budget import Budget
-from dbguard.core.failure import Failure, Family
+from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate, GateState
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import RetryPolicy, Stake
@@ -272,6 +272,8 @@ class GuardState:
                 return self._balance(candidates, self.rng, call.began)
             elif call.fallback == "error":
                 return None
+            elif call.consistency == "own-writes":
+                self._say_lost(call.box)
         primary = self.primary
         if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
             return None
@@ -311,6 +313,19 @@ class GuardState:
         if consistency == "primary":
             return ()
         return self.eventual if consistency == "eventual" else self.readers
+
+    def overtaken(self, call: Call, node: Node, epoch: int) -> Failure | None:
+        """Say whether the choice of *node*, made under its *epoch*, still stands; the failure to go on with if not.
+
+        Asked when a call has waited for a connection: meanwhile the node may have become another one. A fresh
+        connection to it passes every check of its own, and is still not where this call wanted to go: a write would
+        reach a server that nobody has accepted, a read one that was never proven to have what it needs.
+        """
+        if node.epoch == epoch:
+            return None
+        error = NoReplica if call.reads else NoPrimary
+        cause = error(f"{node.name} changed while this call waited for a connection to it", retry_after=0.1)
+        return Failure(node=node.name, phase=Phase.UNSENT, family=Family.NEUTRAL, cause=cause, ours=True)
 
     def has_other(self, call: Call, failed: str) -> bool:
         """Say whether *call* can go on at once on another node than *failed*."""
