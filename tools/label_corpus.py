@@ -1,4 +1,3 @@
-# a script prints
 """Ask real servers what each statement of the corpus is.
 
     python tools/label_corpus.py PRIMARY_DSN STANDBY_DSN FILE.jsonl ...
