@@ -8,6 +8,7 @@ from dbguard.connection import Connection, Transaction
 from dbguard.core.classify import classify
 from dbguard.core.plan import Route
 from dbguard.core.statement import Kind, Statement
+from dbguard.deadlines import Deadline, deadline
 from dbguard.errors import (
     ConfigError,
     DbGuardError,
@@ -31,6 +32,7 @@ __all__ = [
     "ConfigError",
     "Connection",
     "DbGuardError",
+    "Deadline",
     "DeadlineExceeded",
     "Guard",
     "GuardClosed",
@@ -51,4 +53,5 @@ __all__ = [
     "__version__",
     "classify",
     "connect",
+    "deadline",
 ]

@@ -15,6 +15,7 @@ from dbguard.core.causal import Box
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
+from dbguard.deadlines import ambient
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import GuardClosed
@@ -195,11 +196,18 @@ class Calls(Statements):
         core = self._core
         now = engine.state.clock()
         engine.state.budget.deposit(now)
+        until, limit = (
+            (now + options.timeout, "the default timeout") if timeout is None else (now + timeout, "timeout=")
+        )
+        outer = ambient()
+        if outer is not None and outer < until:
+            until, limit = outer, "deadline()"
         return Call(
             reads=reads,
             work=work,
             box=_boxes.get().get(id(core), core.box),
-            deadline=now + (options.timeout if timeout is None else timeout),
+            deadline=until,
+            limit=limit,
             began=now,
             consistency=options.consistency,
             fallback=options.fallback,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.failure import Phase
 from dbguard.core.retry import Act, Stake, Work, judge
 from dbguard.core.statement import Kind, Touch
+from dbguard.deadlines import ambient
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
@@ -125,7 +126,9 @@ class Session:
         self.writes = self.writes or stake is not Stake.READ
         self.whole = self.whole and stake is not Stake.COMMIT
         generation = self.node.breaker.generation
-        flight = Flight(state.clock() + (self.limit if limit is None else limit), None, cancels=False)
+        until = state.clock() + (self.limit if limit is None else limit)
+        outer = ambient()
+        flight = Flight(until if outer is None else min(until, outer), None, cancels=False)
         flight.lease = lease
         engine.flights.add(flight)
         try:

@@ -15,7 +15,7 @@ FLOORS = [
     ["core"],
     ["config", "drivers", "sources"],
     ["runtime"],
-    ["dialect", "texts", "session", "prepared", "connection", "jobs", "calls", "status", "refresh", "wiring", "guard"],
+    ["deadlines", "dialect", "texts", "session", "prepared", "connection", "jobs", "calls", "status", "refresh", "wiring", "guard"],
     ["__init__"],
     ["integrations", "cli", "testing", "__main__"],
 ]

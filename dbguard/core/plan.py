@@ -54,6 +54,7 @@ class Call:
     box: the context's box.
     deadline: absolute, on the guard's monotonic clock, in seconds.
     began: when it began, on the same clock.
+    limit: whose limit the deadline is, for the error that names it.
     wait: whether it waits while there is no primary, or fails at once.
     text: what is known of the statement; None for a transaction.
     spent: seconds by where they went.
@@ -64,6 +65,7 @@ class Call:
     box: Box
     deadline: float
     began: float
+    limit: str = "timeout="
     consistency: str = "own-writes"
     fallback: str = "primary"
     role: str | None = None
@@ -213,7 +215,7 @@ def _too_late(call: Call, last: Failure | None, number: int) -> DeadlineExceeded
     limit = call.deadline - call.began
     where = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in call.spent.items() if seconds >= 0.001)
     error = DeadlineExceeded(
-        f"the call's {limit:.3g} s are over after {number} attempt{'' if number == 1 else 's'}"
+        f"the call's {limit:.3g} s ({call.limit}) are over after {number} attempt{'' if number == 1 else 's'}"
         + (f" ({where})" if where else "")
         + (f"; last: {last.why}" if last is not None else "")
         + "; nothing was applied",

@@ -1,0 +1,63 @@
+"""An ambient deadline for a stretch of application code: every guarded call inside ends by it."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Deadline", "ambient", "deadline"]
+
+_until: ContextVar[float | None] = ContextVar("dbguard_deadline", default=None)
+
+
+class Deadline:
+    """A deadline that holds inside its ``with`` block, in child tasks too. An inner one only shortens."""
+
+    __slots__ = ("_token", "seconds", "until")
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"a deadline must lie ahead: above 0 seconds, not {seconds!r}")
+        self.seconds = seconds
+        self.until = 0.0
+        self._token: Token[float | None] | None = None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; 0 once it has passed. Counts from entering the block."""
+        return max(0.0, self.until - time.monotonic())
+
+    def __enter__(self) -> Self:
+        outer = _until.get()
+        mine = time.monotonic() + self.seconds
+        self.until = mine if outer is None else min(mine, outer)
+        self._token = _until.set(self.until)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            _until.reset(self._token)
+            self._token = None
+
+
+def deadline(seconds: float) -> Deadline:
+    """Bound all guarded calls in a ``with`` block together: ``with dbguard.deadline(2.0): ...``.
+
+    seconds: from entering the block, above 0. A call's own ``timeout`` and an outer deadline count where they are
+    shorter. It bounds what dbguard does, not the application's own code between the calls.
+
+    Calls that it ends raise `DeadlineExceeded`, `NoPrimary`, or for a write of open fate `OutcomeUnknown`; all of them
+    are `TimeoutError`s then.
+    """
+    return Deadline(seconds)
+
+
+def ambient() -> float | None:
+    """Return the deadline in force, on the monotonic clock; None: there is none."""
+    return _until.get()
