@@ -293,3 +293,88 @@ def test_only_what_is_one_transaction_by_itself_is_called_so(sql, one):
 )
 def test_what_only_locks_rows_or_sets_the_session_may_be_repeated(sql, repeatable):
     assert classify(sql).repeatable is repeatable
+
+
+@pytest.mark.parametrize(
+    "sql",
+    """
+SELECT a, f(1) b
+SELECT ALL f(1)
+SELECT DISTINCT f(1)
+SELECT DISTINCT ON (a) f(1)
+SELECT - f(1)
+SELECT 'a' || f(1)
+SELECT NOT f(1)
+SELECT a[f(1)]
+SELECT ((f(1)))
+SELECT ROW(f(1))
+SELECT CAST(f(1) AS int)
+SELECT coalesce(f(1))
+SELECT CASE WHEN f(1) THEN 1 END
+SELECT CASE f(1) WHEN 1 THEN 2 END
+SELECT a AT TIME ZONE f(1)
+SELECT a BETWEEN f(1) AND 2
+SELECT a BETWEEN 1 AND f(1)
+SELECT a LIKE f(1)
+SELECT a LIKE b ESCAPE f(1)
+SELECT a SIMILAR TO f(1)
+SELECT a IS DISTINCT FROM f(1)
+SELECT a OPERATOR(pg_catalog.+) f(1)
+SELECT a OPERATOR(+) f(1)
+SELECT substring(a FROM f(1) FOR 2)
+SELECT substring(a FOR f(1))
+SELECT position(a IN f(1))
+SELECT trim(LEADING f(1) FROM b)
+SELECT overlay(a PLACING f(1) FROM 1)
+SELECT extract(year FROM f(1))
+SELECT array_agg(x ORDER BY f(y)) FROM t
+SELECT sum(x) FILTER (WHERE f(1)) FROM t
+SELECT sum(x) OVER (PARTITION BY f(1)) FROM t
+SELECT sum(x) OVER (ORDER BY a ROWS f(1) PRECEDING) FROM t
+SELECT sum(x) OVER (ORDER BY a RANGE BETWEEN f(1) PRECEDING AND CURRENT ROW) FROM t
+SELECT percentile_cont(f(1)) WITHIN GROUP (ORDER BY a) FROM t
+SELECT xmlelement(NAME x, f(1))
+SELECT xmlparse(DOCUMENT f(1))
+SELECT xmlparse(CONTENT f(1))
+SELECT xmlexists('/a' PASSING f(1))
+SELECT xmlexists('/a' PASSING BY REF f(1))
+SELECT xmlroot(a, VERSION f(1))
+SELECT json_object('a' VALUE f(1))
+SELECT json_object('a' : f(1))
+SELECT * FROM f(1)
+SELECT * FROM t, f(1)
+SELECT * FROM t AS x(a), f(1)
+SELECT * FROM t JOIN f(1) ON true
+SELECT * FROM t NATURAL JOIN f(1)
+SELECT * FROM t, LATERAL f(1)
+SELECT * FROM ROWS FROM (f(1))
+SELECT * FROM t TABLESAMPLE f(1)
+SELECT * FROM t TABLESAMPLE system (f(1))
+SELECT * FROM t WHERE f(1)
+SELECT * FROM t WHERE a IN (f(1))
+SELECT * FROM t WHERE a = ANY (SELECT f(1))
+SELECT a FROM t GROUP BY f(1)
+SELECT a FROM t GROUP BY ROLLUP (f(1))
+SELECT a FROM t GROUP BY a HAVING f(1)
+SELECT a FROM t ORDER BY f(1)
+SELECT a FROM t LIMIT f(1)
+SELECT a FROM t OFFSET f(1)
+SELECT a FROM t FETCH FIRST f(1) ROWS ONLY
+SELECT 1 UNION SELECT f(1)
+VALUES (1), (f(1))
+WITH a(b) AS (SELECT f(1)) SELECT * FROM a
+SELECT 1 WHERE EXISTS (SELECT f(1))
+SELECT $$a$$, f(1)
+SELECT E'\\'', f(1)
+SELECT 1 -- '
+, f(1)
+""".strip()
+    .replace("\n,", " ,")
+    .replace("-- '", "/* ' */")
+    .split("\n"),
+)
+def test_a_call_is_seen_wherever_an_expression_can_stand(sql):
+    assert classify(sql).kind is Kind.UNKNOWN
+    assert classify(sql).user_functions
+    assert classify(sql.replace("f(1)", "nextval('s')")).kind is Kind.WRITE or "f(y)" in sql
+    assert classify(sql.replace("f(1)", "abs(1)")).kind is Kind.READ or "f(y)" in sql or "TABLESAMPLE f" in sql
