@@ -261,6 +261,8 @@ def _called(path: list[str], at: int, toks: Sequence[str], paren: int, trust: Tr
 
 def _set_config(toks: Sequence[str], paren: int, at: int) -> Finding:
     setting, last = toks[paren + 1 : paren + 2], toks[paren + 5 : paren + 7]
+    if setting == ["'seed'"]:
+        return Finding(Kind.SESSION, "set_config()", at, Touch.LOST, pins=True)
     if last == ["true", ")"]:
         return Finding(Kind.SESSION, "set_config()", at)
     named = bool(setting) and setting[0].startswith("'") and toks[paren + 2 : paren + 3] == [","]

@@ -95,6 +95,8 @@ def _set(toks: Sequence[str]) -> Statement:
     if name == "characteristics":
         name = "session characteristics"
     why = f"SET {name.upper()}".strip()
+    if name in {"seed", '"seed"'}:  # setseed() by another name, LOCAL or not
+        return _session(why, Effects(Touch.LOST), one_transaction=True, sets_only=True, pins_session=True)
     if local:
         return _session(why, one_transaction=True, sets_only=True)
     return _session(why, _BECOMES if identity else _SETS, one_transaction=True, sets_only=True, pins_session=True)
