@@ -31,12 +31,16 @@ class Cell:
 
 
 class Output:
-    """One stream that people or programs read."""
+    """One stream that people or programs read.
+
+    terminal: somebody looks at it. can_draw: and the cursor can be moved there.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.terminal = stream.isatty()
-        self._coloured = self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.can_draw = self.terminal and os.environ.get("TERM") != "dumb"
+        self._coloured = self.can_draw and not os.environ.get("NO_COLOR")
 
     @property
     def width(self) -> int:

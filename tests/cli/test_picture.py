@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from dbguard.cli.demo.history import Ending, History, Kind, Operation
@@ -133,6 +135,7 @@ def test_plain_view_is_one_line_per_picture_and_entry() -> None:
     with view:
         view.show(picture())
         view.note(Entry(1.5, "demo", "a, the primary, is dead"))
+        view.note(Entry(1.6, "guard", "outcome of a write on a is unknown", counted=True))
     lines = stream.getvalue().splitlines()
 
     assert isinstance(view, PlainView)
@@ -140,6 +143,32 @@ def test_plain_view_is_one_line_per_picture_and_entry() -> None:
     assert "guarded  20 reads/s   0 writes/s    0 errors,  5 waiting" in lines[0]
     assert "20 errors" in lines[0]
     assert lines[1] == "  1.5 s  >>> demo: a, the primary, is dead"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    monkeypatch.setenv("TERM", "xterm")
+    return Screen()
+
+
+def test_terminal_gets_the_live_view(terminal: Screen) -> None:
+    assert isinstance(make_view(Output(terminal)), LiveView)
+
+
+def test_terminal_that_cannot_draw_gets_lines(terminal: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+
+    assert isinstance(make_view(Output(terminal)), PlainView)
+
+
+def test_without_rich_a_terminal_gets_lines_and_a_word_about_it(
+    terminal: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "dbguard.cli.demo.live")
+    monkeypatch.setitem(sys.modules, "rich.columns", None)
+
+    assert isinstance(make_view(Output(terminal)), PlainView)
+    assert "pip install rich" in terminal.getvalue()
 
 
 def test_entry_has_one_clock() -> None:

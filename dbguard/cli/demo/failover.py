@@ -58,8 +58,8 @@ class Failover:
         old = cluster.primary
         await _until(began + script.kill)
         self.killed = old.name
+        self._say("kill", old.name, f"{old.name}, the primary, is killed: kill -9 of all its processes")
         await asyncio.to_thread(cluster.kill, old)
-        self._say("kill", old.name, f"{old.name}, the primary, is dead: kill -9 of all its processes")
         await _until(began + script.promote)
         new, others = await asyncio.to_thread(_successor, cluster)
         self._say("promote", new.name, f"{new.name} is being promoted: it has received the most")

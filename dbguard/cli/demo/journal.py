@@ -19,12 +19,14 @@ class Entry:
     source: ``demo`` (done to the cluster) or ``guard`` (seen by dbguard).
     text: one line.
     facts: the same as plain data.
+    counted: one of many alike, which the views show as a count and leave out here.
     """
 
     at: float
     source: str
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    counted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data, for JSON; its time replaces the facts' own, which is another clock's."""

@@ -22,7 +22,7 @@ __all__ = ["LiveView"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS: dict[Mood, str] = {"calm": "green", "waiting": "yellow", "failing": "red", "": "bright_black"}
-_SAID: dict[Mood, str] = {"calm": "ok", "waiting": "waiting", "failing": "FAILING"}
+_SAID: dict[Mood, str] = {"calm": "ok", "waiting": "no error, calls wait", "failing": "FAILING"}
 _OTHER_LINES = 17
 """Lines of the view beside the entries."""
 
@@ -71,7 +71,7 @@ class LiveView:
         return text.append(f" {picture.elapsed:4.1f}/{picture.seconds:g} s", "cyan")
 
     def _panel(self, name: str, what: str, side: SidePicture, *, waiting: int | None = None) -> Panel:
-        colour = _COLOURS[side.mood]
+        colour = _COLOURS["failing" if side.mood == "failing" else "calm"]
         totals = Text().append(f"{side.acknowledged:,}", "bold").append(" acknowledged   ")
         totals.append(f"{side.errors:,} errors", "bold red" if side.errors else "bold green")
         extra = Text(f"{side.unknown} of unknown outcome", "yellow" if side.unknown else "bright_black")
@@ -85,7 +85,11 @@ class LiveView:
         )
         title = Text.assemble((name, f"bold {colour}"), (f"  {what} ", "bright_black"))
         return Panel(
-            body, title=title, title_align="left", subtitle=Text(_SAID[side.mood], colour), border_style=colour
+            body,
+            title=title,
+            title_align="left",
+            subtitle=Text(_SAID[side.mood], _COLOURS[side.mood]),
+            border_style=colour,
         )
 
     def _strip(self, name: str, tiles: tuple[Tile, ...], rate: int) -> Text:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from dbguard.cli import running
 from dbguard.cli.demo.control import plain_pool
@@ -23,6 +23,8 @@ from dbguard.cli.demo.report import as_json, report
 from dbguard.cli.demo.view import make_view
 from dbguard.cli.demo.workload import READERS, TABLE, WRITERS, Side
 from dbguard.cli.output import Output, complain
+from dbguard.errors import ConfigError
+from dbguard.events import OutcomeLeftOpen
 from dbguard.guard import Guard
 from dbguard.testing.cluster import Cluster, ClusterError
 
@@ -50,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     to_stdout = arguments.json == "-"
     output = Output(sys.stderr if to_stdout else sys.stdout)
     try:
-        with _destination(arguments.json) as destination, _terminable():
+        if arguments.json and not to_stdout:
+            _write(arguments.json, "")  # a run of a minute should not end in an error
+        with _terminable():
             output.line("dbguard demo: starting PostgreSQL, a primary with two streaming replicas ...")
             began = time.monotonic()
             with Cluster(synchronous=True) as cluster:
@@ -61,15 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
                 guarded, control = demo.judge()
                 survivor = cluster.primary.name
             report(output, guarded, control, demo.guarded.errors, demo.control.errors, survivor)
-            if destination is not None:
-                json.dump(as_json(guarded, control, demo.journal.entries), destination, indent=2)
-                destination.write("\n")
+            result = json.dumps(as_json(guarded, control, demo.journal.entries), indent=2) + "\n"
+            if to_stdout:
+                sys.stdout.write(result)
+            elif arguments.json:
+                _write(arguments.json, result)
             return 1 if faults(guarded) else 0
     except ClusterError as error:
         complain(str(error))
-        return 2
-    except OSError as error:
-        complain(f"{arguments.json}: cannot be written: {error.strerror or error}" if error.filename else str(error))
         return 2
 
 
@@ -157,7 +160,7 @@ class Demo:
                     now=time.monotonic(),
                     seconds=self._script.end,
                     down=self._failover.killed,
-                    entries=self.journal.entries[-view.entries :] if view.entries else (),
+                    entries=[entry for entry in self.journal.entries if not entry.counted][-view.entries :],
                     width=view.width,
                 )
             )
@@ -168,7 +171,9 @@ class Demo:
 
     def _event(self, event: Event) -> None:
         if event.level >= SHOWN_FROM:
-            self.journal.add(Entry(event.at - self.guarded.began, "guard", event.text(), event.as_dict()))
+            at = event.at - self.guarded.began
+            counted = isinstance(event, OutcomeLeftOpen)
+            self.journal.add(Entry(at, "guard", event.text(), event.as_dict(), counted=counted))
 
 
 def _described(cluster: Cluster) -> str:
@@ -179,16 +184,12 @@ def _described(cluster: Cluster) -> str:
     )
 
 
-@contextlib.contextmanager
-def _destination(path: str | None) -> Iterator[TextIO | None]:
-    """Open the file for the result at once, so that a run of a minute does not end in an error."""
-    if path is None:
-        yield None
-    elif path == "-":
-        yield sys.stdout
-    else:
-        with Path(path).open("w", encoding="utf-8") as file:
-            yield file
+def _write(path: str, text: str) -> None:
+    """Write a file. Raises `ConfigError` if that is not possible."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ __all__ = ["PlainView", "View", "make_view"]
 class View(Protocol):
     """Shows pictures and entries; a context manager, so that a terminal is left as it was found.
 
-    every: seconds between two pictures. width: tiles that a strip has room for. entries: how many entries it shows.
+    every: seconds between two pictures. width: tiles that a strip has room for. entries: how many entries a picture needs.
     """
 
     every: float
@@ -42,7 +42,7 @@ class PlainView:
 
     every = 1.0
     width = 1
-    entries = 0
+    entries = 1
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -65,13 +65,15 @@ class PlainView:
 
     def note(self, entry: Entry) -> None:
         """Write what happened."""
+        if entry.counted:
+            return
         mark = ">>>" if entry.source == "demo" else "   "
         self._output.line(f"{max(0.0, entry.at):5.1f} s  {mark} {entry.source}: {entry.text}")
 
 
 def make_view(output: Output) -> View:
     """Choose the view: live on a terminal where rich is installed, otherwise lines."""
-    if output.terminal:
+    if output.can_draw:
         try:
             from dbguard.cli.demo.live import LiveView  # noqa: PLC0415  it needs rich, which is an extra
         except ModuleNotFoundError as missing:
