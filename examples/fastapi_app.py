@@ -62,16 +62,17 @@ async def get_article(article: int) -> dict[str, Any]:
 
 @app.get("/health")
 async def health() -> JSONResponse:
-    """Show what the guard knows; 503 while writes cannot flow. Sends nothing to any server."""
+    """Show what the guard knows, and send nothing. In a failover reads go on, so only a silent cluster is a 503."""
     status = guard.status()
-    writes = status.writes in {"open", "suspect"}
     nodes = {node.name: node.role if node.reachable else "does not answer" for node in status.nodes}
-    return JSONResponse({"writes": status.writes, "why": status.why, "nodes": nodes}, 200 if writes else 503)
+    serves = any(node.reachable for node in status.nodes)
+    return JSONResponse({"writes": status.writes, "why": status.why, "nodes": nodes}, 200 if serves else 503)
 
 
 @app.exception_handler(dbguard.NotAttempted)
-async def not_attempted(_request: Request, error: dbguard.NotAttempted) -> JSONResponse:
-    """Nothing was sent to the database, so the client may simply come again."""
+@app.exception_handler(dbguard.DeadlineExceeded)
+async def not_applied(_request: Request, error: dbguard.NotAttempted | dbguard.DeadlineExceeded) -> JSONResponse:
+    """Nothing was changed, so the client may simply come again."""
     headers = {"Retry-After": str(math.ceil(error.retry_after or 1))}
     return JSONResponse({"detail": "The database is away for a moment. Nothing was changed."}, 503, headers)
 

@@ -1,4 +1,4 @@
-"""quickstart.py: a write and two reads, each on the right node."""
+"""quickstart.py: a write, a read that sees it, and where the next read would go."""
 
 import asyncio
 import os

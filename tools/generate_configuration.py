@@ -26,7 +26,7 @@ HEAD = """\
 
 <!-- Made by tools/generate_configuration.py from dbguard/config/settings.py; do not edit. -->
 
-A guard takes a DSN, the path of a YAML file, a mapping with the same keys, or `dbguard.Settings`:
+A guard takes a DSN, the path of a YAML file, a mapping with the same keys, or `dbguard.config.Settings`:
 
 ```python
 dbguard.connect("postgresql://app@db1,db2,db3/shop")
