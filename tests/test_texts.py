@@ -159,6 +159,13 @@ def test_what_a_replica_refused_stays_known_when_the_catalogue_is_read_again() -
     assert not texts.learn("SELECT sly()").reads
 
 
+def test_where_texts_cannot_be_read_nothing_is_a_read() -> None:
+    texts = known(Catalogue(relations=[relation(1, "item")], blind=True))
+
+    assert not texts.learn("SELECT v FROM item").reads
+    assert texts.learn("SELECT 1").touched is Touch.SETTINGS
+
+
 def test_a_hint_counts_for_more_than_a_rule() -> None:
     texts = Texts(rules=[Direction(re.compile("report"), "replica", frozenset({"c"}))])
 

@@ -67,6 +67,8 @@ class Catalogue:
     reaches: (relation, relation that a statement on it can reach).
     volatile_words: operators and domains of users' that run a volatile function, as a text would hold them.
     foul: users have redefined what PostgreSQL's own names mean (operators, casts, functions): nothing is plain.
+    blind: texts cannot be read as they are written here (``standard_conforming_strings`` is off, or the client's
+        encoding is one whose bytes can look like quotes): nothing is taken for a read, and nothing is plain.
     """
 
     relations: Sequence[Relation]
@@ -76,6 +78,7 @@ class Catalogue:
     functions: Sequence[Function] = ()
     volatile_words: Sequence[str] = ()
     foul: bool = False
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +86,23 @@ class Knowledge:
     """What follows for statements.
 
     plain: relations after whose use no reset is needed. tainted: relations whose reading may write.
-    words: what makes a text that holds it go to the primary.
+    words: what makes a text that holds it go to the primary. blind: no text can be read for what it is.
     """
 
     plain: frozenset[str] = frozenset()
     tainted: frozenset[str] = frozenset()
     words: tuple[str, ...] = ()
+    blind: bool = False
 
     def is_clean(self, statement: Statement) -> bool:
         """Whether nothing of users' can have run, so that the session is as the text left it."""
         relations = statement.relations
-        return not statement.user_functions and relations is not None and relations <= self.plain
+        return not (self.blind or statement.user_functions or relations is None) and relations <= self.plain
 
     def taints(self, statement: Statement, text: str) -> str | None:
         """Say what makes a read of PostgreSQL's eyes one that may write; None: nothing."""
+        if self.blind:
+            return "standard_conforming_strings is off, or the client's encoding hides quotes"
         if self.tainted:
             relations = statement.relations
             if relations is None:
@@ -127,7 +133,7 @@ def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Know
     """Draw the conclusions; *classify* knows the trusted functions already."""
     every = {relation.oid for relation in catalogue.relations}
     plain: set[int] = set()
-    if not catalogue.foul:
+    if not catalogue.foul and not catalogue.blind:
         plain = {relation.oid for relation in catalogue.relations if relation.bare}
         plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify)}
         plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify)}
@@ -138,6 +144,7 @@ def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Know
         plain=_names(catalogue, plain),
         tainted=_names(catalogue, tainted),
         words=tuple(catalogue.volatile_words),
+        blind=catalogue.blind,
     )
 
 

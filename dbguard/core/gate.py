@@ -8,7 +8,7 @@
 
 Rules:
 
-* It begins in failover, for "start-up": a call may wait for the first primary as it waits for the next.
+* It begins in failover, since "no primary has been seen yet": a call may wait for the first primary as it waits for the next.
 * Suspicion stops nothing: writes flow until the primary is known to be lost.
 * In failover calls wait, each within its own deadline, up to `max_waiting` of them. After `max_wait` it is down: calls
   fail at once, the search goes on.
@@ -148,7 +148,7 @@ class Gate:
         self._next_at = 0.0
         self._failed = False
         self.state = GateState.FAILOVER
-        self.why = "start-up"
+        self.why = "no primary has been seen yet"
         self.refused = False
         self.paced = False
         self.episode = 1

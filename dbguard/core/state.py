@@ -307,7 +307,8 @@ class GuardState:
     def _fit(self, consistency: str, box: Box) -> Sequence[Node]:
         if consistency == "own-writes":
             if not box.written_at and not box.pins:
-                return self.readers
+                # Before a first primary was seen there is nothing to follow, and nothing of this context to miss.
+                return self.readers if self.view.reign is not None else self.eventual
             floor = box.floor(self.view.reign, self.learnt, self.learnt_at)
             return () if floor is None else caught_up(self.readers, floor)
         if consistency == "primary":

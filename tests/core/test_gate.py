@@ -60,7 +60,7 @@ def test_every_state_can_be_reached_and_left() -> None:
 def test_it_begins_in_failover_so_that_a_call_may_wait_for_the_first_primary() -> None:
     gate = Gate()
 
-    assert (gate.state, gate.why, gate.episode) == (FAILOVER, "start-up", 1)
+    assert (gate.state, gate.why, gate.episode) == (FAILOVER, "no primary has been seen yet", 1)
     assert not gate.writable
     assert gate.may_wait(0, 30.0, 0.0) is None
 

@@ -99,6 +99,13 @@ SELECT EXISTS (
 """  # noqa: S608  a number of ours
 
 
+# Client encodings whose later bytes can be quotes or backslashes (src/common/encnames.c: client-only encodings).
+_BLIND = """
+SELECT current_setting('standard_conforming_strings') <> 'on'
+OR current_setting('client_encoding') IN ('SJIS', 'SHIFT_JIS_2004', 'BIG5', 'GBK', 'UHC', 'GB18030', 'JOHAB')
+"""
+
+
 async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
     """Read the catalogue over *con*; None if it is too large. Raises what the driver raises."""
     if await con.fetchval(_COUNT, timeout=timeout) > MOST_RELATIONS:
@@ -126,6 +133,7 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
         ],
         volatile_words=[row[0] for row in await con.fetch(_VOLATILE_WORDS, timeout=timeout)],
         foul=await con.fetchval(_FOUL, timeout=timeout),
+        blind=await con.fetchval(_BLIND, timeout=timeout),
     )
 
 
