@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from dbguard.deadlines import ambient
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import GuardClosed
-from dbguard.jobs import Checkout, Function, Run, again
+from dbguard.jobs import Checkout, Copy, Function, Run, again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
@@ -231,7 +232,8 @@ class Calls(Statements):
         text = self._core.texts.get(query) or self._core.texts.learn(query)
         work = replace(text.work, final=True) if final else text.work
         call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
-        job = Run(method, args, extra, text.touched, writes=work.stake is not Stake.READ)
+        kind = Copy if "output" in extra else Run
+        job = kind(method, args, extra, text.touched, writes=work.stake is not Stake.READ)
         if not text.ddl:
             return await engine.call(call, job)
         self._core.texts.changed()
@@ -246,14 +248,15 @@ class Calls(Statements):
 
     async def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Any:
         reads = method == "copy_from_table"
-        final = reads or type(extra.get("source")) is not bytes
+        # What is read from a path or a buffer can be read again; what was written cannot be taken back.
+        final = reads or not isinstance(extra.get("source"), str | bytes | os.PathLike | bytearray | memoryview)
         if "records" in extra:
             extra["records"], readable = again(extra["records"])
             final = not readable
         work = Work(stake=Stake.READ if reads else Stake.WRITE, final=final)
         engine = self._engine()
         call = self._call(engine, reads=reads, work=work, timeout=limit)
-        return await engine.call(call, Run(method, (table,), extra, Touch.SETTINGS, writes=not reads))
+        return await engine.call(call, Copy(method, (table,), extra, Touch.SETTINGS, writes=not reads))
 
 
 class Acquiring:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.connection import Connection, Transaction
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_drivers
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.runtime.attempt import Application
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Texts
 
-__all__ = ["Checkout", "Function", "Run", "again"]
+__all__ = ["Checkout", "Copy", "Function", "Run", "again"]
 
 MOST_KEPT = 10_000
 """Rows of an input that can be read once which are kept so that the call can be repeated; above that it is final."""
@@ -70,6 +72,22 @@ class Run:
         if self.writes and lease.tag.synchronous:
             return await heard(con, lease, work)
         return await work
+
+
+class Copy(Run):
+    """Run one COPY; a path is opened anew by each attempt, which says nothing about the node if that fails."""
+
+    __slots__ = ()
+
+    async def run(self, lease: Any) -> Any:
+        """Run it."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                files = await stack.enter_async_context(opened(self.extra))
+            except OSError as error:
+                raise Application(error) from error
+            job = Run(self.method, self.args, files, self.touched, writes=self.writes)
+            return await job.run(lease)
 
 
 class Checkout:

@@ -14,6 +14,7 @@ from dbguard.core.retry import Act, Stake, Work, judge
 from dbguard.core.statement import Kind, Touch
 from dbguard.deadlines import ambient
 from dbguard.drivers.asyncpg.connection import released
+from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.runtime.attempt import name_failed
@@ -103,6 +104,9 @@ class Session:
         """Run one statement by the driver's own method."""
         stake, whole = self.note(query)
         con = self.con
+        if method.startswith("copy_"):
+            async with opened(extra) as files:
+                return await self.do(lambda: getattr(con, method)(*args, **files), stake, limit, whole=whole)
         value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole)
         if self.failed and not method.endswith("many") and self.texts.learn(query).statement.verb:
             # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no

@@ -39,7 +39,6 @@ class Wire:
         self._flows.set()
         self.cancels = 0
         self.opened = 0
-        self.sent = b""
 
     @property
     def port(self) -> int:
@@ -63,37 +62,42 @@ class Wire:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        upstream: asyncio.StreamWriter | None = None
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        ends = [writer]
+        pumps: list[asyncio.Task[None]] = []
+        try:
             first = await reader.readexactly(8)
             if struct.unpack("!ii", first)[1] == CANCEL_REQUEST:
                 self.cancels += 1
             else:
                 self.opened += 1
             replies, upstream = await asyncio.open_connection(*self._target)
+            ends.append(upstream)
             upstream.write(first)
-            async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, upstream, requests=True))
-                pumps.create_task(self._pump(replies, writer, requests=False))
-        for end in (writer, upstream):
-            if end is not None:
+            pumps.append(asyncio.create_task(self._pump(reader, upstream, requests=True)))
+            pumps.append(asyncio.create_task(self._pump(replies, writer, requests=False)))
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for end in ends:
                 end.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, requests: bool) -> None:
-        while data := await source.read(65536):
-            if requests:
-                self.sent += data
-            else:
-                await self._flows.wait()
-            target.write(data)
-            await target.drain()
-        raise ConnectionResetError  # one end is gone: let the other know
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                if not requests:
+                    await self._flows.wait()
+                target.write(data)
+                await target.drain()
 
 
 async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
