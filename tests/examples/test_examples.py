@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 import dbguard
@@ -116,22 +115,18 @@ def test_transfers_that_meet_on_a_row_all_arrive_and_no_money_is_made(dsn: str) 
 
 async def test_transfer_that_loses_a_row_to_another_is_repeated_whole(dsn: str) -> None:
     example = load_module("transactions.py")
-    other = await asyncpg.connect(dsn, target_session_attrs="read-write")
-    async with dbguard.connect(dsn) as guard:
+    async with dbguard.connect(dsn) as guard, guard.acquire() as other:
         await guard.execute(example.TABLES)
-        winner = other.transaction()
-        await winner.start()
-        await other.execute("UPDATE account SET balance = balance - 50 WHERE name = 'anna'")
-        moving = asyncio.create_task(example.transfer(guard, "anna", "ben", 10))
-        async with asyncio.timeout(10):
-            while not await other.fetchval("SELECT count(*), pg_sleep(0.01) FROM pg_locks WHERE NOT granted"):
-                pass  # the transfer does not wait for the row yet
-        await winner.commit()
+        async with other.transaction():
+            await other.execute("UPDATE account SET balance = balance - 50 WHERE name = 'anna'")
+            moving = asyncio.create_task(example.transfer(guard, "anna", "ben", 10))
+            async with asyncio.timeout(10):
+                while not await other.fetchval("SELECT count(*), pg_sleep(0.01) FROM pg_locks WHERE NOT granted"):
+                    pass  # the transfer does not wait for the row yet
 
         assert await moving == "moved at attempt 2"
         assert await guard.fetchval("SELECT balance FROM account WHERE name = 'anna'") == 40
         assert await guard.fetchval("SELECT count(*) FROM transfer") == 1
-    await other.close()
 
 
 class ForgetfulGuard:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import httpx
 import pytest
 
@@ -96,13 +95,10 @@ async def test_client_of_a_write_that_was_cut_short_is_told_that_it_may_have_bee
     async with serving(module) as client:
         await client.put("/articles/7", json={"price": 3})
         module.shop = module.guard.using(timeout=0.5)
-        other = await asyncpg.connect(cluster.dsn("a"))
-        async with other.transaction():
+        async with module.guard.transaction() as other:
             await other.execute("SELECT FROM article FOR UPDATE")  # the write is sent, and waits for the row
 
             assert answer(await client.put("/articles/7", json={"price": 4})) == (503, PERHAPS, None)
-
-        await other.close()
 
 
 async def test_without_a_primary_writes_are_told_to_come_again_and_reads_go_on(
