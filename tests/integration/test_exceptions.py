@@ -118,7 +118,7 @@ async def test_what_dbguard_raises_matches_asyncpgs_connection_error_and_can_be_
     for call in (
         guard.using(timeout=0.1).execute("CREATE TABLE never (id int)"),
         guard.using(writes="fail").execute("CREATE TABLE never (id int)"),
-        guard.using(fallback="error").fetchval("SELECT 1"),
+        guard.using(fallback="error", consistency="bounded").fetchval("SELECT 1"),
     ):
         with pytest.raises(asyncpg.PostgresConnectionError) as caught:
             await call
