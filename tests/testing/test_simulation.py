@@ -101,6 +101,38 @@ def test_a_promotion_fails_no_call_that_can_bear_it(how: str) -> None:
     assert all("OutcomeUnknown" in line or "the call's 0.3 s" in line or "the call's 1 s" in line for line in failed)
 
 
+# ---------------------------------------------------------------- dbguard's own engine
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_no_promise_is_broken_by_the_engine_that_applications_run(first: int) -> None:
+    broken = {
+        seed: run.violations for seed in range(first, first + 20) if (run := simulate(seed, engine=True)).violations
+    }
+
+    assert broken == {}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_engine_is_judged_as_sharply(name: str) -> None:
+    promise = DEFECTS[name].finds
+
+    found = next(
+        seed
+        for seed in count()
+        if any(violation.promise == promise for violation in simulate(seed, defect=name, engine=True).violations)
+    )
+
+    assert found < 100
+
+
+def test_engine_cancels_calls_and_nothing_of_them_is_left() -> None:
+    runs = [simulate(seed, engine=True, trace=True) for seed in range(10)]
+
+    assert sum(line.endswith("is cancelled") for run in runs for line in run.history) > 5
+    assert not any(run.violations for run in runs)
+
+
 # ---------------------------------------------------------------- the command
 
 

@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--first", type=int, default=0, metavar="N", help="with --seeds: begin with this one (default: 0)"
     )
     parser.add_argument("--trace", action="store_true", help="with --seed: print every step")
+    parser.add_argument(
+        "--engine", action="store_true", help="run dbguard's own runtime on an event loop, and cancel calls (slower)"
+    )
     parser.add_argument("--slow", action="store_true", help="send every call through a plan, without the fast path")
     parser.add_argument(
         "--defect", choices=sorted(DEFECTS), help="switch one rule of no harm off: the simulation has to notice"
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one(given: argparse.Namespace) -> int:
-    run = simulate(given.seed, defect=given.defect, fast=not given.slow, trace=True)
+    run = simulate(given.seed, defect=given.defect, fast=not given.slow, engine=given.engine, trace=True)
     print(run.schedule)
     if given.trace:
         print(*run.history, sep="\n")
@@ -63,7 +66,7 @@ def _many(given: argparse.Namespace) -> int:
     began, told = time.monotonic(), 0.0
     live = sys.stderr.isatty()
     for done, seed in enumerate(range(given.first, given.first + given.seeds), 1):
-        run = simulate(seed, defect=given.defect, fast=not given.slow)
+        run = simulate(seed, defect=given.defect, fast=not given.slow, engine=given.engine)
         if run.violations:
             if live:
                 print(file=sys.stderr)
@@ -93,11 +96,12 @@ def _report(run: Run, done: int, given: argparse.Namespace) -> int:
     for violation in run.violations[:5]:
         print(f"  {violation}")
     more = f" --defect {given.defect}" if given.defect else ""
+    more += " --engine" if given.engine else ""
     print(f"replay: {COMMAND} --seed {seed} --trace{more}")
     print("shrinking ...", flush=True)
-    small = shrink(run.schedule, run.violations[0].promise, defect=given.defect)
+    small = shrink(run.schedule, run.violations[0].promise, defect=given.defect, engine=given.engine)
     print(small)
-    for violation in simulate(small, defect=given.defect).violations[:3]:
+    for violation in simulate(small, defect=given.defect, engine=given.engine).violations[:3]:
         print(f"  {violation}")
     return 1
 

@@ -45,6 +45,11 @@ class Client:
     count: hands out the numbers of calls. tell: called with a call's number and what happens in it.
     """
 
+    raises: tuple[type[BaseException], ...] = (DbGuardError, DriverError)
+    """What is caught of a call. A cancelled one says nothing about its write."""
+    known: tuple[type[BaseException], ...] = raises
+    """What an application expects of it: the driver's exceptions, and dbguard's."""
+
     def __init__(
         self,
         name: str,
@@ -76,7 +81,7 @@ class Client:
             yield agenda.sleep(2 * spread / calls * rng.random())
             yield from self._some_call()
         if agenda.now < healed_at:
-            yield agenda.sleep(healed_at - agenda.now)
+            yield agenda.sleep(healed_at - agenda.now + 0.01 * rng.random())
         for stake in (Stake.WRITE, Stake.READ):
             error = yield from self._call(stake, 10.0, key=None)
             if error is not None:
@@ -122,10 +127,12 @@ class Client:
         error: BaseException | None = None
         try:
             yield from guard.call(number, call, job)
-        except (DbGuardError, DriverError) as raised:
+        except self.raises as raised:
             error = raised
             self.failed += 1
-            if stake is not Stake.READ and not isinstance(raised, OutcomeUnknown):
+            if not isinstance(raised, self.known):
+                judge.break_("alien", agenda.now, f"call {number} raised {raised!r}")
+            if stake is not Stake.READ and isinstance(raised, Exception) and not isinstance(raised, OutcomeUnknown):
                 judge.denies([value], raised)
         else:
             if stake is not Stake.READ:
@@ -156,7 +163,7 @@ class Client:
         answer = yield connection.send(request, call.deadline)
         if answer is not LATE and not answer.dead:
             if answer.code is None:
-                judge.acknowledges((value,), connection.server, guard.state.view, guard.agenda.now)
+                judge.acknowledges((value,), connection.server, answer.value, guard.state.view, guard.agenda.now)
             else:
                 judge.refuses((value,))
         return answer

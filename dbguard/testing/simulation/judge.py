@@ -103,18 +103,18 @@ class Judge:
         if len(write.applied) > 1:
             self.break_("duplicate", server.agenda.now, f"{value} was committed on {' and '.join(write.applied)}")
 
-    def acknowledges(self, values: Iterable[str], server: Server, view: View, at: float) -> None:
-        """The attempt that committed *values* on *server* succeeded."""
+    def acknowledges(self, values: Iterable[str], server: Server, timeline: int, view: View, at: float) -> None:
+        """The attempt that committed *values* on *server*, under *timeline*, succeeded."""
         for value in values:
             write = self.writes[value]
             write.open = False
-            write.acknowledged, write.by, write.timeline = at, server, server.timeline
+            write.acknowledged, write.by, write.timeline = at, server, timeline
         reign = view.reign
-        if reign is not None and server.timeline < reign.timeline:
+        if reign is not None and timeline < reign.timeline:
             self.break_(
                 "fenced",
                 at,
-                f"{server.name} on timeline {server.timeline} acknowledged a write, accepted is {reign.timeline}",
+                f"{server.name} on timeline {timeline} acknowledged a write, accepted is {reign.timeline}",
             )
 
     def denies(self, values: Iterable[str], error: BaseException) -> None:

@@ -59,7 +59,12 @@ class Link:
             self._held.append((act, args))
             return
         delay = self.delay * (1.0 + self.rng.random())
-        if isinstance(state, float) and connection is not None and self.rng.random() < state:
+        if (
+            isinstance(state, float)
+            and connection is not None
+            and act not in connection.farewells
+            and self.rng.random() < state
+        ):
             self.agenda.after(delay, connection.break_off, LOST)
             return
         self.agenda.after(delay, act, *args)
@@ -73,7 +78,7 @@ class Link:
             self.agenda.after(self.delay, act, *args)
         wounded, self._wounded = self._wounded, {}
         for connection in wounded:
-            self.agenda.after(KEEPALIVE, connection.break_off, LOST)
+            self.agenda.after(KEEPALIVE, connection.find_dead)
 
     def reset(self) -> None:
         """End every connection over it, as a firewall does that forgets them."""
@@ -97,7 +102,7 @@ class Connection:
         self.closed = False
         self._waiter: Signal | None = None
 
-    def send(self, request: Request, until: float) -> Signal:
+    def send(self, request: Request, until: float | None) -> Signal:
         """Send a request; the signal brings its `Answer`, or `LATE`."""
         link = self.link
         signal = self._waiter = link.agenda.signal(until)
@@ -108,7 +113,7 @@ class Connection:
         """At the server's door."""
         server, backend = self.server, self.backend
         if not server.up or backend is None or not backend.alive:
-            self.link.carry(self.link.replies, None, self.break_off, LOST)
+            self.link.carry(self.link.replies, self, self.break_off, LOST)
         else:
             server.later(0.0, server.ask, backend, request, self._reply)
 
@@ -122,7 +127,7 @@ class Connection:
 
     def hang_up(self, answer: Answer) -> None:
         """Close, on the server's side."""
-        self.link.carry(self.link.replies, None, self.break_off, answer)
+        self.link.carry(self.link.replies, self, self.break_off, answer)
 
     def break_off(self, answer: Answer) -> None:
         """Notice that the connection is dead; so does the server, when it can be told."""
@@ -131,6 +136,16 @@ class Connection:
             self.drop()
             if self._waiter is not None:
                 self._waiter.wake(answer)
+
+    @property
+    def farewells(self) -> tuple[Callable[..., None], ...]:
+        """What says that the connection has ended: it dies with nothing."""
+        return (self.break_off, self._left)
+
+    def find_dead(self) -> None:
+        """Let keepalives find out, on both sides."""
+        self.break_off(LOST)
+        self._left()
 
     def end(self) -> None:
         """Terminate it from here: whoever waits on it is told at once, the server when it can be."""
@@ -143,7 +158,7 @@ class Connection:
     def drop(self) -> None:
         """Let the server know that the client is gone."""
         if self.backend is not None:
-            self.link.carry(self.link.requests, None, self._left)
+            self.link.carry(self.link.requests, self, self._left)
 
     def _left(self) -> None:
         backend = self.backend

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dbguard.core.breaker import BreakerPolicy
 from dbguard.core.gate import Gate
@@ -15,9 +16,12 @@ from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
 from dbguard.core.state import GuardState, ReadPolicy
 from dbguard.events import PrimaryChanged
+from dbguard.testing.clock import ClockLoop, ManualClock
 from dbguard.testing.simulation.agenda import Agenda
 from dbguard.testing.simulation.clients import Client, Context
 from dbguard.testing.simulation.defects import DEFECTS
+from dbguard.testing.simulation.driver import LoopAgenda
+from dbguard.testing.simulation.engine import EngineClient, EngineGuard, run_process
 from dbguard.testing.simulation.guard import SimulatedGuard
 from dbguard.testing.simulation.judge import Judge, Violation
 from dbguard.testing.simulation.monitor import SimulatedMonitor
@@ -63,104 +67,193 @@ class Run:
         return blake2b("\n".join(self.history).encode(), digest_size=8).hexdigest()
 
 
-def simulate(what: int | Schedule, *, defect: str | None = None, fast: bool = True, trace: bool = False) -> Run:
+def simulate(
+    what: int | Schedule, *, defect: str | None = None, fast: bool = True, trace: bool = False, engine: bool = False
+) -> Run:
     """Run one seed or schedule.
 
     defect: a name in `defects.DEFECTS`: one rule of no harm is switched off, to see that the judge notices.
     fast: the first attempt of a call is made without a plan; the history is the same either way.
     trace: keep the history; without it only the violations are kept.
+    engine: run dbguard's own runtime on an event loop, not the simulation's; slower, and calls are cancelled too.
     """
     schedule = what if isinstance(what, Schedule) else draw(what)
     broken = DEFECTS[defect] if defect is not None else None
+    kind = broken.state if broken is not None and broken.state else GuardState
     with broken.patch() if broken is not None and broken.patch is not None else nullcontext():
-        return _run(schedule, broken.state if broken is not None and broken.state else GuardState, fast, trace)
+        if not engine:
+            stage = _Stage(schedule, Agenda(), kind, trace=trace)
+            _run_simulated(stage, fast=fast)
+            return stage.end()
+        loop = ClockLoop(ManualClock())
+        try:
+            stage = _Stage(schedule, LoopAgenda(loop), kind, trace=trace)
+            loop.run_until_complete(_run_engine(stage, fast=fast))
+            return stage.end()
+        finally:
+            loop.close()
+
+
+class _Stage:
+    """What both engines run on: the world, the state, the judge, and what is written down."""
+
+    def __init__(self, schedule: Schedule, agenda: Any, kind: type[GuardState], *, trace: bool) -> None:
+        self.schedule = schedule
+        self.agenda = agenda
+        self.began: float = agenda.now
+        self.history: list[str] = []
+        self._trace = trace
+        self.chance = Random(schedule.seed)  # noqa: S311  a simulation, not a secret
+        self.world = World(schedule, agenda, self.rng(), self.tell)
+        self.jitter = self.rng()
+        self.clients: list[Client] = []
+        marks = count(1)
+        retry = RetryPolicy(budget=schedule.budget, floor=schedule.floor, wait=self._wait)
+        self.judge = Judge(retry)
+        self.state = kind(
+            Topology(list(self.world.servers), new_mark=lambda: f"m{next(marks)}"),
+            clock=agenda.clock,
+            rng=self.jitter,
+            retry=retry,
+            breaker=BreakerPolicy(),
+            gate=Gate(slots=schedule.size),
+            reads=ReadPolicy(),
+        )
+        for server in self.world.servers.values():
+            server.applied = self.judge.applied
+
+    def rng(self) -> Random:
+        """Return another source of chance."""
+        return Random(self.chance.random())  # noqa: S311  a simulation, not a secret
+
+    def _wait(self, asked: Any) -> float:
+        """Seconds to back off: full jitter, from chance that is seeded."""
+        return 0.002 + min(0.5, 0.02 * 2**asked.attempt_number) * self.jitter.random()  # type: ignore[no-any-return]
+
+    def write(self, at: float, what: str) -> None:
+        """Write one line of the history."""
+        if self._trace:
+            self.history.append(f"{at - self.began:8.4f}  {what}")
+
+    def tell(self, what: str) -> None:
+        """Something happened in the world."""
+        self.write(self.agenda.now, what)
+
+    def tell_call(self, number: int, what: str) -> None:
+        """Something happened in a call."""
+        if self._trace:
+            self.write(self.agenda.now, f"call {number}: {what}")
+
+    def listen(self, event: Event) -> None:
+        """The guard told of something."""
+        reign = self.state.view.reign
+        if isinstance(event, PrimaryChanged) and reign is not None:
+            self.judge.accepted.append((self.agenda.now, reign.timeline))
+        if self._trace:
+            self.write(event.at, f"guard: {event.text()}")
+
+    def engage(self, kind: type[Client], guard: Any) -> None:
+        """Make the clients."""
+        shared, numbers = Context(), count(1)
+        self.clients = [
+            kind(
+                "uvwxyzst"[place],
+                guard,
+                self.world,
+                self.judge,
+                self.rng(),
+                shared if place < self.schedule.shared else Context(),
+                count=lambda: next(numbers),
+                tell=self.tell_call,
+            )
+            for place in range(self.schedule.clients)
+        ]
+
+    def processes(self) -> list[Any]:
+        """Return what the clients do."""
+        settled = self.began + LASTS + SETTLED
+        return [client.run(self.schedule.calls, LASTS + 0.5, settled) for client in self.clients]
+
+    def over(self) -> bool:
+        """Whether every client has finished."""
+        return all(client.over for client in self.clients)
+
+    def end(self) -> Run:
+        """Let the judge have the last word."""
+        now = self.agenda.now
+        for client in self.clients:
+            if not client.over:
+                self.judge.break_("unended", now, f"client {client.name} waits for ever")
+        self.judge.finish(self.world.truth, now)
+        return Run(
+            schedule=self.schedule,
+            violations=tuple(self.judge.violations),
+            history=tuple(sorted(self.history, key=_time_of)),
+            calls=sum(client.calls for client in self.clients),
+            failed=sum(client.failed for client in self.clients),
+            repeats=self.state.counts["repeats"],
+            unknown=self.state.counts["unknown"],
+            promotions=self.world.promotions,
+            faults=self.world.faults,
+            happened=self.agenda.happened,
+            seconds=now - self.began,
+        )
 
 
 def _time_of(line: str) -> float:
     return float(line[:8])
 
 
-def _run(schedule: Schedule, kind: type[GuardState], fast: bool, trace: bool) -> Run:  # noqa: FBT001  from above
-    agenda = Agenda()
-    history: list[str] = []
-
-    def tell(what: str) -> None:
-        if trace:
-            history.append(f"{agenda.now - 1_000.0:8.4f}  {what}")
-
-    def tell_call(number: int, what: str) -> None:
-        if trace:
-            history.append(f"{agenda.now - 1_000.0:8.4f}  call {number}: {what}")
-
-    def listen(event: Event) -> None:
-        if isinstance(event, PrimaryChanged) and state.view.reign is not None:
-            judge.accepted.append((agenda.now, state.view.reign.timeline))
-        if trace:
-            history.append(f"{event.at - 1_000.0:8.4f}  guard: {event.text()}")
-
-    chance = Random(schedule.seed)  # noqa: S311  a simulation, not a secret
-    world = World(schedule, agenda, Random(chance.random()), tell)  # noqa: S311  same
-    jitter = Random(chance.random())  # noqa: S311  same
-    marks = count(1)
-    retry = RetryPolicy(
-        budget=schedule.budget,
-        floor=schedule.floor,
-        wait=lambda asked: 0.002 + min(0.5, 0.02 * 2**asked.attempt_number) * jitter.random(),
-    )
-    state = kind(
-        Topology(list(world.servers), new_mark=lambda: f"m{next(marks)}"),
-        clock=agenda.clock,
-        rng=jitter,
-        retry=retry,
-        breaker=BreakerPolicy(),
-        gate=Gate(slots=schedule.size),
-        reads=ReadPolicy(),
-    )
-    judge = Judge(retry)
-    for server in world.servers.values():
-        server.applied = judge.applied
+def _run_simulated(stage: _Stage, *, fast: bool) -> None:
+    """Run on the simulation's own engine."""
+    agenda, schedule = stage.agenda, stage.schedule
     guard = SimulatedGuard(
-        state, world.links, agenda, judge, size=schedule.size, fast=fast, listen=listen, tell=tell_call
+        stage.state,
+        stage.world.links,
+        agenda,
+        stage.judge,
+        size=schedule.size,
+        fast=fast,
+        listen=stage.listen,
+        tell=stage.tell_call,
     )
-    monitor = SimulatedMonitor(guard, world.links)
-    shared = Context()
-    numbers = count(1)
-    clients = [
-        Client(
-            "uvwxyzst"[place],
-            guard,
-            world,
-            judge,
-            Random(chance.random()),  # noqa: S311  same
-            shared if place < schedule.shared else Context(),
-            count=lambda: next(numbers),
-            tell=tell_call,
-        )
-        for place in range(schedule.clients)
-    ]
-    began = agenda.now
-    agenda.spawn(monitor.run())
-    for client in clients:
-        agenda.spawn(client.run(schedule.calls, LASTS + 0.5, began + LASTS + SETTLED))
-    world.schedule(schedule.faults, LASTS)
-    agenda.run(began + ENDED, lambda: all(client.over for client in clients))
-
-    for client in clients:
-        if not client.over:
-            judge.break_("unended", agenda.now, f"client {client.name} waits for ever")
+    stage.engage(Client, guard)
+    agenda.spawn(SimulatedMonitor(guard, stage.world.links).run())
+    for process in stage.processes():
+        agenda.spawn(process)
+    stage.world.schedule(schedule.faults, LASTS)
+    agenda.run(stage.began + ENDED, stage.over)
     for left in guard.leftovers():
-        judge.break_("unended", agenda.now, f"{left} left out at the end")
-    judge.finish(world.truth, agenda.now)
-    return Run(
-        schedule=schedule,
-        violations=tuple(judge.violations),
-        history=tuple(sorted(history, key=_time_of)),
-        calls=sum(client.calls for client in clients),
-        failed=sum(client.failed for client in clients),
-        repeats=state.counts["repeats"],
-        unknown=state.counts["unknown"],
-        promotions=world.promotions,
-        faults=world.faults,
-        happened=agenda.happened,
-        seconds=agenda.now - began,
+        stage.judge.break_("unended", agenda.now, f"{left} left out at the end")
+
+
+async def _run_engine(stage: _Stage, *, fast: bool) -> None:
+    """Run on dbguard's own engine."""
+    guard = EngineGuard(
+        stage.state,
+        stage.world,
+        stage.agenda,
+        stage.judge,
+        stage.rng(),
+        size=stage.schedule.size,
+        fast=fast,
+        calm_at=stage.began + LASTS,
+        listen=stage.listen,
+        tell=stage.tell_call,
     )
+    stage.engage(EngineClient, guard)
+    guard.open()
+    tasks = [asyncio.ensure_future(run_process(process)) for process in stage.processes()]
+    stage.world.schedule(stage.schedule.faults, LASTS)
+    _, late = await asyncio.wait(tasks, timeout=ENDED)
+    for task in late:
+        task.cancel()
+    for task in tasks:
+        if task.done():
+            task.result()
+    await guard.close()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        stage.judge.break_("unended", stage.agenda.now, f"{task.get_name()} still runs at the end: {task.get_coro()}")
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

@@ -53,6 +53,7 @@ class Request(NamedTuple):
 class Answer(NamedTuple):
     """What the server says.
 
+    value: of a read the expected values that it does not see; of a commit the timeline that it lies on.
     code: the SQLSTATE of its error; None: it succeeded. dead: the connection ends with it.
     """
 
@@ -277,7 +278,7 @@ class Server:
             backend.waits_for_standby = True
             self._waiting.append((position, backend, reply))
         else:
-            self._done(backend, reply, Answer())
+            self._done(backend, reply, Answer(self.timeline))
 
     def _append(self, values: tuple[str, ...]) -> int:
         commit = Commit((self.wal[-1].position if self.wal else BASE) + self.rng.randrange(50, 250), values)
@@ -322,7 +323,7 @@ class Server:
                 self._waiting.append(entry)
             elif backend.alive:
                 backend.waits_for_standby = False
-                self._done(backend, reply, Answer())
+                self._done(backend, reply, Answer(self.timeline))
 
     def is_ahead_of(self, other: Server) -> bool:
         """Return whether *other*'s log is the beginning of this one's."""

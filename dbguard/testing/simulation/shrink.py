@@ -17,7 +17,7 @@ __all__ = ["shrink"]
 MOST_TRIES = 200
 
 
-def shrink(schedule: Schedule, promise: str, *, defect: str | None = None) -> Schedule:
+def shrink(schedule: Schedule, promise: str, *, defect: str | None = None, engine: bool = False) -> Schedule:
     """Return a schedule, as small as was found, that still breaks *promise*.
 
     Faults are left out one by one, then clients and calls, until nothing more can go. Fewer calls or clients change the
@@ -29,7 +29,10 @@ def shrink(schedule: Schedule, promise: str, *, defect: str | None = None) -> Sc
         smaller = False
         for candidate in _smaller(schedule):
             tries += 1
-            if any(violation.promise == promise for violation in simulate(candidate, defect=defect).violations):
+            if any(
+                violation.promise == promise
+                for violation in simulate(candidate, defect=defect, engine=engine).violations
+            ):
                 schedule, smaller = candidate, True
                 break
             if tries >= MOST_TRIES:

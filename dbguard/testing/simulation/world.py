@@ -52,6 +52,7 @@ class World:
         self.promotions = 0
         self.faults = 0
         self._healed = False
+        self._promises = any(fault.kind == "promote" for fault in schedule.faults)
         for name in NODES[1:]:
             self.servers[name].follow(self.truth)
 
@@ -152,7 +153,7 @@ class World:
 
     def _promote(self, old: Server, behind: bool, lasts: float) -> None:  # noqa: FBT001  a row of the schedule
         """Promote a replica of the truth; where there is none now, in a moment."""
-        if self._healed or old is not self.truth:
+        if old is not self.truth or (self._healed and self.promotions):
             return
         fit = [
             server
@@ -184,6 +185,11 @@ class World:
         if old.up and not old.frozen:
             old.die("57P01")
             self.agenda.after(0.05, self._promote, old, False, 0.3)
+
+    def _promote_once(self) -> None:
+        """Where no replica was fit in time, promote one now: no run goes without."""
+        if not self.promotions:
+            self._switch_over()
 
     def _cut(self, server: Server) -> None:
         for stream in (pair[0] for pair in server.streams):
@@ -257,3 +263,5 @@ class World:
                     server.start(RECOVERY)
                 if server.role is Role.PRIMARY or not server.follow(truth):
                     self._return(server)
+        if self._promises:
+            self.agenda.after(1.0, self._promote_once)

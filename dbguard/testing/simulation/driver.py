@@ -1,0 +1,322 @@
+"""asyncpg in the simulation: connections and pools with its methods and its exceptions, over simulated ones.
+
+Only what `dbguard.drivers.asyncpg` and the clients of the simulation use is here; the statements are `READ`, `WRITE`
+and `CHANGE`, and the questions of the monitor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from dbguard.core.topology import Role
+from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.network import Connection, dial
+from dbguard.testing.simulation.servers import Answer, Request, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+    from dbguard.core.state import GuardState
+    from dbguard.testing.simulation.judge import Judge
+    from dbguard.testing.simulation.network import Link
+    from dbguard.testing.simulation.world import World
+
+__all__ = ["CHANGE", "READ", "WRITE", "Dial", "LoopAgenda", "LoopSignal", "SimulatedPool"]
+
+READ = "SELECT value FROM item"
+WRITE = "INSERT INTO item VALUES ($1, $2)"
+CHANGE = "UPDATE item SET value = $1 WHERE key = $2"
+
+ERRORS: dict[str, type[asyncpg.PostgresError]] = {
+    "25006": asyncpg.ReadOnlySQLTransactionError,
+    "40001": asyncpg.SerializationError,
+    "53300": asyncpg.TooManyConnectionsError,
+    "57P01": asyncpg.AdminShutdownError,
+    "57P03": asyncpg.CannotConnectNowError,
+}
+
+
+class LoopSignal:
+    """A signal that a task can wait for."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    @property
+    def done(self) -> bool:
+        """Whether it was woken, or nobody waits for it any more."""
+        return self.future.done()
+
+    def wake(self, value: Any = None) -> None:
+        """Let the task go on."""
+        if not self.future.done():
+            self.future.set_result(value)
+
+
+class LoopAgenda:
+    """The agenda of the model, kept by an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.clock = loop.time
+        self.happened = 0
+
+    @property
+    def now(self) -> float:
+        """The loop's time."""
+        return self._loop.time()
+
+    def at(self, when: float, act: Callable[..., Any], *args: Any) -> None:
+        """Put down that ``act(*args)`` happens at *when*."""
+        self._loop.call_at(when, act, *args)
+
+    def after(self, delay: float, act: Callable[..., Any], *args: Any) -> None:
+        """Put down that ``act(*args)`` happens in *delay* seconds."""
+        self._loop.call_later(delay, act, *args)
+
+    def signal(self, until: float | None = None) -> LoopSignal:
+        """Return a signal that says `LATE` at *until*."""
+        signal = LoopSignal(self._loop)
+        if until is not None:
+            self.at(until, signal.wake, LATE)
+        return signal
+
+    def sleep(self, seconds: float) -> LoopSignal:
+        """Return a signal that comes in *seconds*."""
+        return self.signal(self.now + seconds)
+
+
+class SimulatedConnection:
+    """A connection with asyncpg's methods.
+
+    guard_tag: set by the guard's pool. last_status: what the last command said.
+    """
+
+    def __init__(self, connection: Connection, world: World, judge: Judge, state: GuardState) -> None:
+        self.connection = connection
+        self.guard_tag: Any = None
+        self._world = world
+        self._judge = judge
+        self._state = state
+        self._in_transaction = False
+        self._pending: list[str] = []
+        self._standby = connection.server.role is Role.REPLICA
+
+    # ------------------------------------------------------------------ asyncpg's own
+
+    @property
+    def guarded(self) -> SimulatedConnection:
+        """This object itself."""
+        return self
+
+    def is_closed(self) -> bool:
+        """Whether it cannot be used any more."""
+        return self.connection.closed
+
+    def terminate(self) -> None:
+        """End it at once."""
+        self.connection.end()
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002  as asyncpg's
+        """End it in order."""
+        await asyncio.sleep(self.connection.link.delay)
+        self.connection.end()
+
+    async def reset(self, *, timeout: float | None = None) -> None:
+        """Make the session as new."""
+        await self._ask(Request("rollback"), timeout)
+        self._in_transaction = False
+
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return self._in_transaction
+
+    def get_settings(self) -> SimpleNamespace:
+        """What the server said of itself with its last answer."""
+        return SimpleNamespace(in_hot_standby="on" if self._standby else "off")
+
+    def add_log_listener(self, listener: object) -> None:
+        """Notices never come here."""
+
+    def remove_log_listener(self, listener: object) -> None:
+        """As above."""
+
+    def transaction(self, **options: Any) -> SimulatedTransaction:  # noqa: ARG002  as asyncpg's
+        """Return a transaction, not begun."""
+        return SimulatedTransaction(self)
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Run one of the statements."""
+        if query == WRITE:
+            await self._commits(Request("write", args[0], args[1]), [args[0]], timeout)
+        elif query == CHANGE:
+            await self._ask(Request("change", args[0], args[1]), timeout)
+            self._pending.append(args[0])
+        elif not query.startswith("RESET"):
+            raise asyncpg.PostgresSyntaxError(f"the simulation does not know {query!r}")
+        return "OK"
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        """Run `READ`, which is given the values that its reader expects; or end a backend."""
+        if query == READ:
+            answer = await self._ask(Request("read", args[0]), timeout)
+            server = self.connection.server
+            self._judge.reads(answer.value, server, self._world.truth, self._world.agenda.now)
+            return []
+        pid, started, doomed = args
+        if started != self.connection.server.started:
+            return []
+        answer = await self._ask(Request("end", (pid, doomed)), timeout)
+        return [] if answer.value else [False]
+
+    async def fetchrow(self, query: str, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ARG002  one question
+        """Ask the server who it is."""
+        server: Server = (await self._ask(Request("ask"), timeout)).value
+        seen = server.sighting(self.connection.link.node, 0.0, fresh=True)
+        backend = self.connection.backend
+        return {
+            "recovery": seen.role is Role.REPLICA,
+            "started": seen.instance.started,
+            "timeline": seen.timeline,
+            "position": seen.position,
+            "flushed": seen.flushed,
+            "received": seen.timeline if seen.role is Role.REPLICA else None,
+            "streaming": seen.streaming,
+            "read_only": False,
+            "synchronous": server.sync,
+            "address": server.name,
+            "pid": backend.pid if backend is not None else 0,
+            "backend_start": float(server.started),
+            "plain_role": True,
+            "system_id": seen.instance.system_id,
+            "control_timeline": seen.control_timeline,
+        }
+
+    # ------------------------------------------------------------------ within
+
+    async def begin(self) -> None:
+        """Send BEGIN."""
+        await self._ask(Request("begin"), None)
+        self._in_transaction, self._pending = True, []
+
+    async def end(self, kind: str) -> None:
+        """Send COMMIT or ROLLBACK."""
+        pending, self._pending = self._pending, []
+        if kind == "commit":
+            await self._commits(Request(kind, pending), pending, None)
+        else:
+            await self._ask(Request(kind), None)
+        self._in_transaction = False
+
+    async def _commits(self, request: Request, values: list[str], timeout: float | None) -> None:
+        """Send what commits *values*, and let the judge know."""
+        judge, now = self._judge, self._world.agenda.now
+        if not self.is_closed():
+            judge.sends(values, now)
+        try:
+            answer = await self._ask(request, timeout)
+        except asyncpg.PostgresError:
+            if not self.is_closed():
+                judge.refuses(values)
+            raise
+        judge.acknowledges(values, self.connection.server, answer.value, self._state.view, self._world.agenda.now)
+
+    async def _ask(self, request: Request, timeout: float | None) -> Answer:
+        """Send one request, and raise what asyncpg would raise."""
+        connection = self.connection
+        if connection.closed:
+            raise asyncpg.InterfaceError("connection is closed")
+        signal: Any = connection.send(request, None if timeout is None else self._world.agenda.now + timeout)
+        answer = await signal.future
+        if answer is LATE:
+            connection.end()
+            raise TimeoutError
+        if answer.dead:
+            raise ERRORS.get(answer.code, asyncpg.ConnectionDoesNotExistError)("connection was closed")
+        self._standby = connection.server.role is Role.REPLICA
+        if answer.code is not None:
+            raise ERRORS[answer.code](f"error {answer.code}")
+        return answer  # type: ignore[no-any-return]
+
+
+class SimulatedTransaction:
+    """A transaction with asyncpg's methods."""
+
+    def __init__(self, con: SimulatedConnection) -> None:
+        self._con = con
+
+    async def start(self) -> None:
+        """Begin."""
+        await self._con.begin()
+
+    async def commit(self) -> None:
+        """Commit."""
+        await self._con.end("commit")
+
+    async def rollback(self) -> None:
+        """Roll back."""
+        await self._con.end("rollback")
+
+
+class Dial:
+    """Opens connections to one node, as `asyncpg.connect` does."""
+
+    def __init__(self, link: Link, number: Callable[[], int], world: World, judge: Judge, state: GuardState) -> None:
+        self._link = link
+        self._number = number
+        self._known = world, judge, state
+
+    async def __call__(self, *, timeout: float = 5.0) -> SimulatedConnection:
+        """Open a connection; *timeout* in seconds."""
+        signal: Any = dial(self._link, self._link.agenda.now + timeout, self._number())
+        answer = await signal.future
+        if isinstance(answer, Connection):
+            return SimulatedConnection(answer, *self._known)
+        if answer is LATE:
+            raise TimeoutError
+        if answer.code == "refused":
+            raise ConnectionRefusedError
+        if answer.code is None:
+            raise ConnectionResetError
+        raise ERRORS[answer.code](f"error {answer.code}")
+
+
+class SimulatedPool:
+    """A pool with asyncpg's methods, as far as the guard's own pools use them."""
+
+    def __init__(self, connect: Callable[[], Awaitable[SimulatedConnection]]) -> None:
+        self._connect = connect
+        self._idle: list[SimulatedConnection] = []
+
+    def __await__(self) -> Generator[Any, None, SimulatedPool]:
+        yield from ()
+        return self
+
+    async def acquire(self) -> SimulatedConnection:
+        """Return a connection; dials where none is at hand."""
+        while self._idle:
+            con = self._idle.pop()
+            if not con.is_closed():
+                return con
+        return await self._connect()
+
+    async def release(self, con: SimulatedConnection, *, timeout: float | None = None) -> None:
+        """Take a connection back."""
+        if not con.is_closed():
+            await con.reset(timeout=timeout)
+            self._idle.append(con)
+
+    def get_idle_size(self) -> int:
+        """Connections at hand."""
+        return len(self._idle)
+
+    def terminate(self) -> None:
+        """End all connections at hand."""
+        for con in self._idle:
+            con.terminate()

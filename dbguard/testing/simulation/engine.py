@@ -1,0 +1,174 @@
+"""The real runtime in the simulation: engine, attempts, waiting room, monitor, own pools and transactions of dbguard.
+
+Everything but the driver is what an application runs, on an event loop whose time is a manual clock; the driver is
+`driver`. It is slower than the simulation's own engine, and covers what that one only imitates. Now and then a call is
+cancelled, which must leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.control import OwnControl
+from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
+from dbguard.drivers.asyncpg.pool import OwnPool
+from dbguard.errors import DbGuardError
+from dbguard.jobs import Function, Run
+from dbguard.runtime.engine import Engine
+from dbguard.runtime.monitor import Monitor, Pace
+from dbguard.testing.simulation.clients import Client
+from dbguard.testing.simulation.driver import CHANGE, READ, WRITE, Dial, LoopAgenda, SimulatedPool
+from dbguard.texts import Texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from dbguard.connection import Connection
+    from dbguard.core.plan import Call
+    from dbguard.core.state import GuardState
+    from dbguard.core.topology import Sighting
+    from dbguard.events import Event
+    from dbguard.runtime.attempt import Job
+    from dbguard.testing.simulation.guard import Waits
+    from dbguard.testing.simulation.judge import Judge
+    from dbguard.testing.simulation.world import World
+
+__all__ = ["EngineClient", "EngineGuard", "run_process"]
+
+CANCELLED = 0.1
+"""Share of calls that are cancelled."""
+
+
+class EngineGuard:
+    """The engine over a simulated world, where the clients expect a guard. From *calm_at* on nothing is cancelled."""
+
+    def __init__(
+        self,
+        state: GuardState,
+        world: World,
+        agenda: LoopAgenda,
+        judge: Judge,
+        rng: Random,
+        *,
+        size: int,
+        fast: bool,
+        calm_at: float,
+        listen: Callable[[Event], None],
+        tell: Callable[[int, str], None],
+    ) -> None:
+        self.state = state
+        self.agenda = agenda
+        self.judge = judge
+        self.texts = Texts()
+        self._rng = rng
+        self._calm_at = calm_at
+        self._tell = tell
+        numbers = count(1)
+        dials = {name: Dial(link, lambda: next(numbers), world, judge, state) for name, link in world.links.items()}
+        self.pools = {
+            name: OwnPool(
+                state.nodes[name],
+                SimulatedPool,  # type: ignore[arg-type]  # as much of asyncpg's as is used
+                clock=agenda.clock,
+                size=size,
+                keep=0,
+                hold=size,
+                max_lifetime=3_600.0,
+                max_idle=300.0,
+                max_uses=float("inf"),
+                dial=dial,
+                check=self._check,
+                ask_within=1.0,
+                deep_reset=True,
+            )
+            for name, dial in dials.items()
+        }
+        self.engine = Engine(state, self.pools, AsyncpgDriver(), acquire_timeout=1.0, drain_timeout=1.0)
+        self.engine.fast = fast
+        self.engine.listeners.append(listen)
+        controls = {name: OwnControl(name, dial, clock=agenda.clock) for name, dial in dials.items()}
+        self.monitor = Monitor(self.engine, controls, Pace(interval=0.5, jitter=0.2, limit=0.5, urgent=0.025))
+
+    def _check(self, seen: Sighting) -> None:
+        refusal = self.state.met(seen)
+        self.engine.flush()
+        if refusal is not None:
+            raise WrongNode(refusal)
+
+    def open(self) -> None:
+        """Begin."""
+        self.engine.closed = False
+        self.engine.flights.start()
+        self.monitor.start()
+
+    async def close(self) -> None:
+        """End, and tell the judge what is left."""
+        await self.monitor.stop()
+        engine, now = self.engine, self.agenda.now
+        left = [f"{len(pool.out)} leases of {name}" for name, pool in self.pools.items() if pool.out]
+        left += [
+            f"load {pool.node.load.in_use} of {name}" for name, pool in self.pools.items() if pool.node.load.in_use
+        ]
+        left += [f"{len(engine.room)} calls at the gate"] if len(engine.room) else []
+        for what in left:
+            self.judge.break_("unended", now, f"{what} left out at the end")
+        for pool in self.pools.values():
+            await pool.close(1.0)
+        engine.flights.stop()
+        engine.closed = True
+        await asyncio.sleep(0.1)  # a connection on its way back into a pool that closes is waited for by nobody
+
+    def call(self, number: int, call: Call, make: Callable[[Call], Job]) -> Waits:
+        """Make one call in a task of its own; now and then it is cancelled on its way."""
+        self.judge.begins(self.agenda.now)
+        task = asyncio.ensure_future(self.engine.call(call, make(call)))
+        if self._rng.random() < CANCELLED and self.agenda.now < self._calm_at:
+            self.agenda.after(
+                0.01 * self._rng.random() if self._rng.random() < 0.7 else 0.5, self._cancel, task, number
+            )
+        signal: Any = self.agenda.signal()
+        task.add_done_callback(lambda _: signal.wake())
+        yield signal
+        return task.result()
+
+    def _cancel(self, task: asyncio.Task[Any], number: int) -> None:
+        if task.cancel():
+            self._tell(number, "is cancelled")
+
+
+class EngineClient(Client):
+    """A client whose jobs are those of dbguard's facade."""
+
+    guard: Any
+    raises = (Exception, asyncio.CancelledError)
+    known = (DbGuardError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.CancelledError)
+
+    def _read(self, expected: tuple[str, ...]) -> Any:
+        return lambda _: Run("fetch", (READ, expected), {}, Touch.NOTHING, writes=False)
+
+    def _write(self, value: str, key: str | None) -> Any:
+        return lambda _: Run("execute", (WRITE, value, key), {}, Touch.SETTINGS, writes=True)
+
+    def _transaction(self, value: str, key: str | None) -> Any:
+        async def change(tx: Connection) -> None:
+            await tx.execute(CHANGE, value, key)
+
+        begin = {"isolation": None, "readonly": False, "deferrable": False}
+        return lambda call: Function(self.guard.engine, self.guard.texts, call, change, begin)
+
+
+async def run_process(process: Waits) -> None:
+    """Run a process of the simulation as a task."""
+    value: Any = None
+    try:
+        while True:
+            signal: Any = process.send(value)
+            value = await signal.future
+    except StopIteration:
+        return
