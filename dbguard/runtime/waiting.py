@@ -24,7 +24,7 @@ class Room:
     def __init__(self, state: GuardState) -> None:
         self._state = state
         self._turns: OrderedDict[asyncio.Future[None], bool] = OrderedDict()
-        self._pauses: set[asyncio.Future[None]] = set()
+        self._pauses: dict[asyncio.Future[None], None] = {}  # in the order of coming, as all that is woken here
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class Room:
 
     async def pause(self, seconds: float) -> None:
         """Sleep, or until the topology changes."""
-        await self._wait(seconds, self._pauses.add, self._pauses.discard)
+        await self._wait(seconds, lambda waiter: self._pauses.__setitem__(waiter, None), self._rested)
 
     def changed(self) -> None:
         """Wake who backs off, and give turns if writes can flow."""
@@ -69,6 +69,9 @@ class Room:
 
     def _leave(self, waiter: asyncio.Future[None]) -> None:
         self._turns.pop(waiter, None)
+
+    def _rested(self, waiter: asyncio.Future[None]) -> None:
+        self._pauses.pop(waiter, None)
 
     def _give(self) -> None:
         """Give as many turns as the gate's pace allows, and come back for the rest."""
