@@ -65,8 +65,9 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     @property
     def raw(self) -> Any:
         """The driver's own connection. Touching it marks the lease: nothing is known any more of what was done."""
+        con = self._session.con
         self._session.touch_raw()
-        return self._session.con
+        return getattr(con, "lent", con)
 
     # ------------------------------------------------------------------ statements
 

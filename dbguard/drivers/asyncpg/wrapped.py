@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
+
+import asyncpg
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
@@ -12,12 +15,38 @@ from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import asyncpg
-
     from dbguard.core.route import Node
     from dbguard.core.topology import Sighting
 
 __all__ = ["WrappedPool"]
+
+
+class Borrowed:
+    """A connection of the application's pool, which can still be asked whether it is closed when it has left the pool.
+
+    asyncpg takes a connection out of its pool the moment it is lost or terminated; its proxy then raises
+    `InterfaceError` whatever it is asked.
+    """
+
+    __slots__ = ("lent",)
+
+    def __init__(self, lent: Any) -> None:
+        self.lent = lent
+
+    def is_closed(self) -> bool:
+        """Whether it is closed, or has left its pool."""
+        try:
+            return bool(self.lent.is_closed())
+        except asyncpg.InterfaceError:
+            return True
+
+    def terminate(self) -> None:
+        """Terminate it, unless it is gone."""
+        with contextlib.suppress(asyncpg.InterfaceError):
+            self.lent.terminate()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lent, name)
 
 
 class WrappedPool(Books):
@@ -51,7 +80,7 @@ class WrappedPool(Books):
             await asyncio.shield(self._expiry)
             self._expiry = None
         while True:
-            con = await self.pool.acquire()
+            con = Borrowed(await self.pool.acquire())
             known = self._tags.get(id(con.get_settings()))
             try:
                 tag = await self._meet(con) if known is None else known[1]
@@ -63,7 +92,7 @@ class WrappedPool(Books):
                 break
             con.terminate()
             self._later(self._return(con))
-        lease = Lease(self, con, con, tag)
+        lease = Lease(self, con, con.lent, tag)
         self.node.load.in_use += 1
         self.out.add(lease)
         return lease
@@ -78,7 +107,7 @@ class WrappedPool(Books):
         """Connections at hand."""
         return self.pool.get_idle_size()
 
-    async def _meet(self, con: Any) -> Tag:
+    async def _meet(self, con: Borrowed) -> Tag:
         """Ask a connection that was not seen before who it is."""
         settings = con.get_settings()
         tag = Tag(self.node.epoch, self.clock())
@@ -107,10 +136,10 @@ class WrappedPool(Books):
             lease.terminate()
         return self._return(lease.con)
 
-    async def _return(self, con: Any) -> None:
+    async def _return(self, con: Borrowed) -> None:
         """Release *con*; asyncpg goes on with that by itself where the caller is cancelled meanwhile."""
         try:
-            await self.pool.release(con)
+            await self.pool.release(con.lent)
         except Exception:  # noqa: BLE001  asyncpg has terminated it
             return
 
