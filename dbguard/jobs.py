@@ -78,6 +78,7 @@ class Copy(Run):
     """Run one COPY; a path is opened anew by each attempt, which says nothing about the node if that fails."""
 
     __slots__ = ()
+    cancels = True  # its source or output may be the application's own code, which no lost connection wakes
 
     async def run(self, lease: Any) -> Any:
         """Run it."""

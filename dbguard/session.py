@@ -7,6 +7,7 @@ sent and no exit hangs; what may have been left on the session is noted for the 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Phase
@@ -106,7 +107,8 @@ class Session:
         con = self.con
         if method.startswith("copy_"):
             async with opened(extra) as files:
-                return await self.do(lambda: getattr(con, method)(*args, **files), stake, limit, whole=whole)
+                copy = getattr(con, method)
+                return await self.do(lambda: copy(*args, **files), stake, limit, whole=whole, cancels=True)
         value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole)
         if self.failed and not method.endswith("many") and self.texts.learn(query).statement.verb:
             # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no
@@ -115,9 +117,19 @@ class Session:
         return value
 
     async def do(
-        self, act: Callable[[], Awaitable[Any]], stake: Stake, limit: float | None = None, *, whole: bool = True
+        self,
+        act: Callable[[], Awaitable[Any]],
+        stake: Stake,
+        limit: float | None = None,
+        *,
+        whole: bool = True,
+        cancels: bool = False,
     ) -> Any:
-        """Do one thing on the connection, and tell the truth if it fails."""
+        """Do one thing on the connection, and tell the truth if it fails.
+
+        cancels: the application's own code is awaited in it (a COPY's source or output), so that ending it in time takes
+            more than ending the connection.
+        """
         engine, lease = self.engine, self.lease
         con, state = self.con, engine.state
         reign = state.view.reign
@@ -132,7 +144,8 @@ class Session:
         generation = self.node.breaker.generation
         until = state.clock() + (self.limit if limit is None else limit)
         outer = ambient()
-        flight = Flight(until if outer is None else min(until, outer), None, cancels=False)
+        task = asyncio.current_task() if cancels else None
+        flight = Flight(until if outer is None else min(until, outer), task, cancels=cancels)
         flight.lease = lease
         engine.flights.add(flight)
         try:
@@ -143,9 +156,9 @@ class Session:
             if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):
                 con.terminate()
             error = raised
-            if flight.over and isinstance(raised, Exception):
+            if flight.over and (flight.absorb() or isinstance(raised, Exception)):
                 error = TimeoutError("no answer in time")
-                error.__cause__ = raised
+                error.__cause__ = raised if isinstance(raised, Exception) else None
             self.failed = self.failed or (inside and is_refusal(error))
             if self.within:
                 raise error from error.__cause__

@@ -121,7 +121,8 @@ def _late(flight: Flight, error: BaseException) -> Exception | None:
     """Return the exception to judge: a `TimeoutError` where our own sweep ended the attempt; None: pass it on."""
     if not flight.over:
         return error if isinstance(error, Exception) else None
-    if isinstance(error, asyncio.CancelledError) and not flight.absorb():
+    ours = flight.absorb()
+    if isinstance(error, asyncio.CancelledError) and not ours:
         return None
     if isinstance(error, Exception | asyncio.CancelledError):
         late = TimeoutError("the call's time was up")

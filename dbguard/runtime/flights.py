@@ -26,7 +26,7 @@ class Flight:
     own code runs in it. over: its time was up.
     """
 
-    __slots__ = ("cancels", "deadline", "lease", "over", "task")
+    __slots__ = ("_cancelled", "cancels", "deadline", "lease", "over", "task")
 
     def __init__(self, deadline: float, task: asyncio.Task[Any] | None, *, cancels: bool) -> None:
         self.deadline = deadline
@@ -34,6 +34,7 @@ class Flight:
         self.lease: Any = None
         self.cancels = cancels
         self.over = False
+        self._cancelled = False
 
     def end(self) -> None:
         """Time is up."""
@@ -42,11 +43,12 @@ class Flight:
         if lease is not None:
             lease.terminate()
         if (lease is None or self.cancels) and self.task is not None:
-            self.task.cancel()
+            self._cancelled = self.task.cancel()
 
     def absorb(self) -> bool:
-        """Say whether a `CancelledError` was this flight's own doing alone, and take it off the task's account."""
-        return self.over and self.task is not None and self.task.uncancel() == 0
+        """Take this flight's own cancellation off the task's account; say whether it was the only one."""
+        ours, self._cancelled = self._cancelled, False
+        return ours and self.task is not None and self.task.uncancel() == 0
 
 
 class Flights:
