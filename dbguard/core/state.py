@@ -18,7 +18,7 @@ from dbguard.core.gate import Gate, GateState
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.route import STRATEGIES, Node, Rng, caught_up
-from dbguard.core.topology import Changes, Missed, Role, Sighting, View
+from dbguard.core.topology import Changes, Instance, Missed, Role, Sighting, View
 from dbguard.errors import NoPrimary, NoReplica, OutcomeUnknown, Overloaded, SplitBrain
 from dbguard.events import (
     BreakerChanged,
@@ -196,9 +196,19 @@ class GuardState:
         """Take in what a new connection's server said of itself; the reason if the connection must not be used."""
         self.probed([seen], full=False)
         view = self.view.nodes[seen.node]
-        if view.fenced:
+        if view.fenced or self._is_older(seen):
             return f"{seen.node} belongs to an older reign"
         return view.misconfigured
+
+    def _is_older(self, seen: Sighting) -> bool:
+        """Whether a server claims to be primary on a lower timeline than the accepted one.
+
+        Said of the connection that asked, even where newer news of its node have overtaken the answer.
+        """
+        reign = self.view.reign
+        if seen.role is not Role.PRIMARY or reign is None or seen.timeline is None:
+            return False
+        return seen.timeline < reign.timeline and not seen.instance.is_of_another_system(Instance(reign.system_id))
 
     def tick(self) -> None:
         """Let time pass: a failover that lasts too long turns to down."""

@@ -228,6 +228,17 @@ def test_old_primary_that_comes_back_is_fenced(state: GuardState, clock: ManualC
     assert state.primary is state.nodes["b"]
 
 
+def test_connection_to_an_older_reign_is_refused_though_newer_news_have_overtaken_what_it_said(
+    state: GuardState, clock: ManualClock
+) -> None:
+    """The monitor's next question is under way already, and will not be answered: it counts, the answer does not."""
+    look(state, clock, "a", primary="b", timeline=2)
+    asked_at = clock.now + 0.1
+    look(state, clock, "a", "b", primary="b", timeline=2)
+
+    assert state.met(seen("a", Role.PRIMARY, asked_at, timeline=1)) == "a belongs to an older reign"
+
+
 def test_lost_primary_closes_the_gate_and_its_return_opens_it(state: GuardState, clock: ManualClock) -> None:
     look(state, clock, "a", primary="nobody")
     assert state.gate.state is GateState.FAILOVER
