@@ -22,6 +22,24 @@ class TestEpochsAndViews:
         assert cluster.view.version <= view.version + 1
         assert cluster.view.nodes["a"].epoch == 0
 
+    def test_answer_sent_before_a_newer_probe_missed_is_dropped(self, cluster):
+        late = cluster["b"].answer(cluster.now + 0.1)
+        cluster.silence("b")
+        cluster.round()
+
+        cluster.topology.merge([late], cluster.now + 0.1, full=False)
+
+        assert not cluster.node("b").reachable
+
+    def test_positions_are_those_last_told_and_may_be_untold(self, cluster):
+        cluster["b"].position = 777
+        cluster["c"].position = None
+        cluster.round(2)
+
+        assert (cluster.node("b").position, cluster.node("b").position_at) == (777, cluster.now)
+        assert (cluster.node("c").position, cluster.node("c").position_at, cluster.node("c").lag) == (None, None, None)
+        assert cluster.node("c").proven
+
     def test_node_back_after_an_outage_keeps_its_epoch(self, cluster):
         cluster.silence("b")
         cluster.round(2)
