@@ -174,9 +174,13 @@ class WriteMayBeLost(Event):
     lost_bytes: how far below; 0: not known, but a context reads under another reign than it wrote under.
     """
 
-    level: ClassVar[int] = logging.ERROR
     node: str
     lost_bytes: int
+
+    @property
+    def level(self) -> int:  # type: ignore[override]  # of this event alone, it depends on what is known
+        """ERROR if bytes are known to be lost, WARNING if a context merely outlived a reign."""
+        return logging.ERROR if self.lost_bytes else logging.WARNING
 
     def text(self) -> str:
         """Return the line for the log."""

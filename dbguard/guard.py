@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import re
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,7 +57,7 @@ class Guard(Calls):
         from dbguard.config import load  # noqa: PLC0415
 
         self._settings = load(config)
-        self._arguments = arguments
+        self._arguments = _checked(arguments, self._settings)
         self._wrapped: dict[str, Any] | None = None
         self._wait = retry_wait
         self._stop = retry_stop
@@ -222,6 +223,21 @@ class Guard(Calls):
                 raise dress(_nobody(self._monitor, timeout))
             await engine.room.pause(min(0.5, until - loop.time()))
 
+    def trust(self, node: str) -> None:
+        """Decide a contest or a split brain, or end the memory of a time before a restore: *node* is the primary.
+
+        node: its name. It is taken for the primary as soon as it claims to be; whoever else claims it now is fenced.
+        For operators: nothing is checked, and what the others have acknowledged is given up.
+
+        Raises `ValueError` if there is no node of that name.
+        """
+        engine = self._engine()
+        if node not in engine.state.nodes:
+            raise ValueError(f"there is no node {node!r}; the nodes are {', '.join(engine.state.nodes)}")
+        engine.state.trust(node)
+        engine.hurry()
+        engine.flush()
+
     # ------------------------------------------------------------------ asyncpg.Pool's own words
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ARG002  asyncpg's signature
@@ -296,6 +312,26 @@ def connect(config: Settings | Mapping[str, Any] | str | os.PathLike[str], **arg
     config and arguments: as for `Guard`.
     """
     return Connecting(Guard(config, **arguments))
+
+
+def _checked(arguments: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return the arguments for `asyncpg.create_pool`; a misspelt one is found now, not by a pool that never connects."""
+    from dbguard.drivers.asyncpg.dial import known_arguments  # noqa: PLC0415  as `load`
+
+    if arguments.get("connect") is None:
+        known = known_arguments()
+        for name in arguments:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f": did you mean {close[0]}?" if close else " (nor of asyncpg.connect)"
+                raise ConfigError(f"{name} is no argument of asyncpg.create_pool{hint}", path=name)
+    least = arguments.get("min_size", settings.pool.min_size)
+    most = arguments.get("max_size", settings.pool.max_size)
+    if "max_size" in arguments and "min_size" not in arguments:
+        arguments = arguments | {"min_size": min(least, most)}
+    elif least > most:
+        raise ConfigError(f"min_size ({least}) should not be above max_size ({most})", path="min_size")
+    return arguments
 
 
 def _directions(settings: Settings) -> list[Direction]:

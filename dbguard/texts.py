@@ -43,15 +43,29 @@ class Text:
     hint: where a comment in the text sends it, the strongest word of all. rule: where a rule of the configuration does,
     the weakest; group: to which nodes. why: one short phrase. refused: a replica has refused it as a write.
     work: what is at stake when it runs in autocommit.
-    touched: what it may leave on the session, as far as can be proven. ddl: it may change the catalogue.
+    controls: it may begin or end a transaction. touched: what it may leave on the session, as far as proven. ddl: it may change the catalogue.
     """
 
-    __slots__ = ("ddl", "group", "hint", "liftable", "reads", "refused", "rule", "statement", "touched", "why", "work")
+    __slots__ = (
+        "controls",
+        "ddl",
+        "group",
+        "hint",
+        "liftable",
+        "reads",
+        "refused",
+        "rule",
+        "statement",
+        "touched",
+        "why",
+        "work",
+    )
 
     def __init__(self, query: str, statement: Statement, known: Knowledge, rule: Direction | None = None) -> None:
         clean = statement.touch is Touch.NOTHING and known.is_clean(statement)
         taint = known.taints(statement, query) if statement.kind is Kind.READ else None
         self.statement = statement
+        self.controls = statement.kind is Kind.TRANSACTION or not statement.one_transaction
         self.hint = statement.hint
         self.rule = rule.role if rule is not None else None
         self.group = rule.group if rule is not None and statement.hint is None else None

@@ -8,6 +8,11 @@ A write stamps its box with the reign of its lease when it ends, *however* it en
 fetched. The position is learnt later: any insert position of the same reign that was asked for after the write's end
 lies behind it, and the steady probe of the primary asks twice a second.
 
+Under another reign a write is either part of the new primary's history, and then it lies below any position that the new
+primary tells, or it is lost. So a context that wrote under an older reign reads from the new primary until a position
+of its reign has been learnt, and from replicas that have reached that position afterwards; the event that its writes
+may be lost is told once.
+
 A write of unknown fate pins its box to the primary until its backend is gone: else the user's own check would read the
 past and insert again.
 """
@@ -81,8 +86,6 @@ class Box:
                 return None
         if not self.written_at:
             return 0
-        if self.reign is None or self.reign != reign:
-            return None
-        if self.position is None and learnt is not None and learnt_at > self.written_at:
-            self.position = learnt
-        return self.position
+        if learnt is not None and learnt_at > self.written_at and (self.position is None or self.reign != reign):
+            self.reign, self.position = reign, learnt
+        return self.position if self.reign is not None and self.reign == reign else None

@@ -292,10 +292,10 @@ class Tally:
     def exhausted(self, policy: RetryPolicy) -> str | None:
         """Return which limit of *policy* allows no further attempt; None if all do."""
         for failed, allowed, name in (
-            (self.hard, policy.attempts, "attempts"),
-            (self.contention, policy.contention_attempts, "contention_attempts"),
-            (self.soft, policy.soft_attempts, "soft_attempts"),
+            (self.hard, policy.attempts, "retry.attempts"),
+            (self.contention, policy.contention_attempts, "retry.contention_attempts"),
+            (self.soft, policy.soft_attempts, "after overload or time-outs"),
         ):
             if failed >= allowed:
-                return f"{failed} of {allowed} attempts failed (retry.{name})"
+                return f"{failed} of {allowed} attempts failed ({name})"
         return None

@@ -17,7 +17,7 @@ from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate, GateState
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import RetryPolicy, Stake
-from dbguard.core.route import STRATEGIES, Node, Rng, caught_up
+from dbguard.core.route import STRATEGIES, Node, Rng, caught_up, why_unfit
 from dbguard.core.topology import Changes, Instance, Missed, Role, Sighting, View
 from dbguard.errors import NoPrimary, NoReplica, OutcomeUnknown, Overloaded, SplitBrain
 from dbguard.events import (
@@ -282,8 +282,6 @@ class GuardState:
                 return self._balance(candidates, self.rng, call.began)
             elif call.fallback == "error":
                 return None
-            elif call.consistency == "own-writes":
-                self._say_lost(call.box)
         primary = self.primary
         if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
             return None
@@ -319,6 +317,8 @@ class GuardState:
             if not box.written_at and not box.pins:
                 # Before a first primary was seen there is nothing to follow, and nothing of this context to miss.
                 return self.readers if self.view.reign is not None else self.eventual
+            if box.reign != self.view.reign:
+                self._say_lost(box)
             floor = box.floor(self.view.reign, self.learnt, self.learnt_at)
             return () if floor is None else caught_up(self.readers, floor)
         if consistency == "primary":
@@ -361,25 +361,8 @@ class GuardState:
         if consistency == "primary":
             return "consistency: primary"
         if consistency == "own-writes" and call.box.floor(self.view.reign, self.learnt, self.learnt_at) is None:
-            self._say_lost(call.box)
             return "own writes: no replica is proven to have them yet"
-        said = []
-        for node in self.nodes.values():
-            view = node.view
-            if view.role is Role.PRIMARY:
-                continue
-            if view.misconfigured:
-                said.append(f"{node.name}: {view.misconfigured}")
-            elif not view.reachable or not node.breaker.granted:
-                said.append(f"{node.name}: down")
-            elif consistency != "eventual" and not view.proven:
-                said.append(f"{node.name}: not proven to follow the primary")
-            elif consistency != "eventual" and (view.lag is None or view.lag > self.reads.max_lag):
-                lag = "unknown" if view.lag is None else f"{view.lag:.1f} s"
-                said.append(f"{node.name}: lag {lag}, allowed {self.reads.max_lag:g} s")
-            else:
-                said.append(f"{node.name}: behind this context's writes, or failed this call")
-        return "; ".join(said) or "no replica is known"
+        return why_unfit(self.nodes.values(), consistency, self.reads.max_lag)
 
     def _say_lost(self, box: Box) -> None:
         reign = self.view.reign

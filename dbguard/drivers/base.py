@@ -125,5 +125,8 @@ class Driver(Protocol):
     def name_failure(self, error: BaseException, node: str, lease: Any, *, unsent: bool, closed: bool) -> Failure:
         """Name what went wrong on a leased connection; *closed*: it was closed before anybody ended it."""
 
+    def describe(self, error: BaseException) -> str:
+        """Say what went wrong with a connection, without the server's text."""
+
     def dress(self, error: DbGuardError) -> DbGuardError:
         """Return dbguard's own error as one that the driver's users catch already."""

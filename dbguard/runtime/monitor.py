@@ -240,7 +240,7 @@ class Monitor:
         return Missed(
             node=target.name,
             at=at,
-            why=_said(error, failure.sqlstate),
+            why=self._engine.driver.describe(error),
             config=failure.family is Family.CONFIG,
             alive=failure.sqlstate in ("53300", "57P03") or failure.family is Family.SOFT,
             closed=failure.sqlstate == "57P03",
@@ -265,14 +265,3 @@ class Monitor:
             except Exception:  # noqa: BLE001, S112  the node is asked again in the next round
                 continue
         engine.orphans[:] = [orphan for orphan in engine.orphans if not orphan.gone]
-
-
-def _said(error: Exception, sqlstate: str | None) -> str:
-    """Say what went wrong without the server's or the driver's text, which can hold names and addresses."""
-    if sqlstate:
-        return f"{sqlstate} {type(error).__name__}"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return type(error).__name__

@@ -46,8 +46,13 @@ def test_next_write_has_to_be_learnt_anew() -> None:
     assert box.floor(FIRST, 900, 21.0) == 900
 
 
-def test_write_under_an_older_reign_keeps_reads_on_the_primary() -> None:
-    assert written(10.0, FIRST).floor(SECOND, 900, 11.0) is None
+def test_write_under_an_older_reign_keeps_reads_on_the_primary_until_the_new_one_has_told_a_position() -> None:
+    box = written(10.0, FIRST)
+    assert box.floor(FIRST, 500, 11.0) == 500
+
+    assert box.floor(SECOND, None, -1.0) is None
+    assert box.floor(SECOND, 400, 12.0) == 400, "what the new reign has of the write lies below what it tells"
+    assert box.floor(SECOND, 900, 13.0) == 400
 
 
 def test_next_write_under_the_new_reign_frees_the_reads() -> None:
@@ -61,11 +66,14 @@ def test_next_write_under_the_new_reign_frees_the_reads() -> None:
 def test_reign_alone_is_compared_and_not_its_number() -> None:
     twin = Reign("42", 1, "m3")
 
-    assert written(10.0, FIRST).floor(twin, 900, 11.0) is None
+    box = written(10.0, FIRST)
+    assert box.floor(FIRST, 500, 11.0) == 500
+    assert box.floor(twin, None, -1.0) is None
 
 
-def test_write_without_a_known_reign_keeps_reads_on_the_primary() -> None:
-    assert written(10.0, None).floor(FIRST, 900, 11.0) is None
+def test_write_without_a_known_reign_keeps_reads_on_the_primary_until_a_position_is_learnt() -> None:
+    assert written(10.0, None).floor(FIRST, None, -1.0) is None
+    assert written(10.0, None).floor(FIRST, 900, 11.0) == 900
 
 
 def test_write_of_unknown_fate_pins_reads_to_the_primary_until_its_backend_is_gone() -> None:

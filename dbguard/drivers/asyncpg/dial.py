@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -11,7 +12,7 @@ from dbguard.drivers.asyncpg.connection import connection_class
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-__all__ = ["Dialer"]
+__all__ = ["Dialer", "known_arguments"]
 
 POOL_ARGUMENTS = frozenset({"init", "setup", "reset", "max_queries", "max_inactive_connection_lifetime"})
 """Arguments of `asyncpg.create_pool` that its connections never see."""
@@ -29,6 +30,12 @@ SERVER_SETTINGS = {
 """What the server is told at connecting, so that it ends the backend of a client that is gone, and its locks with it:
 within about 30 s of silence on the line, and after 5 min of silence inside a transaction. Milliseconds where PostgreSQL
 counts in them; what the application sets itself wins."""
+
+
+def known_arguments() -> frozenset[str]:
+    """Return what `asyncpg.create_pool` and `asyncpg.connect` take by name."""
+    names = {*inspect.signature(asyncpg.create_pool).parameters, *inspect.signature(asyncpg.connect).parameters}
+    return frozenset(names - {"connect_kwargs"})
 
 
 class Dialer:

@@ -25,6 +25,7 @@ __all__ = [
     "NotReplicated",
     "PoolExhausted",
     "WrongNode",
+    "describe",
     "dress",
     "is_drivers",
     "is_refusal",
@@ -81,6 +82,39 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         broken=family is not Family.NEUTRAL or isinstance(error, PoolExhausted),
         timed_out=isinstance(error, TimeoutError),
     )
+
+
+_REFUSALS = {
+    "28P01": "the password was refused: look at connection.user and connection.password",
+    "28000": "the login was refused: look at connection.user, at pg_hba.conf, and whether TLS is asked for",
+    "3D000": "there is no such database: look at connection.database",
+    "55000": "the database takes no connections",
+    "53300": "too many connections",
+    "57P03": "starting up or shutting down",
+}
+
+
+def describe(error: BaseException) -> str:
+    """Say what went wrong with a connection, and the way out where there is one; never the server's own text.
+
+    What asyncpg itself says about TLS files and about its pools is passed on: it names files, and no secrets.
+    """
+    sqlstate = getattr(error, "sqlstate", None)
+    if isinstance(error, PoolExhausted | WrongNode):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, socket.gaierror):
+        return "its name does not resolve"
+    if isinstance(error, asyncpg.ClientConfigurationError | asyncpg.InterfaceError):
+        return str(error)
+    if isinstance(error, asyncpg.PostgresError) and sqlstate:
+        return f"{_REFUSALS[sqlstate]} ({sqlstate})" if sqlstate in _REFUSALS else f"{sqlstate} {type(error).__name__}"
+    return type(error).__name__
 
 
 def is_drivers(error: BaseException) -> bool:
@@ -216,6 +250,7 @@ class AsyncpgDriver:
     """asyncpg's names for failures, as the runtime asks for them."""
 
     name_dial = staticmethod(name_dial)
+    describe = staticmethod(describe)
     dress = staticmethod(dress)
 
     @staticmethod

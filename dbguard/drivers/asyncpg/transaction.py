@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["commit", "heard", "rolled_back"]
+__all__ = ["commit", "heard", "left_open", "rolled_back"]
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The server's function whose notice says that a commit was not waited for; its text is localized."""
@@ -27,6 +27,14 @@ def rolled_back() -> asyncpg.InFailedSQLTransactionError:
     """Return the error for a COMMIT that the server answered with ROLLBACK."""
     return asyncpg.InFailedSQLTransactionError(
         "the transaction was rolled back, because a statement in it had failed: nothing was committed"
+    )
+
+
+def left_open() -> asyncpg.InterfaceError:
+    """Return the error for a statement that left a transaction open on a connection that is given back."""
+    return asyncpg.InterfaceError(
+        "the statement left a transaction open, which was rolled back: use `async with guard.transaction()`, or take a "
+        "connection with `guard.acquire()`"
     )
 
 
