@@ -8,6 +8,7 @@ cancel request, which would end a commit's wait for its standby, and it wakes wh
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.core.causal import Orphan
@@ -58,7 +59,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     pool = engine.pools[node.name]
     generation = node.breaker.generation
     began = clock()
-    flight = Flight(min(call.deadline, began + engine.acquire_timeout), asyncio.current_task(), cancels=job.cancels)
+    until = min(call.deadline, began + engine.acquire_timeout)
+    flight = Flight(until, asyncio.current_task(), cancels=job.cancels, node=node.name)
     engine.flights.add(flight)
     lease = pool.take_now()
     if lease is None:
@@ -70,6 +72,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             if late is None:
                 raise
             failure = engine.driver.name_dial(late, node.name, full=pool.full)
+            if flight.dismissed:
+                failure = replace(failure, ours=True)
             _spend(call, "acquire", clock() - began)
             state.failed(failure, generation)
             engine.flush()
@@ -125,7 +129,9 @@ def _late(flight: Flight, error: BaseException) -> Exception | None:
     if isinstance(error, asyncio.CancelledError) and not ours:
         return None
     if isinstance(error, Exception | asyncio.CancelledError):
-        late = TimeoutError("the call's time was up")
+        late = (
+            ConnectionAbortedError("the node is gone") if flight.dismissed else TimeoutError("the call's time was up")
+        )
         late.__cause__ = error if isinstance(error, Exception) else None
         return late
     return None

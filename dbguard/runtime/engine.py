@@ -130,6 +130,7 @@ class Engine:
         drained = [self._drain(name, epoch, how) for name, (epoch, how) in effects.epochs.items()]
         for name in effects.silent:
             self.pools[name].end_in_use()
+            self.flights.dismiss(name)
         if effects.hurry:
             self.hurry()
         if effects.changed:
@@ -153,6 +154,8 @@ class Engine:
     def _drain(self, name: str, epoch: int, how: str) -> Drained | None:
         pool = self.pools[name]
         idle, in_use = pool.expire(how)
+        if how == "now":
+            self.flights.dismiss(name)
         if how != "now" and in_use:
             asyncio.get_running_loop().call_later(self.drain_timeout, pool.end_stale)
         if not (idle or in_use):

@@ -23,12 +23,15 @@ class Flight:
     """One attempt under way.
 
     deadline: on the guard's clock. lease: once it has one. cancels: the task is cancelled too, because the application's
-    own code runs in it. over: its time was up.
+    own code runs in it. node: where it waits for a lease. over: its time was up, or it was dismissed: there is no use in
+    waiting for that node.
     """
 
-    __slots__ = ("_cancelled", "cancels", "deadline", "lease", "over", "task")
+    __slots__ = ("_cancelled", "cancels", "deadline", "dismissed", "lease", "node", "over", "task")
 
-    def __init__(self, deadline: float, task: asyncio.Task[Any] | None, *, cancels: bool) -> None:
+    def __init__(self, deadline: float, task: asyncio.Task[Any] | None, *, cancels: bool, node: str = "") -> None:
+        self.node = node
+        self.dismissed = False
         self.deadline = deadline
         self.task = task
         self.lease: Any = None
@@ -70,6 +73,13 @@ class Flights:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def dismiss(self, node: str) -> None:
+        """End the attempts that wait for a connection to *node*, so that they go elsewhere."""
+        for flight in [flight for flight in self._all if flight.node == node]:
+            if flight.lease is None and not flight.over:
+                flight.dismissed = True
+                flight.end()
 
     def _sweep(self) -> None:
         now = self._clock()

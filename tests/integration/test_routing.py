@@ -103,8 +103,9 @@ async def test_no_fit_replica_is_the_primary_or_an_error_by_policy(calm_cluster,
     assert await guard.fetchval(WHERE) == "a"
     with pytest.raises(dbguard.NoReplica, match="no replica is fit"):
         await guard.using(fallback="error").fetchval(WHERE)
+    assert await guard.using(role="replica").fetchval(WHERE) == "a"
     with pytest.raises(dbguard.NoReplica):
-        await guard.using(role="replica").fetchval(WHERE)
+        await guard.using(role="replica", fallback="error").fetchval(WHERE)
 
 
 async def test_a_read_that_a_replica_refuses_runs_once_on_the_primary_and_is_remembered(
