@@ -20,7 +20,7 @@ from dbguard.deadlines import ambient
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import GuardClosed
-from dbguard.jobs import Checkout, Copy, Function, Run, again
+from dbguard.jobs import Checkout, Copy, Feed, Function, Run, again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
@@ -145,7 +145,7 @@ class Calls(Statements):
         _one_of("consistency", consistency, "own-writes", "eventual", "bounded", "primary")
         _one_of("fallback", fallback, "primary", "error")
         _one_of("writes", writes, "wait", "fail")
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
         options = self._options
         view = Calls.__new__(Calls)
@@ -226,14 +226,22 @@ class Calls(Statements):
         return role != "primary" and (text.reads or (role == "replica" and text.liftable))
 
     async def _run(
-        self, method: str, query: str, args: tuple[Any, ...], limit: float | None, *, final: bool = False, **extra: Any
+        self,
+        method: str,
+        query: str,
+        args: tuple[Any, ...],
+        limit: float | None,
+        *,
+        final: bool = False,
+        kind: type[Run] = Run,
+        **extra: Any,
     ) -> Any:
         engine = self._engine()
         text = self._core.texts.get(query) or self._core.texts.learn(query)
         work = replace(text.work, final=True) if final else text.work
         call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
-        kind = Copy if "output" in extra else Run
-        job = kind(method, args, extra, text.touched, writes=work.stake is not Stake.READ)
+        writes = work.stake is not Stake.READ
+        job = kind(method, args, extra, text.touched, writes=writes, controls=text.controls)
         if not text.ddl:
             return await engine.call(call, job)
         self._core.texts.changed()
@@ -244,7 +252,12 @@ class Calls(Statements):
 
     async def _many(self, method: str, query: str, args: Any, limit: float | None, **extra: Any) -> Any:
         rows, readable = again(args)
-        return await self._run(method, query, (query, rows), limit, final=not readable, **extra)
+        return await self._run(method, query, (query, rows), limit, final=not readable, kind=Feed, **extra)
+
+    async def _copy_query(
+        self, method: str, query: str, args: tuple[Any, ...], limit: float | None, **extra: Any
+    ) -> Any:
+        return await self._run(method, query, args, limit, final=True, kind=Copy, **extra)
 
     async def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Any:
         reads = method == "copy_from_table"

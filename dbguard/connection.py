@@ -71,21 +71,16 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
 
     # ------------------------------------------------------------------ statements
 
-    def _run(
-        self,
-        method: str,
-        query: str,
-        args: tuple[Any, ...],
-        limit: float | None,
-        *,
-        final: bool = False,
-        **extra: Any,
-    ) -> Awaitable[Any]:
-        del final  # nothing is repeated here
+    def _run(self, method: str, query: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Awaitable[Any]:
         return self._session.run(query, method, args, limit, **extra)
 
     def _many(self, method: str, query: str, args: Any, limit: float | None, **extra: Any) -> Awaitable[Any]:
         return self._session.run(query, method, (query, args), limit, **extra)
+
+    def _copy_query(
+        self, method: str, query: str, args: tuple[Any, ...], limit: float | None, **extra: Any
+    ) -> Awaitable[Any]:
+        return self._session.run(query, method, args, limit, **extra)
 
     def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Awaitable[Any]:
         return self._session.run(COPIES[method], method, (table,), limit, **extra)

@@ -29,14 +29,18 @@ class Statements:
     __slots__ = ()
 
     @abstractmethod
-    def _run(
-        self, method: str, query: str, args: tuple[Any, ...], limit: float | None, *, final: bool = False, **extra: Any
-    ) -> Awaitable[Any]:
-        """Run *query* by the driver's *method*; *final*: its input is read or its output handed out only once."""
+    def _run(self, method: str, query: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Awaitable[Any]:
+        """Run *query* by the driver's *method*."""
 
     @abstractmethod
     def _many(self, method: str, query: str, args: Any, limit: float | None, **extra: Any) -> Awaitable[Any]:
         """Run *query* for each item of *args*."""
+
+    @abstractmethod
+    def _copy_query(
+        self, method: str, query: str, args: tuple[Any, ...], limit: float | None, **extra: Any
+    ) -> Awaitable[Any]:
+        """Copy what *query* returns."""
 
     @abstractmethod
     def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Awaitable[Any]:
@@ -116,12 +120,11 @@ class Statements:
         encoding: str | None = None,
     ) -> str:
         """Copy the results of a query to a file; as asyncpg's `copy_from_query`. Not repeated once it is under way."""
-        return await self._run(  # type: ignore[no-any-return]
+        return await self._copy_query(  # type: ignore[no-any-return]
             "copy_from_query",
             query,
             (query, *args),
             timeout,
-            final=True,
             output=output,
             format=format,
             oids=oids,

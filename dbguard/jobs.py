@@ -12,7 +12,8 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_drivers
-from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
+from dbguard.drivers.asyncpg.interrupt import interruptible
+from dbguard.drivers.asyncpg.transaction import commit, heard, left_open, rolled_back
 from dbguard.runtime.attempt import Application
 from dbguard.session import Session
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Texts
 
-__all__ = ["Checkout", "Copy", "Function", "Run", "again"]
+__all__ = ["Checkout", "Copy", "Feed", "Function", "Run", "again"]
 
 MOST_KEPT = 10_000
 """Rows of an input that can be read once which are kept so that the call can be repeated; above that it is final."""
@@ -50,15 +51,24 @@ class Run:
     """Run one statement by the driver's own method.
 
     method, args, extra: the driver's. touched: what it may leave on the session. writes: a commit hangs on it.
+    controls: it holds transaction control, so that it can leave a transaction open.
     """
 
-    __slots__ = ("args", "extra", "method", "touched", "writes")
+    __slots__ = ("args", "controls", "extra", "method", "touched", "writes")
     keeps = False
     cancels = False
 
     def __init__(
-        self, method: str, args: tuple[Any, ...], extra: dict[str, Any], touched: Touch, *, writes: bool
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        extra: dict[str, Any],
+        touched: Touch,
+        *,
+        writes: bool,
+        controls: bool = False,
     ) -> None:
+        self.controls = controls
         self.method = method
         self.args = args
         self.extra = extra
@@ -69,16 +79,35 @@ class Run:
         """Run it; an autocommit write hears whether its standby was waited for."""
         con = lease.con
         work = getattr(con, self.method)(*self.args, **self.extra)
+        value = await heard(con, lease, work) if self.writes and lease.tag.synchronous else await work
+        if self.controls and con.is_in_transaction():
+            # The connection is closed by the pool, and the transaction with it: that must not pass for success.
+            raise Application(left_open())
+        return value
+
+
+class Feed(Run):
+    """Run what feeds the server with many rows, which takes more to interrupt."""
+
+    __slots__ = ()
+    cancels = True
+
+    async def run(self, lease: Any) -> Any:
+        """Run it."""
+        return await self._run(lease, self.extra)
+
+    async def _run(self, lease: Any, extra: dict[str, Any]) -> Any:
+        con = lease.con
+        work = interruptible(con, getattr(con, self.method)(*self.args, **extra))
         if self.writes and lease.tag.synchronous:
             return await heard(con, lease, work)
         return await work
 
 
-class Copy(Run):
+class Copy(Feed):
     """Run one COPY; a path is opened anew by each attempt, which says nothing about the node if that fails."""
 
     __slots__ = ()
-    cancels = True  # its source or output may be the application's own code, which no lost connection wakes
 
     async def run(self, lease: Any) -> Any:
         """Run it."""
@@ -87,8 +116,7 @@ class Copy(Run):
                 files = await stack.enter_async_context(opened(self.extra))
             except OSError as error:
                 raise Application(error) from error
-            job = Run(self.method, self.args, files, self.touched, writes=self.writes)
-            return await job.run(lease)
+            return await self._run(lease, files)
 
 
 class Checkout:

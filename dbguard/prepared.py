@@ -39,9 +39,9 @@ class _Bound:
         _ = self._session.con
         return self._held
 
-    async def _do(self, act: Callable[[], Awaitable[Any]], limit: float | None) -> Any:
+    async def _do(self, act: Callable[[], Awaitable[Any]], limit: float | None, *, cancels: bool = False) -> Any:
         stake, whole = self._session.note(self._query)
-        return await self._session.do(act, stake, limit, whole=whole)
+        return await self._session.do(act, stake, limit, whole=whole, cancels=cancels)
 
 
 class PreparedStatement(_Bound, Generic[R]):
@@ -91,11 +91,11 @@ class PreparedStatement(_Bound, Generic[R]):
 
     async def fetchmany(self, args: Iterable[Sequence[Any]], *, timeout: float | None = None) -> list[R]:
         """Run it for each sequence of arguments and return all rows."""
-        return await self._do(lambda: self._inner.fetchmany(args), timeout)  # type: ignore[no-any-return]
+        return await self._do(lambda: self._inner.fetchmany(args), timeout, cancels=True)  # type: ignore[no-any-return]
 
     async def executemany(self, args: Iterable[Sequence[Any]], *, timeout: float | None = None) -> None:
         """Run it for each sequence of arguments."""
-        await self._do(lambda: self._inner.executemany(args), timeout)
+        await self._do(lambda: self._inner.executemany(args), timeout, cancels=True)
 
 
 class CursorFactory(_Bound, Generic[R]):

@@ -17,6 +17,7 @@ from dbguard.deadlines import ambient
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
+from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
@@ -109,8 +110,9 @@ class Session:
             async with opened(extra) as files:
                 copy = getattr(con, method)
                 return await self.do(lambda: copy(*args, **files), stake, limit, whole=whole, cancels=True)
-        value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole)
-        if self.failed and not method.endswith("many") and self.texts.learn(query).statement.verb:
+        many = method.endswith("many")
+        value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole, cancels=many)
+        if self.failed and not many and self.texts.learn(query).statement.verb:
             # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no
             # statement, nothing is asked.)
             self.failed = False
@@ -127,8 +129,8 @@ class Session:
     ) -> Any:
         """Do one thing on the connection, and tell the truth if it fails.
 
-        cancels: the application's own code is awaited in it (a COPY's source or output), so that ending it in time takes
-            more than ending the connection.
+        cancels: *act* is a call that feeds the server, or the application's own code is awaited in it (a COPY's source or
+            output), so that ending it in time takes more than ending the connection.
         """
         engine, lease = self.engine, self.lease
         con, state = self.con, engine.state
@@ -150,7 +152,8 @@ class Session:
         engine.flights.add(flight)
         try:
             commits = stake is Stake.WRITE or stake is Stake.COMMIT
-            value = await (heard(con, lease, act()) if commits and lease.synchronous else act())
+            work: Any = interruptible(con, act()) if cancels else act()
+            value = await (heard(con, lease, work) if commits and lease.synchronous else work)
         except BaseException as raised:
             closed = con.is_closed()
             if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):
@@ -162,12 +165,12 @@ class Session:
             self.failed = self.failed or (inside and is_refusal(error))
             if self.within:
                 raise error from error.__cause__
-            self.call.work = work = Work(stake=stake, one_transaction=whole or inside, block=True)
+            self.call.work = at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
             failure = name_failed(engine, self.call, self.node, lease, error, reign, unsent=unsent, closed=closed)
             if not isinstance(error, Exception):
                 raise
             state.failed(failure, generation)
-            verdict = judge(failure, work)
+            verdict = judge(failure, at_stake)
             unknown = state.left_open(self.call, failure) if verdict.act is Act.UNKNOWN else None
             engine.flush()
             if unknown is not None:

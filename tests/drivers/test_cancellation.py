@@ -282,3 +282,138 @@ async def test_a_call_is_cancelled_at_every_await_and_leaves_nothing(
         await settled(guard, tasks)
     assert at > 1
     assert wire.cancels == 0
+
+
+# ---------------------------------------------------------------------- the call's time is over
+
+WRITES = (
+    execute,
+    execute_with_arguments,
+    executemany,
+    fetchmany,
+    copy_from_a_path,
+    copy_from_an_iterator,
+    copy_records,
+)
+READS = (fetch, copy_to_a_path, copy_to_a_function)
+
+
+@pytest.mark.parametrize("scenario", [*WRITES, *READS], ids=lambda scenario: scenario.__name__)
+async def test_a_call_out_of_time_ends_in_time_without_a_cancel_request(
+    scenario: Any, guard: dbguard.Guard, wire: Wire, table: str, files: Path
+) -> None:
+    await scenario(guard, table, files)
+    loop = asyncio.get_running_loop()
+
+    wire.mute()
+    began = loop.time()
+    with pytest.raises(TimeoutError) as raised:
+        await scenario(guard.using(timeout=0.3), table, files)
+    took = loop.time() - began
+    wire.unmute()
+
+    assert isinstance(raised.value, dbguard.OutcomeUnknown) == (scenario in WRITES)
+    assert isinstance(raised.value, asyncpg.PostgresConnectionError)
+    assert took < 0.3 + 0.1 + 0.1  # 0.1: the machine's own
+    await guard.ready()
+    assert await guard.fetchval("SELECT 1") == 1
+    assert [node.in_use for node in guard.status().nodes] == [0]
+    assert wire.cancels == 0
+
+
+@pytest.mark.parametrize("by", ["the guard", "the application"])
+async def test_a_commit_out_of_time_is_unknown_and_not_cancelled(
+    by: str, guard: dbguard.Guard, wire: Wire, table: str, single: Cluster
+) -> None:
+    limited = guard.using(timeout=0.3) if by == "the guard" else guard
+
+    async def call() -> None:
+        async with asyncio.timeout(0.3 if by == "the application" else None), limited.transaction() as con:
+            await con.execute(f"INSERT INTO {table} VALUES (3, 'three')")
+            wire.mute()
+
+    with pytest.raises(TimeoutError) as raised:
+        await call()
+    wire.unmute()
+
+    # Whoever cuts the call's time from outside gets what he asked for; the guard's own limit says what it knows.
+    assert isinstance(raised.value, dbguard.OutcomeUnknown) == (by == "the guard")
+    await guard.ready()
+    assert await guard.fetchval(f"SELECT count(*) FROM {table} WHERE id = 3") == 1
+    assert wire.cancels == 0
+
+
+async def statement(con: dbguard.Connection, t: str) -> None:
+    await con.execute(f"UPDATE {t} SET name = 'x'")
+
+
+async def iteration(con: dbguard.Connection, t: str) -> None:
+    async for _ in con.cursor(f"SELECT * FROM {t}"):
+        pass
+
+
+async def preparing(con: dbguard.Connection, t: str) -> None:
+    await con.prepare(f"SELECT * FROM {t}")
+
+
+@pytest.mark.parametrize("by", ["the guard", "the application"])
+@pytest.mark.parametrize("use", [statement, iteration, preparing], ids=lambda use: use.__name__)
+async def test_a_block_out_of_time_ends_at_once_and_nothing_of_it_is_committed(
+    use: Any, by: str, guard: dbguard.Guard, wire: Wire, table: str
+) -> None:
+    loop = asyncio.get_running_loop()
+    limited = guard.using(timeout=0.3) if by == "the guard" else guard
+
+    async def call() -> None:
+        async with limited.transaction() as con:
+            await con.execute(f"INSERT INTO {table} VALUES (3, 'three')")
+            wire.mute()
+            async with asyncio.timeout(0.3 if by == "the application" else None):
+                await use(con, table)
+
+    began = loop.time()
+    with pytest.raises(TimeoutError) as raised:
+        await call()
+    took = loop.time() - began
+    wire.unmute()
+
+    assert not isinstance(raised.value, dbguard.OutcomeUnknown)
+    assert took < 0.3 + 0.1 + 0.2
+    await guard.ready()
+    assert await guard.fetchval(f"SELECT count(*) FROM {table} WHERE id = 3") == 0
+    assert wire.cancels == 0
+
+
+async def test_a_limit_of_the_drivers_own_sends_no_cancel_request(wire: Wire, open_guard: Any, table: str) -> None:
+    guard = await open_guard(wire.port, min_size=1, max_size=2, command_timeout=0.3)
+    await guard.execute(f"UPDATE {table} SET name = 'x'")
+
+    wire.mute()
+    with pytest.raises(dbguard.OutcomeUnknown):
+        await guard.execute(f"UPDATE {table} SET name = 'y'")
+    wire.unmute()
+
+    assert wire.cancels == 0
+
+
+@pytest.mark.parametrize("how", ["cancelled", "out of time"])
+async def test_executemany_that_waits_for_the_server_to_read_ends_at_once(
+    how: str, guard: dbguard.Guard, wire: Wire, table: str
+) -> None:
+    loop = asyncio.get_running_loop()
+    rows = [(number, "x" * 100_000) for number in range(1000, 1200)]
+    query = f"INSERT INTO {table} VALUES ($1, $2)"
+    await guard.executemany(query, [(3, "x")])
+
+    wire.stall()
+    began = loop.time()
+    call = asyncio.ensure_future(guard.executemany(query, rows, timeout=0.3 if how == "out of time" else 30))
+    if how == "cancelled":
+        loop.call_later(0.3, call.cancel)
+    await asyncio.wait([call], timeout=5)
+    took = loop.time() - began
+    wire.unstall()
+
+    assert took < 0.3 + 0.1 + 0.1
+    assert call.cancelled() if how == "cancelled" else isinstance(call.exception(), dbguard.OutcomeUnknown)
+    assert wire.cancels == 0
