@@ -18,6 +18,7 @@ __all__ = [
     "CallRepeated",
     "ClassifierMissed",
     "Contested",
+    "ContextOutlivedReign",
     "Drained",
     "Event",
     "GateChanged",
@@ -171,22 +172,28 @@ class SplitBrainSeen(Event):
 class WriteMayBeLost(Event):
     """The new reign begins below a position that was acknowledged: the cluster lost writes (asynchronous replication).
 
-    lost_bytes: how far below; 0: not known, but a context reads under another reign than it wrote under.
+    lost_bytes: how far below.
     """
 
+    level: ClassVar[int] = logging.ERROR
     node: str
     lost_bytes: int
 
-    @property
-    def level(self) -> int:  # type: ignore[override]  # of this event alone, it depends on what is known
-        """ERROR if bytes are known to be lost, WARNING if a context merely outlived a reign."""
-        return logging.ERROR if self.lost_bytes else logging.WARNING
+    def text(self) -> str:
+        """Return the line for the log."""
+        return f"the new primary {self.node} begins {self.lost_bytes} bytes below an acknowledged position: writes may be lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextOutlivedReign(Event):
+    """A context reads that wrote under an older reign: what of its writes the new primary has is not known."""
+
+    level: ClassVar[int] = logging.WARNING
+    node: str
 
     def text(self) -> str:
         """Return the line for the log."""
-        if not self.lost_bytes:
-            return f"a context wrote under an older reign than that of {self.node}: its writes may be lost"
-        return f"the new primary {self.node} begins {self.lost_bytes} bytes below an acknowledged position: writes may be lost"
+        return f"a context reads that wrote before {self.node} became the primary: its writes may be lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,10 @@ from dbguard.events import (
     BreakerChanged,
     CallRepeated,
     ClassifierMissed,
+    ContextOutlivedReign,
     Event,
     GateChanged,
     OutcomeLeftOpen,
-    WriteMayBeLost,
 )
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ class GuardState:
         if box.reign is None or reign is None or box.reign == reign or str(box.reign) in self._lost_reigns:
             return
         self._lost_reigns.add(str(box.reign))
-        self.effects.events.append(WriteMayBeLost(at=self.clock(), node=self.view.primary or "", lost_bytes=0))
+        self.effects.events.append(ContextOutlivedReign(at=self.clock(), node=self.view.primary or "no node"))
 
     # ------------------------------------------------------------------ what is said
 

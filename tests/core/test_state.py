@@ -12,7 +12,7 @@ from dbguard.core.retry import Act, Stake, judge
 from dbguard.core.state import GuardState, ReadPolicy
 from dbguard.core.topology import Missed, Role, Sighting
 from dbguard.errors import NoPrimary, NoReplica
-from dbguard.events import ClassifierMissed, WriteMayBeLost
+from dbguard.events import ClassifierMissed, ContextOutlivedReign
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import demoted, known_state, lost, new_call, refused, seen, timed_out
 
@@ -310,7 +310,7 @@ def test_context_that_wrote_under_an_older_reign_is_told_that_it_may_have_lost(
     for _ in range(3):
         getattr(state, way)(new_call(state, box=write.box))
 
-    events = [event for event in state.effects.events if isinstance(event, WriteMayBeLost)]
+    events = [event for event in state.effects.events if isinstance(event, ContextOutlivedReign)]
     assert len(events) == 1
 
 
