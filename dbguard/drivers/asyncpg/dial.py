@@ -26,10 +26,12 @@ SERVER_SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20000",
     "idle_in_transaction_session_timeout": "300000",
+    "client_min_messages": "notice",
 }
 """What the server is told at connecting, so that it ends the backend of a client that is gone, and its locks with it:
 within about 30 s of silence on the line, and after 5 min of silence inside a transaction. Milliseconds where PostgreSQL
-counts in them; what the application sets itself wins."""
+counts in them. PostgreSQL's own default for messages, so that no setting of the role's keeps back the notice that a
+commit's wait for its standby was cut short. What the application sets itself wins."""
 
 
 def known_arguments() -> frozenset[str]:

@@ -32,10 +32,11 @@ class Tag:
 
     epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
     born: on the monotonic clock. synchronous: whether commits there wait for a standby.
+    quiet: the session's own setting keeps warnings back, and with them the notice that such a wait was cut short.
     plain_role: the role at birth was the login's, so the role can be reset. uses: calls so far.
     """
 
-    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "plain_role", "synchronous", "uses")
+    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "plain_role", "quiet", "synchronous", "uses")
 
     def __init__(self, epoch: int, born: float) -> None:
         self.epoch = epoch
@@ -43,6 +44,7 @@ class Tag:
         self.instance: Instance | None = None
         self.backend = Backend(0, None)
         self.synchronous = False
+        self.quiet = False
         self.plain_role = True
         self.last_status = ""
         self.uses = 0

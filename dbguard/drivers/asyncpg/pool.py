@@ -102,6 +102,7 @@ class OwnPool(Books):
             tag.instance = seen.instance
             tag.backend = Backend(row["pid"], row["backend_start"])
             tag.synchronous = bool(row["synchronous"])
+            tag.quiet = bool(row["quiet"])
             tag.plain_role = bool(row["plain_role"])
             self._check(seen)
         except BaseException:

@@ -34,6 +34,7 @@ _COMMON = """
     (SELECT count(*) > 0 FROM pg_stat_wal_receiver WHERE pid IS NOT NULL) AS streaming,
     current_setting('default_transaction_read_only') = 'on' AS read_only,
     current_setting('synchronous_standby_names') <> '' AS synchronous,
+    current_setting('client_min_messages') = 'error' AS quiet,
     host(inet_server_addr()) || ':' || inet_server_port() AS address,
     pg_backend_pid() AS pid,
     (SELECT extract(epoch from backend_start) FROM pg_stat_get_activity(pg_backend_pid()))::float8 AS backend_start,

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import NotReplicated
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from dbguard.drivers.asyncpg.lease import Lease
 
 __all__ = ["commit", "heard", "left_open", "rolled_back"]
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The server's function whose notice says that a commit was not waited for; its text is localized."""
+
+QUIET = "SELECT current_setting('client_min_messages') = 'error'"
 
 
 def rolled_back() -> asyncpg.InFailedSQLTransactionError:
@@ -49,8 +50,11 @@ async def commit(con: Any, inner: Any, lease: Lease) -> None:
         raise rolled_back()
 
 
-async def heard(con: Any, lease: Lease, work: Awaitable[Any]) -> Any:
-    """Do what commits something, and raise `NotReplicated` if its wait for a standby was cut short."""
+async def heard(con: Any, lease: Lease, work: Any) -> Any:
+    """Await *work*, a coroutine that commits something; raise `NotReplicated` if its wait for a standby was cut short.
+
+    Raised, too, where that could not have been heard: the application has turned warnings off.
+    """
     if not lease.tag.synchronous:
         return await work
     notices: list[Any] = []
@@ -59,6 +63,12 @@ async def heard(con: Any, lease: Lease, work: Awaitable[Any]) -> Any:
         if notice.server_source_function == WAIT_FOR_STANDBY:
             notices.append(notice)
 
+    try:
+        # Only what was done in this use can have changed it: between two uses the session is reset.
+        quiet = await con.fetchval(QUIET) if lease.touched is not Touch.NOTHING else lease.tag.quiet
+    except BaseException:
+        work.close()
+        raise
     con.add_log_listener(hear)
     try:
         value = await work
@@ -67,4 +77,6 @@ async def heard(con: Any, lease: Lease, work: Awaitable[Any]) -> Any:
             con.remove_log_listener(hear)
     if notices:
         raise NotReplicated("the commit's wait for a synchronous standby was cut short")
+    if quiet:
+        raise NotReplicated("client_min_messages hides whether the commit waited for its standby: set it to warning")
     return value

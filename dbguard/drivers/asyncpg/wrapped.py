@@ -117,6 +117,7 @@ class WrappedPool(Books):
         tag.instance = seen.instance
         tag.backend = Backend(row["pid"], row["backend_start"])
         tag.synchronous = bool(row["synchronous"])
+        tag.quiet = bool(row["quiet"])
         self._check(seen)
         self._tags[id(settings)] = (settings, tag)
         if len(self._tags) > 2 * self.pool.get_max_size() + 16:
