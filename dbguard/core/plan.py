@@ -164,6 +164,8 @@ def recover(call: Call, state: GuardState, last: Failure | None = None) -> Gener
             exhausted = tally.exhausted(state.retry)
             if exhausted:
                 raise _noted(last, call, number, exhausted)
+            if state.clock() >= call.deadline:
+                raise _too_late(call, last, number)
             free = verdict.purse is None or (last.ours and not forgiven)
             forgiven = forgiven or last.ours
             if not free and not state.budget.take(state.clock(), verdict.purse or Purse.INFRASTRUCTURE):

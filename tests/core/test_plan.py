@@ -382,6 +382,17 @@ def test_read_past_its_deadline_is_not_repeated(state: GuardState, clock: Manual
     assert "nothing was applied" in str(told.error)
 
 
+def test_call_past_its_deadline_pays_for_no_repeat_and_tells_of_none(state: GuardState, clock: ManualClock) -> None:
+    def late(node: str) -> Failure:
+        clock.advance(2.0)
+        return conflict(node)
+
+    play(new_call(state, Stake.TRANSACTION, timeout=2.0), state, late)
+
+    assert state.counts["repeats"] == 0
+    assert not any(isinstance(event, CallRepeated) for event in state.effects.events)
+
+
 def test_write_past_its_deadline_is_unknown_if_it_was_sent(state: GuardState, clock: ManualClock) -> None:
     def late(node: str) -> Failure:
         clock.advance(2.0)
