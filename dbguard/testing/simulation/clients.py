@@ -26,17 +26,20 @@ __all__ = ["Client", "Context"]
 ROWS = ("row 1", "row 2")
 """Rows that all clients change: they wait for each other's locks, and meet conflicts."""
 
+CHECKS = 5
+"""Reads with which a client looks after a write of unknown fate."""
+
 DEADLINES = (0.3, 1.0, 3.0, 10.0)
 
 WORK = {stake: Work(stake=stake) for stake in Stake}
 
 
 class Context:
-    """What one context has written: its box, and the values whose writes were acknowledged to it."""
+    """What one context has written: its box, and the values that it sent, unless it was told that they failed."""
 
     def __init__(self) -> None:
         self.box = Box()
-        self.finished: list[str] = []
+        self.sent: list[str] = []
 
 
 class Client:
@@ -79,7 +82,11 @@ class Client:
         agenda, rng = self.guard.agenda, self.rng
         for _ in range(calls):
             yield agenda.sleep(2 * spread / calls * rng.random())
-            yield from self._some_call()
+            error = yield from self._some_call()
+            if isinstance(error, OutcomeUnknown):
+                for _ in range(CHECKS):  # it looks whether the write is there, and may well write it again if not
+                    yield agenda.sleep(0.12 * rng.random())
+                    yield from self._call(Stake.READ, 3.0, key=None)
         if agenda.now < healed_at:
             yield agenda.sleep(healed_at - agenda.now + 0.01 * rng.random())
         for stake in (Stake.WRITE, Stake.READ):
@@ -93,13 +100,11 @@ class Client:
         deadline = DEADLINES[int(rng.random() * len(DEADLINES))]
         dice = rng.random()
         if dice < 0.35:
-            yield from self._call(Stake.WRITE, deadline, key=ROWS[dice < 0.05] if dice < 0.1 else None)
-        elif dice < 0.5:
-            yield from self._call(Stake.TRANSACTION, deadline, key=ROWS[dice < 0.42])
-        elif dice < 0.9:
-            yield from self._call(Stake.READ, deadline, key=None)
-        else:
-            yield from self._call(Stake.READ, deadline, key=None, consistency="eventual")
+            return (yield from self._call(Stake.WRITE, deadline, key=ROWS[dice < 0.08] if dice < 0.16 else None))
+        if dice < 0.5:
+            return (yield from self._call(Stake.TRANSACTION, deadline, key=ROWS[dice < 0.42]))
+        consistency = "own-writes" if dice < 0.9 else "eventual"
+        return (yield from self._call(Stake.READ, deadline, key=None, consistency=consistency))
 
     def _call(self, stake: Stake, seconds: float, *, key: str | None, consistency: str = "own-writes") -> Waits:
         """Make one call, and tell the judge how it ended; ends with the error it raised, or None."""
@@ -119,7 +124,7 @@ class Client:
         value = f"{self.name}{self.calls}"
         job: Any
         if stake is Stake.READ:
-            expected = tuple(self.context.finished) if consistency == "own-writes" else ()
+            expected = tuple(self.context.sent) if consistency == "own-writes" else ()
             job = self._read(expected)
         else:
             job = self._write(value, key) if stake is Stake.WRITE else self._transaction(value, key)
@@ -132,11 +137,14 @@ class Client:
             self.failed += 1
             if not isinstance(raised, self.known):
                 judge.break_("alien", agenda.now, f"call {number} raised {raised!r}")
-            if stake is not Stake.READ and isinstance(raised, Exception) and not isinstance(raised, OutcomeUnknown):
-                judge.denies([value], raised)
+            denied = isinstance(raised, Exception) and not isinstance(raised, OutcomeUnknown)
         else:
-            if stake is not Stake.READ:
-                self.context.finished.append(value)
+            denied = False
+        if stake is not Stake.READ:
+            if error is not None and denied:
+                judge.denies([value], error)
+            else:
+                self.context.sent.append(value)
         self.tell(number, f"ends: {'ok' if error is None else repr(error)}")
         judge.ends(f"call {number} ({self.name} {stake.value})", call.deadline, agenda.now)
         return error
@@ -145,7 +153,7 @@ class Client:
         def job(lease: Lease, call: Call) -> Waits:
             answer = yield lease.connection.send(Request("read", expected), call.deadline)
             if answer is not LATE and answer.value:
-                self.judge.reads(answer.value, lease.connection.server, self.world.truth, self.guard.agenda.now)
+                self.judge.reads(answer.value, lease.connection.server, self.guard.agenda.now)
             return answer
 
         return job
@@ -161,20 +169,31 @@ class Client:
         guard, judge, connection = self.guard, self.judge, lease.connection
         judge.sends((value,), guard.agenda.now)
         answer = yield connection.send(request, call.deadline)
-        if answer is not LATE and not answer.dead:
+        if answer is not LATE and not answer.dead and not answer.unproven:
             if answer.code is None:
-                judge.acknowledges((value,), connection.server, answer.value, guard.state.view, guard.agenda.now)
+                judge.acknowledges((value,), connection.server, answer, guard.state.view, guard.agenda.now)
             else:
                 judge.refuses((value,))
         return answer
 
+    def _idle(self) -> float:
+        """Seconds for which a transaction keeps its lock before it commits: mostly none, now and then too many."""
+        return 0.8 * self.rng.random() if self.rng.random() < 0.3 else 0.0
+
     def _transaction(self, value: str, key: str | None) -> Any:
+        idle = self._idle()
+
         def job(lease: Lease, call: Call) -> Waits:
             call.work = WORK[Stake.TRANSACTION]
             for request in (Request("begin"), Request("change", value, key)):
                 answer = yield lease.connection.send(request, call.deadline)
                 if answer is LATE or answer.code is not None or answer.dead:
                     return answer
+            agenda = self.guard.agenda
+            if idle:
+                yield agenda.signal(min(call.deadline, agenda.now + idle))
+                if agenda.now >= call.deadline:
+                    return LATE
             call.work = WORK[Stake.COMMIT]
             return (yield from self._commits(lease, call, Request("commit", value), value))
 

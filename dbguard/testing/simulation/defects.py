@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 from dbguard.core import plan
+from dbguard.core.causal import Box
 from dbguard.core.retry import Act, Purse, Verdict
 from dbguard.core.state import GuardState
 from dbguard.core.topology import Role
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from dbguard.core.causal import Box
     from dbguard.core.failure import Failure
     from dbguard.core.retry import Work
     from dbguard.core.route import Node
@@ -77,8 +77,15 @@ class _Ungated(GuardState):
         return self.eventual
 
 
+def _no_pin(box: Box, orphan: object) -> None:
+    """Let reads go on while a write of unknown fate may still be applied."""
+
+
 DEFECTS: dict[str, Defect] = {
     "repeat": Defect("duplicate", "everything is repeated", patch=lambda: patch.object(plan, "judge", _repeat)),
     "fence": Defect("lost", "an old primary is written to", state=_Unfenced),
     "gate": Defect("stale", "reads do not wait for their own writes", state=_Ungated),
+    "pin": Defect(
+        "stale", "a write of unknown fate does not pin its reads", patch=lambda: patch.object(Box, "pin", _no_pin)
+    ),
 }

@@ -7,6 +7,7 @@ and `CHANGE`, and the questions of the monitor.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,7 @@ class SimulatedConnection:
         self._state = state
         self._in_transaction = False
         self._pending: list[str] = []
+        self._listeners: list[Callable[[Any, Any], None]] = []
         self._standby = connection.server.role is Role.REPLICA
 
     # ------------------------------------------------------------------ asyncpg's own
@@ -141,11 +143,13 @@ class SimulatedConnection:
         """What the server said of itself with its last answer."""
         return SimpleNamespace(in_hot_standby="on" if self._standby else "off")
 
-    def add_log_listener(self, listener: object) -> None:
-        """Notices never come here."""
+    def add_log_listener(self, listener: Callable[[Any, Any], None]) -> None:
+        """Let *listener* hear the server's notices."""
+        self._listeners.append(listener)
 
-    def remove_log_listener(self, listener: object) -> None:
-        """As above."""
+    def remove_log_listener(self, listener: Callable[[Any, Any], None]) -> None:
+        """Let it hear no more."""
+        self._listeners.remove(listener)
 
     def transaction(self, **options: Any) -> SimulatedTransaction:  # noqa: ARG002  as asyncpg's
         """Return a transaction, not begun."""
@@ -167,7 +171,7 @@ class SimulatedConnection:
         if query == READ:
             answer = await self._ask(Request("read", args[0]), timeout)
             server = self.connection.server
-            self._judge.reads(answer.value, server, self._world.truth, self._world.agenda.now)
+            self._judge.reads(answer.value, server, self._world.agenda.now)
             return []
         pid, started, doomed = args
         if started != self.connection.server.started:
@@ -175,12 +179,17 @@ class SimulatedConnection:
         answer = await self._ask(Request("end", (pid, doomed)), timeout)
         return [] if answer.value else [False]
 
+    async def fetchval(self, query: str, *, timeout: float | None = None) -> bool:  # noqa: ARG002  one question
+        """Ask whether the session keeps notices back: it does not."""
+        await self._ask(Request("read", ()), timeout)
+        return False
+
     async def fetchrow(self, query: str, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ARG002  one question
         """Ask the server who it is."""
         server: Server = (await self._ask(Request("ask"), timeout)).value
         seen = server.sighting(self.connection.link.node, 0.0, fresh=True)
         backend = self.connection.backend
-        return {
+        told = {
             "recovery": seen.role is Role.REPLICA,
             "started": seen.instance.started,
             "timeline": seen.timeline,
@@ -197,6 +206,7 @@ class SimulatedConnection:
             "system_id": seen.instance.system_id,
             "control_timeline": seen.control_timeline,
         }
+        return defaultdict(lambda: None, told)  # what is asked beside, the server does not tell
 
     # ------------------------------------------------------------------ within
 
@@ -225,7 +235,11 @@ class SimulatedConnection:
             if not self.is_closed():
                 judge.refuses(values)
             raise
-        judge.acknowledges(values, self.connection.server, answer.value, self._state.view, self._world.agenda.now)
+        if answer.unproven and self._listeners:
+            for listener in self._listeners:
+                listener(self, SimpleNamespace(server_source_function="SyncRepWaitForLSN"))
+        else:
+            judge.acknowledges(values, self.connection.server, answer, self._state.view, self._world.agenda.now)
 
     async def _ask(self, request: Request, timeout: float | None) -> Answer:
         """Send one request, and raise what asyncpg would raise."""

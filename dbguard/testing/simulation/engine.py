@@ -23,6 +23,7 @@ from dbguard.runtime.engine import Engine
 from dbguard.runtime.monitor import Monitor, Pace
 from dbguard.testing.simulation.clients import Client
 from dbguard.testing.simulation.driver import CHANGE, READ, WRITE, Dial, LoopAgenda, SimulatedPool
+from dbguard.testing.simulation.guard import ACQUIRE_TIMEOUT, DRAIN_TIMEOUT
 from dbguard.texts import Texts
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class EngineGuard:
             )
             for name, dial in dials.items()
         }
-        self.engine = Engine(state, self.pools, AsyncpgDriver(), acquire_timeout=1.0, drain_timeout=1.0)
+        self.engine = Engine(
+            state, self.pools, AsyncpgDriver(), acquire_timeout=ACQUIRE_TIMEOUT, drain_timeout=DRAIN_TIMEOUT
+        )
         self.engine.fast = fast
         self.engine.listeners.append(listen)
         controls = {name: OwnControl(name, dial, clock=agenda.clock) for name, dial in dials.items()}
@@ -156,8 +159,11 @@ class EngineClient(Client):
         return lambda _: Run("execute", (WRITE, value, key), {}, Touch.SETTINGS, writes=True)
 
     def _transaction(self, value: str, key: str | None) -> Any:
+        idle = self._idle()
+
         async def change(tx: Connection) -> None:
             await tx.execute(CHANGE, value, key)
+            await asyncio.sleep(idle)
 
         begin = {"isolation": None, "readonly": False, "deferrable": False}
         return lambda call: Function(self.guard.engine, self.guard.texts, call, change, begin)

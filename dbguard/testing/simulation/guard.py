@@ -33,15 +33,12 @@ if TYPE_CHECKING:
     from dbguard.testing.simulation.pool import Lease
     from dbguard.testing.simulation.servers import Answer
 
-__all__ = ["Job", "SimulatedGuard", "Waits"]
+__all__ = ["ACQUIRE_TIMEOUT", "DRAIN_TIMEOUT", "SimulatedGuard", "Waits"]
 
 Waits = Generator[Signal, Any, Any]
 """A process that waits for signals and ends with a value."""
 
-Job = "Callable[[Lease, Call], Generator[Signal, Any, Any]]"
-"""What a call does with a lease: it ends with the last `Answer`, or `LATE`."""
-
-ACQUIRE_TIMEOUT = 1.0
+ACQUIRE_TIMEOUT = 3.0
 DRAIN_TIMEOUT = 1.0
 
 
@@ -155,13 +152,13 @@ class SimulatedGuard:
             failure = self._name(node, lease, None, unsent=True)
         else:
             answer = yield from job(lease, call)
-            if answer is not LATE and answer.code is None and not answer.dead:
+            if answer is not LATE and answer.code is None and not answer.dead and not answer.unproven:
                 if call.work.stake is not Stake.READ:
                     call.box.wrote(reign, agenda.now)
                 state.succeeded(node, generation)
                 pool.give(lease)
                 return Done(answer.value)
-            if answer is LATE:
+            if answer is LATE or answer.unproven:
                 lease.connection.end()
             failure = self._name(node, lease, answer, unsent=False)
             stake = call.work.stake
@@ -186,6 +183,8 @@ class SimulatedGuard:
             phase, family, what = Phase.UNSENT, Family.HARD, "connection is closed"
         elif answer is LATE:
             phase, family, what = Phase.SENT, Family.SOFT, "no answer in time"
+        elif getattr(answer, "unproven", False):
+            phase, family, what = Phase.SENT, Family.NEUTRAL, "no standby has it"
         elif closed:
             phase, family, what = Phase.SENT, Family.HARD, "connection was lost"
         else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.retry import RetryPolicy
     from dbguard.core.topology import View
-    from dbguard.testing.simulation.servers import Server
+    from dbguard.testing.simulation.servers import Answer, Server
 
 __all__ = ["OVERSHOOT", "Judge", "Violation"]
 
@@ -51,15 +51,17 @@ class Violation(NamedTuple):
 class Write:
     """What is known about one value.
 
-    open: sent, and neither answered nor refused. acknowledged: when, and by which server under which timeline.
+    open: sent, and neither answered nor refused. acknowledged: when, and by whom.
+    lawful: by the server that the guard had accepted. safe: that one was the primary by right, and a standby has it.
     denied: the call ended with an error that says that nothing was applied.
     """
 
     sent: int = 0
     open: bool = False
     acknowledged: float | None = None
-    by: Server | None = None
-    timeline: int = 0
+    by: str = ""
+    lawful: bool = False
+    safe: bool = False
     denied: str | None = None
     applied: list[str] = field(default_factory=list)
 
@@ -70,8 +72,8 @@ class Judge:
     def __init__(self, retry: RetryPolicy) -> None:
         self.violations: list[Violation] = []
         self.writes: dict[str, Write] = {}
-        self.accepted: list[tuple[float, int]] = []
-        """When the guard accepted which timeline."""
+        self.accepted = ""
+        """Which node the guard accepted last."""
         self._retry = retry
         self._firsts: list[float] = []
         self._paid: dict[bool, list[float]] = {True: [], False: []}
@@ -103,18 +105,25 @@ class Judge:
         if len(write.applied) > 1:
             self.break_("duplicate", server.agenda.now, f"{value} was committed on {' and '.join(write.applied)}")
 
-    def acknowledges(self, values: Iterable[str], server: Server, timeline: int, view: View, at: float) -> None:
-        """The attempt that committed *values* on *server*, under *timeline*, succeeded."""
+    def acknowledges(self, values: Iterable[str], server: Server, answer: Answer, view: View, at: float) -> None:
+        """The attempt that committed *values* on *server* succeeded."""
+        timeline = answer.value
+        lawful = server.name == self.accepted
         for value in values:
             write = self.writes[value]
             write.open = False
-            write.acknowledged, write.by, write.timeline = at, server, timeline
+            write.acknowledged, write.by, write.lawful = at, server.name, lawful
+            write.safe = lawful and server.sync and server.rightful() is server and timeline == server.timeline
+        if answer.unproven:
+            self.break_(
+                "lost", at, f"{server.name} said that no standby has {' '.join(values)}, and it was acknowledged"
+            )
         reign = view.reign
-        if reign is not None and timeline < reign.timeline:
+        if not lawful or (reign is not None and timeline < reign.timeline):
             self.break_(
                 "fenced",
                 at,
-                f"{server.name} on timeline {timeline} acknowledged a write, accepted is {reign.timeline}",
+                f"{server.name} on timeline {timeline} acknowledged a write, accepted is {self.accepted}: {reign}",
             )
 
     def denies(self, values: Iterable[str], error: BaseException) -> None:
@@ -124,11 +133,10 @@ class Judge:
 
     # ------------------------------------------------------------------ reads
 
-    def reads(self, missing: Iterable[str], server: Server, truth: Server, at: float) -> None:
-        """A read under own-writes missed these values, which its context had finished before it began."""
+    def reads(self, missing: Iterable[str], server: Server, at: float) -> None:
+        """A read under own-writes missed these values, which the primary by right had at that moment."""
         for value in missing:
-            if value in truth.visible:
-                self.break_("stale", at, f"a read on {server.name} missed {value}, which {truth.name} has")
+            self.break_("stale", at, f"a read on {server.name} missed {value}, which {server.rightful().name} has")
 
     # ------------------------------------------------------------------ calls
 
@@ -155,8 +163,11 @@ class Judge:
 
     # ------------------------------------------------------------------ the end
 
-    def finish(self, truth: Server, at: float) -> None:
-        """Compare what was said with what the surviving primary has."""
+    def finish(self, truth: Server, at: float, *, lossless: bool) -> None:
+        """Compare what was said with what the surviving primary has.
+
+        lossless: every promotion took over what a standby had confirmed, so nothing that was safe can be gone.
+        """
         for value, write in self.writes.items():
             if write.denied is not None and write.applied:
                 self.break_(
@@ -164,9 +175,7 @@ class Judge:
                 )
             if write.acknowledged is None or value in truth.visible:
                 continue
-            known = [when for when, timeline in self.accepted if timeline > write.timeline]
-            if not known or write.acknowledged > known[0]:
-                by = write.by.name if write.by is not None else "nobody"
-                self.break_("lost", at, f"{value}, acknowledged at {write.acknowledged:.3f} by {by}, is gone")
+            if not write.lawful or (write.safe and lossless):
+                self.break_("lost", at, f"{value}, acknowledged at {write.acknowledged:.3f} by {write.by}, is gone")
         if truth.role is not Role.PRIMARY:
             self.break_("dead", at, f"{truth.name} should be the primary: the model is wrong")

@@ -146,9 +146,8 @@ class _Stage:
 
     def listen(self, event: Event) -> None:
         """The guard told of something."""
-        reign = self.state.view.reign
-        if isinstance(event, PrimaryChanged) and reign is not None:
-            self.judge.accepted.append((self.agenda.now, reign.timeline))
+        if isinstance(event, PrimaryChanged):
+            self.judge.accepted = event.node
         if self._trace:
             self.write(event.at, f"guard: {event.text()}")
 
@@ -184,7 +183,7 @@ class _Stage:
         for client in self.clients:
             if not client.over:
                 self.judge.break_("unended", now, f"client {client.name} waits for ever")
-        self.judge.finish(self.world.truth, now)
+        self.judge.finish(self.world.truth, now, lossless=self.world.lossless)
         return Run(
             schedule=self.schedule,
             violations=tuple(self.judge.violations),

@@ -32,6 +32,7 @@ KINDS = (
     "replies lost",
     "replay paused",
     "replication cut",
+    "waits cut short",
     "full",
     "slow",
     "switchover",
@@ -67,7 +68,7 @@ class Schedule:
     """One run.
 
     sync: commits wait for a standby. clients: how many; each makes *calls* calls. shared: clients that share a context.
-    size: connections per node. conflicts: chance of 40001 per change of a shared row.
+    size: connections per node. lag: seconds that a replica takes to replay, at most. conflicts: chance of 40001 per change of a shared row.
     budget, floor: of the retry policy. faults: in order; at least one promotion and three others.
     """
 
@@ -77,6 +78,7 @@ class Schedule:
     calls: int
     shared: int
     size: int
+    lag: float
     conflicts: float
     budget: float
     floor: float
@@ -86,7 +88,7 @@ class Schedule:
         head = (
             f"seed {self.seed}: {'synchronous' if self.sync else 'asynchronous'}, {self.clients} clients with"
             f" {self.calls} calls each, {self.shared} of them in one context, {self.size} connections per node,"
-            f" budget {self.budget:g}, floor {self.floor:g}"
+            f" replicas up to {self.lag:g} s behind, budget {self.budget:g}, floor {self.floor:g}"
         )
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
 
@@ -104,6 +106,7 @@ def draw(seed: int) -> Schedule:
         calls=-(-rng.randint(52, 72) // clients),
         shared=rng.choice((0, 2, 3)),
         size=rng.choice((1, 2, 4)),
+        lag=rng.choice((0.01, 0.01, 0.2)),
         conflicts=rng.choice((0.02, 0.2)),
         budget=rng.choice((0.0, 0.1, 0.2)),
         floor=rng.choice((0.0, 0.3, 3.0)),

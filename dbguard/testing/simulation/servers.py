@@ -53,13 +53,15 @@ class Request(NamedTuple):
 class Answer(NamedTuple):
     """What the server says.
 
-    value: of a read the expected values that it does not see; of a commit the timeline that it lies on.
+    value: of a read the expected values that it does not see although the rightful primary does; of a commit the timeline that it lies on.
     code: the SQLSTATE of its error; None: it succeeded. dead: the connection ends with it.
+    unproven: a commit's wait for its standby was cut short, and a notice says so.
     """
 
     value: Any = None
     code: str | None = None
     dead: bool = False
+    unproven: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -94,15 +96,21 @@ class Server:
     """One PostgreSQL server.
 
     up: its processes run. starting: it takes nobody in yet (57P03). frozen: nothing moves. full: no slot is left.
-    replaying: replay is not paused. sync: commits wait for a standby. conflicts: chance of 40001 per change.
+    replaying: replay is not paused. sync: commits wait for a standby. lag: seconds that replay takes, at most.
+    conflicts: chance of 40001 per change.
+    confirmed_upto: the position up to which a standby has what clients were told is committed.
+    applied: called with each value that is committed. rightful: says who is the primary by right.
     """
 
-    def __init__(self, name: str, agenda: Agenda, rng: Random, *, role: Role, sync: bool, conflicts: float) -> None:
+    def __init__(
+        self, name: str, agenda: Agenda, rng: Random, *, role: Role, sync: bool, lag: float, conflicts: float
+    ) -> None:
         self.name = name
         self.agenda = agenda
         self.rng = rng
         self.role = role
         self.sync = sync
+        self.lag = lag
         self.conflicts = conflicts
         self.up = True
         self.starting = False
@@ -118,7 +126,9 @@ class Server:
         self.source: Stream | None = None
         self.streams: list[tuple[Stream, Server]] = []
         self.backends: dict[int, Backend] = {}
+        self.confirmed_upto = 0
         self.applied: Callable[[Server, str], None] = _ignore
+        self.rightful: Callable[[], Server] = lambda: self
         self._pids = 0
         self._locks: dict[str, Backend] = {}
         self._queues: dict[str, list[tuple[Backend, Request, Any]]] = {}
@@ -198,7 +208,8 @@ class Server:
         if kind == "ask":
             answer = Answer(self)
         elif kind == "read":
-            answer = Answer(tuple(value for value in request.value if value not in self.visible))
+            seen, rightful = self.visible, self.rightful().visible
+            answer = Answer(tuple(value for value in request.value if value not in seen and value in rightful))
         elif kind == "end":
             answer = Answer(self._end(*request.value))
         elif kind == "begin":
@@ -303,7 +314,7 @@ class Server:
             return
         self.wal.append(commit)
         stream.upstream.later(0.001, stream.upstream.confirmed, stream, commit.position)
-        self.later(0.001 + 0.008 * self.rng.random(), self.replay, len(self.wal))
+        self.later(0.001 + self.lag * self.rng.random(), self.replay, len(self.wal))
 
     def replay(self, upto: int) -> None:
         """Replay what was received."""
@@ -322,8 +333,17 @@ class Server:
             if upto > position:
                 self._waiting.append(entry)
             elif backend.alive:
+                self.confirmed_upto = max(self.confirmed_upto, upto)
                 backend.waits_for_standby = False
                 self._done(backend, reply, Answer(self.timeline))
+
+    def cut_waits_short(self) -> None:
+        """Cancel every wait for a standby, as an operator does who sees everything hang: committed here, and only here."""
+        waiting, self._waiting = self._waiting, []
+        for _, backend, reply in waiting:
+            if backend.alive:
+                backend.waits_for_standby = False
+                self._done(backend, reply, Answer(self.timeline, unproven=True))
 
     def is_ahead_of(self, other: Server) -> bool:
         """Return whether *other*'s log is the beginning of this one's."""
@@ -410,6 +430,7 @@ class Server:
         self.role = Role.REPLICA
         self.timeline = self.control_timeline = upstream.timeline
         self.wal = list(upstream.wal)
+        self.confirmed_upto = 0
         self.replaying = True
 
     def resume_replay(self, *, on: bool) -> None:

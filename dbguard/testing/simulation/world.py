@@ -30,6 +30,7 @@ class World:
     """Three servers and the links to them; the first begins as primary.
 
     promotions: how many there were. faults: how many things went wrong, promotions included.
+    lossless: every promotion took over what a standby had confirmed.
     """
 
     def __init__(self, schedule: Schedule, agenda: Agenda, rng: Random, tell: Callable[[str], None]) -> None:
@@ -43,6 +44,7 @@ class World:
                 rng,
                 role=Role.PRIMARY if name == NODES[0] else Role.REPLICA,
                 sync=schedule.sync,
+                lag=schedule.lag,
                 conflicts=schedule.conflicts,
             )
             for name in NODES
@@ -51,10 +53,15 @@ class World:
         self.truth = self.servers[NODES[0]]
         self.promotions = 0
         self.faults = 0
+        self.lossless = True
         self._healed = False
         self._promises = any(fault.kind == "promote" for fault in schedule.faults)
-        for name in NODES[1:]:
-            self.servers[name].follow(self.truth)
+        for server in self.servers.values():
+            server.rightful = self._rightful
+            server.follow(self.truth)
+
+    def _rightful(self) -> Server:
+        return self.truth
 
     def schedule(self, faults: tuple[Fault, ...], healed_at: float) -> None:
         """Put the faults down, and the end of them all."""
@@ -110,6 +117,8 @@ class World:
             case "replication cut":
                 self._cut(server)
                 after(fault.lasts, self._follow, server)
+            case "waits cut short":
+                after(fault.lasts, self._cut_waits_short)
             case "full":
                 server.full = True
                 after(fault.lasts, self._lend, server)
@@ -170,14 +179,19 @@ class World:
             self.agenda.after(0.1, self._promote, old, behind, lasts)
             return
         chosen = (min if behind else max)(fit, key=lambda server: len(server.wal))
-        chosen.promote()
-        self.truth = chosen
-        self.promotions += 1
-        self.tell(f"{chosen.name} is promoted to timeline {chosen.timeline}")
+        self._enthrone(chosen)
         for server in fit:
             if server is not chosen:
                 self.agenda.after(lasts * self.rng.random(), self._follow, server)
         self.agenda.after(lasts, self._return, old)
+
+    def _enthrone(self, chosen: Server) -> None:
+        """Make *chosen* the primary by right."""
+        chosen.promote()
+        self.lossless = self.lossless and chosen.position >= self.truth.confirmed_upto
+        self.truth = chosen
+        self.promotions += 1
+        self.tell(f"{chosen.name} is promoted to timeline {chosen.timeline}")
 
     def _switch_over(self) -> None:
         """Stop the primary in order, when its replicas have everything, and promote one of them."""
@@ -207,6 +221,9 @@ class World:
 
     def _resume(self, server: Server) -> None:
         server.resume_replay(on=True)
+
+    def _cut_waits_short(self) -> None:
+        self.truth.cut_waits_short()
 
     def _lend(self, server: Server) -> None:
         server.full = False
