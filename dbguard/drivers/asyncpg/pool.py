@@ -183,8 +183,12 @@ class OwnPool(Books):
         self._taken -= 1
 
     def _pass(self, lease: Lease) -> None:
-        """Hand a clean lease on: to who waits longest, to the deque, or back to the pool."""
-        while self._waiters:
+        """Hand a clean lease on: to who waits longest, to the deque, or back to the pool.
+
+        Where nothing is held, it goes back to the pool though somebody waits: hooks of the application's run there
+        between two uses, and its `setup` may have named a tenant.
+        """
+        while self._waiters and self._hold:
             turn = self._waiters.popleft()
             if not turn.done():
                 turn.set_result(lease)
@@ -263,13 +267,12 @@ class OwnPool(Books):
 
     def expire(self, how: str) -> tuple[int, int]:
         """End what was born under an older epoch."""
-        idle = 0
+        idle = len(self._free)
+        skip = {lease.con for lease in (*self.out, *self._free)}
         while self._free:
             self._close(self._free.pop())
-            idle += 1
-        used = {lease.con for lease in self.out}
         for con in list(self._known):
-            if con not in used and not con.is_closed() and con.guard_tag.epoch != self.node.epoch:
+            if con not in skip and not con.is_closed() and con.guard_tag.epoch != self.node.epoch:
                 con.terminate()
                 idle += 1
         in_use = len(self.out)
