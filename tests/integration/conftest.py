@@ -52,7 +52,10 @@ async def _settled(guard: dbguard.Guard, replicas: int | None = None, timeout: f
         wanted = len(status.nodes) - 1 if replicas is None else replicas
         return status.writes == "open" and len(serving) >= wanted
 
-    await _until(is_settled, timeout)
+    try:
+        await _until(is_settled, timeout)
+    except TimeoutError:
+        pytest.fail(f"not settled: {guard.status()}")
 
 
 @pytest.fixture

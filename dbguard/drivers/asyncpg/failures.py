@@ -147,6 +147,8 @@ def name_failure(
     sqlstate = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
     timed_out = isinstance(error, TimeoutError)
     unproven = isinstance(error, NotReplicated)
+    # The server's last word arrived as the call began: the connection dies, though a COPY says so before it is closed.
+    torn = isinstance(error, asyncpg.InternalClientError) and str(error).startswith("cannot switch to state")
     if unsent:
         phase, family = Phase.UNSENT, Family.HARD
     elif unproven:
@@ -158,7 +160,7 @@ def name_failure(
         refused = sqlstate in RECOVERY_REFUSALS if standby else (standby is None and sqlstate == "25006")
         if refused:
             family = Family.ROLE  # with the setting off, 25006 speaks of a read-only session, not of the node
-    elif closed:
+    elif closed or torn:
         phase, family = Phase.SENT, Family.HARD
     else:
         # Raised by the client on a living connection: a decoder, an argument that does not fit, misuse.
@@ -169,7 +171,7 @@ def name_failure(
         family=family,
         cause=error,
         sqlstate=sqlstate,
-        broken=closed or unsent or timed_out or unproven,
+        broken=closed or unsent or timed_out or unproven or torn,
         timed_out=timed_out,
         ours=ours,
     )
