@@ -266,7 +266,9 @@ class Proxy:
             if was:
                 self.enable()
 
-    def toxic(self, kind: ToxicKind, *, stream: Stream = "downstream", toxicity: float = 1.0, **attributes: int) -> Toxic:
+    def toxic(
+        self, kind: ToxicKind, *, stream: Stream = "downstream", toxicity: float = 1.0, **attributes: int
+    ) -> Toxic:
         """Add a toxic, at once; as a context manager it is removed at the end.
 
         kind and attributes: see `TOXICS`; what is left out is 0.

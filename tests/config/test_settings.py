@@ -13,10 +13,10 @@ from dbguard.config.settings import (
     BreakerSettings,
     Connection,
     FunctionNames,
-    RoutingRule,
     NodeSettings,
     PoolSettings,
     ProbeSettings,
+    RoutingRule,
     Settings,
 )
 from dbguard.config.values import Rule, Secret

@@ -260,7 +260,9 @@ def test_nobody_waits_for_a_cluster_that_is_down() -> None:
     gate.tick(0.0)
     gate.tick(1.0)
 
-    assert "the cluster is down: no primary within 1 s: no primary has been seen yet" in (gate.may_wait(0, inf, 1.0) or "")
+    assert "the cluster is down: no primary within 1 s: no primary has been seen yet" in (
+        gate.may_wait(0, inf, 1.0) or ""
+    )
 
 
 # ---------------------------------------------------------------- paced release
