@@ -125,6 +125,8 @@ def is_drivers(error: BaseException) -> bool:
 
 def is_refusal(error: BaseException) -> bool:
     """Say whether the server answered with an error, which aborts an open transaction."""
+    if isinstance(error, asyncpg.DataError) and error.severity is None:
+        return False  # asyncpg's own, before anything was sent: an argument that does not fit
     return isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError)
 
 
@@ -224,7 +226,6 @@ _DRESSED: dict[tuple[type[errors.DbGuardError], bool], type[errors.DbGuardError]
     (errors.NoPrimary, False): NoPrimary,
     (errors.NoPrimary, True): NoPrimaryInTime,
     (errors.SplitBrain, False): SplitBrain,
-    (errors.SplitBrain, True): SplitBrain,
     (errors.NoReplica, False): NoReplica,
     (errors.NoReplica, True): NoReplicaInTime,
     (errors.Overloaded, False): Overloaded,
@@ -232,13 +233,13 @@ _DRESSED: dict[tuple[type[errors.DbGuardError], bool], type[errors.DbGuardError]
     (errors.OutcomeUnknown, False): OutcomeUnknown,
     (errors.OutcomeUnknown, True): OutcomeUnknownInTime,
     (errors.DeadlineExceeded, False): DeadlineExceeded,
-    (errors.DeadlineExceeded, True): DeadlineExceeded,
 }
 
 
 def dress(error: errors.DbGuardError) -> errors.DbGuardError:
     """Return *error* as one that asyncpg's users catch already; itself where it is one, or has no such twin."""
-    kind = _DRESSED.get((type(error), bool(error.__dict__.get("timed_out"))))
+    late = bool(error.__dict__.get("timed_out"))
+    kind = _DRESSED.get((type(error), late)) or _DRESSED.get((type(error), False))
     if kind is None:
         return error
     dressed = kind.__new__(kind, *error.args)
