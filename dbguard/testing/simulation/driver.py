@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from heapq import heappop, heappush
+from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +63,13 @@ class LoopSignal:
 
 
 class LoopAgenda:
-    """The agenda of the model, kept by an event loop."""
+    """The agenda of the model, kept by an event loop. What is due at the same moment keeps its order here too."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._heap: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
+        self._turns = count()
+        self._timer: asyncio.TimerHandle | None = None
         self.clock = loop.time
         self.happened = 0
 
@@ -75,11 +80,13 @@ class LoopAgenda:
 
     def at(self, when: float, act: Callable[..., Any], *args: Any) -> None:
         """Put down that ``act(*args)`` happens at *when*."""
-        self._loop.call_at(when, act, *args)
+        heappush(self._heap, (when, next(self._turns), act, args))
+        if self._timer is None or when < self._timer.when():
+            self._set_timer(when)
 
     def after(self, delay: float, act: Callable[..., Any], *args: Any) -> None:
         """Put down that ``act(*args)`` happens in *delay* seconds."""
-        self._loop.call_later(delay, act, *args)
+        self.at(self.now + delay, act, *args)
 
     def signal(self, until: float | None = None) -> LoopSignal:
         """Return a signal that says `LATE` at *until*."""
@@ -91,6 +98,22 @@ class LoopAgenda:
     def sleep(self, seconds: float) -> LoopSignal:
         """Return a signal that comes in *seconds*."""
         return self.signal(self.now + seconds)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._act)
+
+    def _act(self) -> None:
+        """Let happen what is due."""
+        self._timer = None
+        heap = self._heap
+        while heap and heap[0][0] <= self.now:
+            _, _, act, args = heappop(heap)
+            self.happened += 1
+            act(*args)
+        if heap:
+            self._set_timer(heap[0][0])
 
 
 class SimulatedConnection:

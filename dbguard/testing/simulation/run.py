@@ -147,7 +147,7 @@ class _Stage:
     def listen(self, event: Event) -> None:
         """The guard told of something."""
         if isinstance(event, PrimaryChanged):
-            self.judge.accepted = event.node
+            self.judge.accepted = self.world.servers[event.node]
         if self._trace:
             self.write(event.at, f"guard: {event.text()}")
 

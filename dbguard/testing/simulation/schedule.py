@@ -16,9 +16,10 @@ NODES = ("a", "b", "c")
 LASTS = 5.0
 """Seconds in which faults begin; then everything is healed."""
 
-OUSTED = ("crash", "stop", "freeze", "isolate", "cut off", "alive")
+OUSTED = ("crash", "stop", "freeze", "isolate", "cut off", "alive", "twice")
 """How the old primary is out of the way when another one is promoted. Isolated: from the application; cut off: from its
-replicas; alive: it is not, and answers as before."""
+replicas; alive: it is not, and answers as before; twice: it crashes, and so does its successor, or freezes, and the third
+takes over under the same timeline number."""
 
 KINDS = (
     "restart",

@@ -144,7 +144,7 @@ class World:
         self.faults += 1
         self.tell(f"promotion: {old.name} ({fault.how}) gives way in {fault.lasts / 3:.3f} s")
         match fault.how:
-            case "crash":
+            case "crash" | "twice":
                 old.die()
             case "stop":
                 old.die("57P01")
@@ -158,9 +158,9 @@ class World:
                     stream.flows = False
             case _:
                 pass
-        self.agenda.after(fault.lasts / 3, self._promote, old, fault.behind, fault.lasts)
+        self.agenda.after(fault.lasts / 3, self._promote, old, fault)
 
-    def _promote(self, old: Server, behind: bool, lasts: float) -> None:  # noqa: FBT001  a row of the schedule
+    def _promote(self, old: Server, fault: Fault) -> None:
         """Promote a replica of the truth; where there is none now, in a moment."""
         if old is not self.truth or (self._healed and self.promotions):
             return
@@ -176,19 +176,31 @@ class World:
             and old.is_ahead_of(server)
         ]
         if not fit:
-            self.agenda.after(0.1, self._promote, old, behind, lasts)
+            self.agenda.after(0.1, self._promote, old, fault)
             return
-        chosen = (min if behind else max)(fit, key=lambda server: len(server.wal))
+        chosen = (min if fault.behind else max)(fit, key=lambda server: len(server.wal))
+        lasts = fault.lasts
         self._enthrone(chosen)
+        if fault.how == "twice":
+            self._again(chosen, fit, lasts)
         for server in fit:
             if server is not chosen:
                 self.agenda.after(lasts * self.rng.random(), self._follow, server)
         self.agenda.after(lasts, self._return, old)
 
+    def _again(self, first: Server, fit: list[Server], lasts: float) -> None:
+        """Lose the new primary too, before anybody follows it, and promote the other: both bear one timeline number."""
+        others = [server for server in fit if server is not first]
+        if others:
+            first.die() if self.rng.random() < 0.5 else first.freeze()
+            self._enthrone(others[0])
+            self.agenda.after(lasts, self._return, first)
+
     def _enthrone(self, chosen: Server) -> None:
         """Make *chosen* the primary by right."""
         chosen.promote()
         self.lossless = self.lossless and chosen.position >= self.truth.confirmed_upto
+        chosen.confirmed_upto = min(chosen.position, self.truth.confirmed_upto)
         self.truth = chosen
         self.promotions += 1
         self.tell(f"{chosen.name} is promoted to timeline {chosen.timeline}")
@@ -198,7 +210,7 @@ class World:
         old = self.truth
         if old.up and not old.frozen:
             old.die("57P01")
-            self.agenda.after(0.05, self._promote, old, False, 0.3)
+            self.agenda.after(0.05, self._promote, old, Fault(0.0, "promote", old.name, 0.3))
 
     def _promote_once(self) -> None:
         """Where no replica was fit in time, promote one now: no run goes without."""
