@@ -62,7 +62,7 @@ class Text:
     )
 
     def __init__(self, query: str, statement: Statement, known: Knowledge, rule: Direction | None = None) -> None:
-        clean = statement.touch is Touch.NOTHING and known.is_clean(statement)
+        clean = statement.touch is Touch.NOTHING and known.is_clean(statement, query)
         taint = known.taints(statement, query) if statement.kind is Kind.READ else None
         self.statement = statement
         self.controls = statement.kind is Kind.TRANSACTION or not statement.one_transaction
@@ -88,7 +88,7 @@ class Texts:
     read, write: functions of the application's that the configuration names; they count for more than the catalogue.
     rules: of the configuration, in its order; the first whose expression is found in a text counts.
 
-    Until the catalogue has been read, only statements that name no relation leave out the reset.
+    Until the catalogue has been read, no statement leaves out the reset.
     """
 
     __slots__ = (
@@ -151,8 +151,8 @@ class Texts:
         """Take in that DDL was or will be run: nothing is plain until the catalogue has been read again."""
         self.version += 1
         self.changed_event.set()
-        if self.knowledge.plain:
-            self.knowledge = replace(self.knowledge, plain=frozenset())
+        if not self.knowledge.unsure:
+            self.knowledge = replace(self.knowledge, plain=frozenset(), unsure=True)
             self._forget()
 
     def _forget(self) -> None:

@@ -66,6 +66,8 @@ class Catalogue:
     queries: (view, its query), and (table, "SELECT " and the expression of a policy).
     reaches: (relation, relation that a statement on it can reach).
     volatile_words: operators and domains of users' that run a volatile function, as a text would hold them.
+    calling_words: types of users' (a cast to a domain runs its check), and functions that can be written as a column of
+        a row (``t.f`` is ``f(t)``): names by which a text runs a user's function without calling one.
     foul: users have redefined what PostgreSQL's own names mean (operators, casts, functions): nothing is plain.
     blind: texts cannot be read as they are written here (``standard_conforming_strings`` is off, or the client's
         encoding is one whose bytes can look like quotes): nothing is taken for a read, and nothing is plain.
@@ -77,6 +79,7 @@ class Catalogue:
     reaches: Sequence[tuple[int, int]] = ()
     functions: Sequence[Function] = ()
     volatile_words: Sequence[str] = ()
+    calling_words: Sequence[str] = ()
     foul: bool = False
     blind: bool = False
 
@@ -87,17 +90,23 @@ class Knowledge:
 
     plain: relations after whose use no reset is needed. tainted: relations whose reading may write.
     words: what makes a text that holds it go to the primary. blind: no text can be read for what it is.
+    calls: what makes a text that holds it one after which a reset is needed, lower-cased.
+    unsure: what PostgreSQL's own names mean is not known, or not theirs: a reset is needed after every text.
     """
 
     plain: frozenset[str] = frozenset()
     tainted: frozenset[str] = frozenset()
     words: tuple[str, ...] = ()
     blind: bool = False
+    calls: tuple[str, ...] = ()
+    unsure: bool = False
 
-    def is_clean(self, statement: Statement) -> bool:
+    def is_clean(self, statement: Statement, text: str) -> bool:
         """Whether nothing of users' can have run, so that the session is as the text left it."""
         relations = statement.relations
-        return not (self.blind or statement.user_functions or relations is None) and relations <= self.plain
+        if self.blind or self.unsure or statement.user_functions or relations is None or not relations <= self.plain:
+            return False
+        return not _calls(text, self.calls)
 
     def taints(self, statement: Statement, text: str) -> str | None:
         """Say what makes a read of PostgreSQL's eyes one that may write; None: nothing."""
@@ -112,7 +121,7 @@ class Knowledge:
         return next((f"{word} may run a volatile function" for word in self.words if word in text), None)
 
 
-NOTHING_KNOWN = Knowledge()
+NOTHING_KNOWN = Knowledge(unsure=True)
 """Before the catalogue was read."""
 
 
@@ -132,11 +141,12 @@ def trusted_functions(catalogue: Catalogue) -> tuple[frozenset[str], frozenset[s
 def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Knowledge:
     """Draw the conclusions; *classify* knows the trusted functions already."""
     every = {relation.oid for relation in catalogue.relations}
+    calls = tuple(word.lower() for word in catalogue.calling_words)
     plain: set[int] = set()
     if not catalogue.foul and not catalogue.blind:
         plain = {relation.oid for relation in catalogue.relations if relation.bare}
-        plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify)}
-        plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify)}
+        plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify, calls)}
+        plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify, calls)}
         plain -= _reaching(plain, catalogue.reaches)
     writing = {oid for oid, text in catalogue.queries if not classify(text).is_read}
     tainted = writing | _reaching(every - writing, catalogue.reaches, only_into=writing)
@@ -145,6 +155,8 @@ def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Know
         tainted=_names(catalogue, tainted),
         words=tuple(catalogue.volatile_words),
         blind=catalogue.blind,
+        calls=calls,
+        unsure=catalogue.foul,
     )
 
 
@@ -152,10 +164,16 @@ def _names(catalogue: Catalogue, oids: set[int]) -> frozenset[str]:
     return frozenset(name for relation in catalogue.relations if relation.oid in oids for name in relation.names)
 
 
-def _is_own(text: str, classify: Callable[[str], Statement]) -> bool:
+def _calls(text: str, words: Iterable[str]) -> bool:
+    """Whether *text* may hold one of *words*, lower-cased names; names in escapes (``U&"..."``) are not looked into."""
+    folded = text.lower()
+    return 'u&"' in folded or any(word in folded for word in words)
+
+
+def _is_own(text: str, classify: Callable[[str], Statement], calls: Iterable[str]) -> bool:
     """Whether *text* runs nothing but functions of PostgreSQL's own that leave the session alone."""
     statement = classify(text)
-    if statement.user_functions:
+    if statement.user_functions or _calls(text, calls):
         return False
     if text.startswith(NEXT_VALUE):
         return True

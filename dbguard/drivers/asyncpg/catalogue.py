@@ -30,7 +30,10 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, pg_table_is
         AND coalesce(e.oid, t.oid) >= {_USERS} AND coalesce(e.typtype, t.typtype) <> 'e')
     AND NOT EXISTS (
         SELECT FROM pg_index i, unnest(i.indclass::oid[]) AS class
-        WHERE i.indrelid = c.oid AND class >= {_USERS}) AS bare
+        WHERE i.indrelid = c.oid AND class >= {_USERS})
+    AND NOT EXISTS (
+        SELECT FROM pg_partitioned_table p, unnest(p.partclass::oid[]) AS class
+        WHERE p.partrelid = c.oid AND class >= {_USERS}) AS bare
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
 AND n.nspname NOT LIKE 'pg\\_toast%' AND n.nspname NOT LIKE 'pg\\_temp\\_%'
@@ -69,6 +72,20 @@ JOIN pg_constraint c ON c.contypid = t.oid
 JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_proc'::regclass
 JOIN pg_proc p ON p.oid = d.refobjid
 WHERE t.typtype = 'd' AND p.provolatile = 'v'
+"""  # noqa: S608  a number of ours
+
+# Row types count where a column's type does; enums run nothing. An array's name is its element's, with brackets.
+_CALLING_WORDS = f"""
+SELECT t.typname FROM pg_type t
+WHERE t.oid >= {_USERS} AND t.typtype <> 'e' AND NOT (t.typelem <> 0 AND t.typlen = -1)
+AND (t.typrelid = 0 OR EXISTS (
+    SELECT FROM pg_attribute a
+    JOIN pg_type u ON u.oid = a.atttypid
+    LEFT JOIN pg_type e ON e.oid = u.typelem AND u.typelem <> 0
+    WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    AND coalesce(e.oid, u.oid) >= {_USERS} AND coalesce(e.typtype, u.typtype) <> 'e'))
+UNION SELECT p.proname FROM pg_proc p JOIN pg_type t ON t.oid = p.proargtypes[0]
+WHERE p.oid >= {_USERS} AND p.pronargs - p.pronargdefaults <= 1 AND t.typtype IN ('c', 'p')
 """  # noqa: S608  a number of ours
 
 _REACHES = """
@@ -132,6 +149,7 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
             for row in await con.fetch(_FUNCTIONS, timeout=timeout)
         ],
         volatile_words=[row[0] for row in await con.fetch(_VOLATILE_WORDS, timeout=timeout)],
+        calling_words=[row[0] for row in await con.fetch(_CALLING_WORDS, timeout=timeout)],
         foul=await con.fetchval(_FOUL, timeout=timeout),
         blind=await con.fetchval(_BLIND, timeout=timeout),
     )
