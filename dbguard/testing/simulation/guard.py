@@ -259,6 +259,7 @@ class SimulatedGuard:
             self.expire(name, how)
         for name in effects.silent:
             self.pools[name].end_in_use()
+            self.pools[name].dismiss()
         if effects.hurry:
             self.hurry()
         if effects.changed:
@@ -272,7 +273,9 @@ class SimulatedGuard:
         """End the leases of an older epoch."""
         pool = self.pools[name]
         pool.expire(how)
-        if how != "now" and pool.out:
+        if how == "now":
+            pool.dismiss()
+        elif pool.out:
             self.agenda.after(DRAIN_TIMEOUT, _end_stale, pool)
 
     def leftovers(self) -> list[str]:

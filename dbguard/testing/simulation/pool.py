@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["Lease", "Pool", "name_dial"]
 
 
+GONE = object()
+"""What a wait for a connection says when there is no use in it any more."""
+
+
 def name_dial(node: str, answer: Any, *, full: bool = False) -> Failure:
-    """Name why there is no connection: an `Answer`, `LATE`, or the reason why the server must not be used."""
+    """Name why there is no connection: an `Answer`, `LATE`, `GONE`, or the reason why the server must not be used."""
     code: str | None = None
     if isinstance(answer, str):
         family, what = Family.ROLE, answer
+    elif answer is GONE:
+        family, what = Family.HARD, "no use in waiting for a connection"
     elif answer is LATE:
         family, what = (Family.NEUTRAL, "no connection came free") if full else (Family.HARD, "no answer")
     else:
@@ -40,6 +46,7 @@ def name_dial(node: str, answer: Any, *, full: bool = False) -> Failure:
         sqlstate=code,
         broken=True,
         timed_out=answer is LATE,
+        ours=answer is GONE,
     )
 
 
@@ -73,6 +80,7 @@ class Pool:
         self._check = check
         self._numbers = numbers
         self._waiters: deque[Signal] = deque()
+        self._awaited: dict[Signal, None] = {}
         node.load.size = size
 
     @property
@@ -110,19 +118,32 @@ class Pool:
                 continue
             turn = self.link.agenda.signal(until)
             self._waiters.append(turn)
-            if (yield turn) is LATE:
-                return name_dial(self.node.name, LATE, full=True)
+            said = yield from self._wait(turn)
+            if said is not None:
+                return name_dial(self.node.name, said, full=True)
         return lease
+
+    def _wait(self, signal: Signal) -> Generator[Signal, Any, Any]:
+        """Wait for *signal*, unless `dismiss` says that there is no use in it."""
+        self._awaited[signal] = None
+        said = yield signal
+        self._awaited.pop(signal, None)
+        return said
+
+    def dismiss(self) -> None:
+        """Let nobody wait any longer for a connection to this node."""
+        for signal in list(self._awaited):
+            signal.wake(GONE)
 
     def _dial(self, until: float) -> Generator[Signal, Any, Lease | Failure]:
         """Dial, and ask the server once who it is. The epoch is the one in which the dial began."""
         epoch = self.node.epoch
-        answer: Any = yield dial(self.link, until, self._numbers())
+        answer: Any = yield from self._wait(dial(self.link, until, self._numbers()))
         if not isinstance(answer, Connection):
             return name_dial(self.node.name, answer)
         at = self.link.agenda.now
-        said = yield answer.send(Request("ask"), until)
-        if said is LATE or said.value is None:
+        said = yield from self._wait(answer.send(Request("ask"), until))
+        if said is LATE or said is GONE or said.value is None:
             answer.end()
             return name_dial(self.node.name, said)
         refusal = self._check(said.value.sighting(self.node.name, at, fresh=True))
