@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dbguard.core.failure import Family
 from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
 from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.topology import Missed, Role
 from dbguard.errors import DbGuardError, NoPrimary
-from dbguard.runtime.drive import drive
+from dbguard.runtime.drive import drive, drive_sync
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import (
     DriverError,
@@ -139,6 +140,25 @@ def test_cancelled_call_drops_its_plan() -> None:
 
 
 # ---------------------------------------------------------------- threads
+
+
+def test_threads_decide_under_the_lock_and_act_without_it() -> None:
+    lock, said = threading.Lock(), []
+
+    def decides() -> Any:
+        while True:
+            said.append(("decides", lock.locked()))
+            yield Attempt("a", 1, "a test") if len(said) < 3 else Pause(1.0, 1, Family.HARD, gate=True)
+            if len(said) > 4:
+                return
+
+    def acts(step: Attempt | Pause) -> Any:
+        said.append(("acts", lock.locked()))
+
+    drive_sync(decides(), acts, acts, lock)
+
+    assert said == [("decides", True), ("acts", False)] * 3
+    assert not lock.locked()
 
 
 def gone(runner: ThreadRunner, clock: ManualClock) -> None:
