@@ -157,7 +157,7 @@ class Session:
         except BaseException as raised:
             closed = con.is_closed()
             if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):
-                con.terminate()
+                lease.end()
             error = raised
             if flight.over and (flight.absorb() or isinstance(raised, Exception)):
                 error = TimeoutError("no answer in time")

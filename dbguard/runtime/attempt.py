@@ -74,6 +74,9 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             failure = engine.driver.name_dial(late, node.name, full=pool.full)
             if flight.dismissed:
                 failure = replace(failure, ours=True)
+            elif flight.over and until == call.deadline and failure.family is Family.HARD:
+                # The caller had less time than a connection may take: that is no word about the node.
+                failure = replace(failure, family=Family.SOFT)
             _spend(call, "acquire", clock() - began)
             state.failed(failure, generation)
             engine.flush()
@@ -85,6 +88,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     unsent = lease.con.is_closed()
     try:
         value = await job.run(lease)
+        if job.keeps and flight.over:
+            raise TimeoutError  # it came as its time ended: what would be kept is closed  # noqa: TRY301
     except Application as own:
         pool.give(lease, job.touched)
         raise own.cause from own.cause.__cause__
@@ -106,6 +111,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
         return failure
     finally:
         engine.flights.remove(flight)
+        flight.absorb()
     if call.work.stake is not Stake.READ:
         call.box.wrote(reign, clock())
     state.succeeded(node, generation)

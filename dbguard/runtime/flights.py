@@ -44,7 +44,7 @@ class Flight:
         self.over = True
         lease = self.lease
         if lease is not None:
-            lease.terminate()
+            lease.end()
         if (lease is None or self.cancels) and self.task is not None:
             self._cancelled = self.task.cancel()
 
