@@ -9,7 +9,7 @@ import os
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dbguard.connection import Connection
 from dbguard.core.causal import Box
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from dbguard.texts import Text, Texts
 
 __all__ = ["Acquiring", "Calls", "Core", "Options"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +102,13 @@ class Calls(Statements):
 
     async def run_in_transaction(
         self,
-        fn: Callable[[Connection], Awaitable[Any]],
+        fn: Callable[[Connection], Awaitable[T]],
         *,
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
         timeout: float | None = None,
-    ) -> Any:
+    ) -> T:
         """Run *fn*, which must have no effect outside the transaction, in one; repeat it whole where that is safe.
 
         fn: gets the connection; its `attempt` counts from 1. What a failed attempt returned is never seen.
@@ -120,7 +122,7 @@ class Calls(Statements):
         reads = readonly and isolation != "serializable"
         engine = self._engine()
         call = self._call(engine, reads=reads, work=Work(stake=Stake.TRANSACTION), timeout=timeout)
-        return await engine.call(call, Function(engine, self._core.texts, call, fn, begin))
+        return await engine.call(call, Function(engine, self._core.texts, call, fn, begin))  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ options and contexts
 

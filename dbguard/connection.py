@@ -85,7 +85,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     def _copy(self, method: str, table: str, limit: float | None, **extra: Any) -> Awaitable[Any]:
         return self._session.run(COPIES[method], method, (table,), limit, **extra)
 
-    @overload
+    @overload  # type: ignore[override]  # dbguard's own cursors
     def cursor(
         self,
         query: str,
@@ -117,7 +117,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         inner = session.con.cursor(query, *args, prefetch=prefetch, record_class=record_class)
         return CursorFactory(session, query, inner, timeout, prefetch)
 
-    @overload
+    @overload  # type: ignore[override]  # dbguard's own statements
     async def prepare(
         self, query: str, *, name: str | None = None, timeout: float | None = None, record_class: None = None
     ) -> PreparedStatement[Record]: ...
@@ -140,7 +140,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         inner = await session.do(lambda: prepare(query, name=name, record_class=record_class), Stake.READ, timeout)
         return PreparedStatement(session, query, inner)
 
-    def transaction(
+    def transaction(  # type: ignore[override]  # dbguard's own
         self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
     ) -> Transaction:
         """Return a transaction block, or a savepoint where one is open; as `asyncpg.Connection.transaction`."""
@@ -176,7 +176,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         """As `asyncpg.Connection.remove_query_logger`."""
         self._session.con.remove_query_logger(callback)
 
-    def query_logger(self, callback: Callable[[Any], Any]) -> AbstractContextManager[None]:
+    def query_logger(self, callback: Callable[[Any], Any]) -> AbstractContextManager[None]:  # type: ignore[override]  # wider
         """As `asyncpg.Connection.query_logger`."""
         return self._session.con.query_logger(callback)  # type: ignore[no-any-return]
 

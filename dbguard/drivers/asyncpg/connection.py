@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DriverConnection", "GuardedConnection", "Record", "connection_class", "released"]
 
-DriverConnection: type[Any] = asyncpg.Connection
+if TYPE_CHECKING:
+    DriverConnection = asyncpg.Connection[asyncpg.Record]
+else:
+    DriverConnection = asyncpg.Connection
 Record = asyncpg.Record
 
 
