@@ -52,7 +52,7 @@ async def test_an_unreachable_cluster_is_reported_after_startup_wait(calm_cluste
 
     error = await refused(config | {"connection": {"password": SECRET}}, dbguard.NoPrimary)
 
-    assert 0.29 < asyncio.get_running_loop().time() - began < 1.0
+    assert 0.29 < asyncio.get_running_loop().time() - began < 10.0
     assert "gone: connection refused" in str(error)
     assert isinstance(error, asyncpg.PostgresConnectionError)
 
