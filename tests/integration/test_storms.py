@@ -81,8 +81,8 @@ async def storm(guard, table, how, seed):
             assert task.cancelling() == (how == "cancel" and task.cancelled())
         except asyncpg.InterfaceError as error:
             # A block goes on as the deadline of its last statement, which was answered just then, ends its connection.
-            assert str(error) == "connection is closed"
-            assert how == "deadline"
+            if how != "deadline" or "connection is closed" not in str(error):
+                raise
 
     await asyncio.gather(*(one() for _ in range(150)))
 
