@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CANCEL_REQUEST = 80877102
 """The code in the first packet of a connection that asks for another one's query to be cancelled."""
 
+SSL_REQUEST = 80877103
+"""The code in the packet that may come before the first one; a wire answers it with no."""
+
 _numbers = itertools.count(1)
 
 
@@ -83,6 +86,9 @@ class Wire:
         pumps: list[asyncio.Task[None]] = []
         try:
             first = await reader.readexactly(8)
+            if struct.unpack("!ii", first)[1] == SSL_REQUEST:
+                writer.write(b"N")
+                first = await reader.readexactly(8)
             if struct.unpack("!ii", first)[1] == CANCEL_REQUEST:
                 self.cancels += 1
             else:
