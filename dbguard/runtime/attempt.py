@@ -64,6 +64,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     engine.flights.add(flight)
     lease = pool.take_now()
     if lease is None:
+        epoch = node.epoch
         try:
             lease = await pool.take()
         except BaseException as error:
@@ -82,6 +83,11 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             engine.flush()
             return failure
         _spend(call, "acquire", clock() - began)
+        overtaken = state.overtaken(call, node, epoch)
+        if overtaken is not None:
+            engine.flights.remove(flight)
+            pool.give(lease, Touch.NOTHING)
+            return overtaken
     flight.lease = lease
     flight.deadline = call.deadline
     reign = state.view.reign
