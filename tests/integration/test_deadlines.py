@@ -232,10 +232,11 @@ async def test_close_ends_within_its_time_with_a_frozen_node(frozen):
         assert isinstance(result, asyncpg.PostgresConnectionError)
 
 
-async def test_close_lets_calls_end(calm_cluster, open_guard):
+async def test_close_lets_calls_end(calm_cluster, open_guard, all_given_back, until):
     guard = await open_guard(calm_cluster)
+    await all_given_back(guard)
     call = asyncio.create_task(guard.fetchval("SELECT 1 FROM pg_sleep(0.3)"))
-    await asyncio.sleep(0.05)
+    await until(lambda: sum(leases(guard).values()) == 1)
 
     with takes(0.1, 2.0):
         await guard.close(timeout=5.0)
@@ -243,10 +244,11 @@ async def test_close_lets_calls_end(calm_cluster, open_guard):
     assert await call == 1
 
 
-async def test_terminate_ends_calls_at_once(calm_cluster, open_guard, table):
+async def test_terminate_ends_calls_at_once(calm_cluster, open_guard, all_given_back, until):
     guard = await open_guard(calm_cluster)
+    await all_given_back(guard)
     call = asyncio.create_task(guard.fetchval("SELECT 1 FROM pg_sleep(30)"))
-    await asyncio.sleep(0.05)
+    await until(lambda: sum(leases(guard).values()) == 1)
 
     guard.terminate()
 
