@@ -317,6 +317,7 @@ async def test_a_session_ended_while_idle_is_unsent(single: Cluster) -> None:
 LOST: list[tuple[BaseException, dict[str, Any], Phase, Family]] = [
     (asyncpg.ConnectionDoesNotExistError("lost"), {"closed": True}, Phase.SENT, Family.HARD),
     (asyncpg.InternalClientError("cannot switch to state 12"), {"closed": True}, Phase.SENT, Family.HARD),
+    (AttributeError("'NoneType' object has no attribute 'bind_execute'"), {"closed": True}, Phase.SENT, Family.HARD),
     (asyncpg.InterfaceError("connection is closed"), {"unsent": True, "closed": True}, Phase.UNSENT, Family.HARD),
     (asyncpg.InterfaceError("another operation is in progress"), {}, Phase.SENT, Family.NEUTRAL),
     (asyncpg.InternalClientError("no binary encoder"), {}, Phase.SENT, Family.NEUTRAL),
