@@ -39,8 +39,14 @@ def test_long_texts_and_floods_of_texts_do_not_fill_the_memory() -> None:
 
 
 def test_a_relation_that_is_not_known_is_reset_after_use() -> None:
-    assert Texts().learn("SELECT v FROM item").touched is Touch.SETTINGS
-    assert Texts().learn("SELECT 1").touched is Touch.NOTHING
+    texts = known(Catalogue(relations=[]))
+
+    assert texts.learn("SELECT v FROM item").touched is Touch.SETTINGS
+    assert texts.learn("SELECT 1").touched is Touch.NOTHING
+
+
+def test_before_the_catalogue_was_read_every_connection_is_reset() -> None:
+    assert Texts().learn("SELECT 1").touched is Touch.SETTINGS
 
 
 def test_a_plain_relation_needs_no_reset() -> None:
