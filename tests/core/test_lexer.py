@@ -150,7 +150,7 @@ REPEATED = [
 def test_time_is_linear_in_length(piece):
     def spent(text: str) -> float:
         times = []
-        for _ in range(2):
+        for _ in range(5):
             began = time.process_time()
             statement = Classifier().classify(text)
             _ = statement.relations, statement.touch, statement.why
@@ -159,7 +159,7 @@ def test_time_is_linear_in_length(piece):
 
     # Eight times the text may take sixteen times as long, and a little: a square would take sixty-four times.
     for text in (piece, f"select {piece}"):
-        assert spent("select " + text * 4_000) <= 16 * spent("select " + text * 500) + 0.05
+        assert spent("select " + text * 4_000) <= 16 * spent("select " + text * 500) + 0.2
 
 
 @settings(max_examples=300)
