@@ -53,8 +53,8 @@ _NUMBER: Final = (
     r"(?:0[xX][0-9a-fA-F_]++|0[oO][0-7_]++|0[bB][01_]++|\d[\d_]*+(?:\.(?!\.)[\d_]*+)?(?:[eE][-+]?\d[\d_]*+)?)"
     rf"(?!{_IN_WORD})"
 )
-_PLACE: Final = rf"\$\d++(?!{_IN_WORD})|%(?:\(\w++\))?[sbt](?!{_IN_WORD}|\s*+(?:\(|--|/\*))"
-_PAREN_PLACE: Final = r"%(?:\(\w++\))?[sbt](?![\w$])"
+_PLACE: Final = rf"\$\d++(?!{_IN_WORD})|%(?:\(\w++\))?[sSbBtT](?!{_IN_WORD}|\s*+(?:\(|--|/\*))"
+_PAREN_PLACE: Final = r"%(?:\(\w++\))?[sSbBtT](?![\w$])"
 _RUN: Final = rf"(?:(?!--|/\*|{_PAREN_PLACE}){_OP})++"
 _END: Final = rf"(?!(?!--|/\*|{_PAREN_PLACE}){_OP})"
 
