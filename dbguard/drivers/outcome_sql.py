@@ -88,7 +88,8 @@ def joined(token: UUID, *, direct: bool, always: bool) -> str:
 # --- what a claim says, on a control connection to the fenced primary, in this order, and then COMMIT
 
 CLAIM_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-"""Whatever the role's defaults are: with a later snapshot for each statement, and refused by a standby (25006)."""
+"""Whatever the role's defaults are: a new snapshot for each statement, and writable. A standby refuses it with 0A000
+("cannot set transaction read-write mode during recovery"), not with 25006."""
 
 
 def settings(*, synchronous_commit: str, lock_timeout: float) -> str:
