@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from dbguard.drivers import outcome_sql
-from tests.integration.outcome.conftest import ask_claim, begin_claim, claim, is_blocked, new_token, until
+from tests.integration.outcome.conftest import ask_claim, begin_claim, claim, install, is_blocked, new_token, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -307,3 +307,31 @@ async def test_an_earlier_claim_that_waits_for_a_standby_holds_the_next_and_is_k
 
     assert [(row["pid"], row["wait_event"]) for row in held] == [(first.get_server_pid(), "SyncRep")]
     assert (await asked, await again) == ("x", "x")
+
+
+async def test_what_a_hasty_claim_called_applied_is_lost_by_the_promotion(cluster_factory: Any, connect: Any) -> None:
+    """The whole story: a claim under ``synchronous_commit = off`` says w, and the write is on no server any more."""
+    cluster = cluster_factory(replicas=1, synchronous=True)
+    await asyncio.to_thread(cluster.sql, "a", "CREATE ROLE app LOGIN")
+    await asyncio.to_thread(install, cluster)
+    writer, asker = await connect(cluster), await connect(cluster)
+    token = new_token()
+    await asyncio.to_thread(cluster.kill, "b")  # not frozen: what waits in its socket would reach it after all
+    original = asyncio.ensure_future(writer.execute("INSERT INTO dbguard.token (token) VALUES ($1)", token))
+    await until(lambda: waits_for_standby(asker, writer))
+    writer.terminate()
+    with pytest.raises(asyncpg.PostgresConnectionError):
+        await original
+    await asyncio.to_thread(cluster.terminate_backends, "a", where="wait_event = 'SyncRep'")
+    await begin_claim(asker)
+    await asker.execute("SET LOCAL synchronous_commit = off")
+    assert await ask_claim(asker, token) == "w"
+    await asker.execute("COMMIT", timeout=5)
+
+    await asyncio.to_thread(cluster.kill, "a")
+    await asyncio.to_thread(cluster.start_node, "b")
+    await asyncio.to_thread(cluster.promote, "b")
+    await asyncio.to_thread(cluster.sql, "b", "ALTER SYSTEM SET synchronous_standby_names = ''")
+    await asyncio.to_thread(cluster.sql, "b", "SELECT pg_reload_conf()")
+
+    assert await claim(await connect(cluster, "b"), token) == "x"
