@@ -13,7 +13,7 @@ primary tells, or it is lost. So a context that wrote under an older reign reads
 of its reign has been learnt, and from replicas that have reached that position afterwards; the event that its writes
 may be lost is told once.
 
-A write of unknown fate pins its box to the primary until its backend is gone: else the user's own check would read the
+A write of unknown fate pins its box to the primary until it is resolved or its backend is gone: else the user's own check would read the
 past and insert again.
 """
 
@@ -32,11 +32,12 @@ class Orphan:
 
     node, pid, started: which backend on which server.
     reign: the reign it wrote under; under another one, what it still does belongs to a fenced past.
-    doomed: it may be ended (its COMMIT was not sent).
+    doomed: it may be ended (its COMMIT was not sent, or can no longer be applied).
     gone: a probe has seen that it is no more.
+    resolved: what became of its commit is known.
     """
 
-    __slots__ = ("doomed", "gone", "node", "pid", "reign", "started")
+    __slots__ = ("doomed", "gone", "node", "pid", "reign", "resolved", "started")
 
     def __init__(self, *, node: str, pid: int, started: float | None, reign: Reign | None, doomed: bool) -> None:
         self.reign = reign
@@ -45,6 +46,7 @@ class Orphan:
         self.started = started
         self.doomed = doomed
         self.gone = False
+        self.resolved = False
 
 
 class Box:
@@ -71,7 +73,7 @@ class Box:
         self.written_at = now
 
     def pin(self, orphan: Orphan) -> None:
-        """Keep this context's reads on the primary until *orphan* is gone."""
+        """Keep this context's reads on the primary until *orphan* is gone, or its fate is known."""
         self.pins.append(orphan)
 
     def floor(self, reign: Reign | None, learnt: int | None, learnt_at: float) -> int | None:
@@ -81,7 +83,9 @@ class Box:
         learnt, learnt_at: an insert position of that reign's primary, and when it was asked for.
         """
         if self.pins:
-            self.pins = [orphan for orphan in self.pins if not orphan.gone and orphan.reign == reign]
+            self.pins = [
+                orphan for orphan in self.pins if not (orphan.gone or orphan.resolved) and orphan.reign == reign
+            ]
             if self.pins:
                 return None
         if not self.written_at:

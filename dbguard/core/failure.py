@@ -65,6 +65,7 @@ class Failure:
     broken: this connection must not be used again.
     timed_out: it was ended by a time limit of ours.
     ours: the lease was ended by a drain, a fence or a `terminate` of our own; the first repeat is free.
+    unparsed: the server could not read the text, so that nothing of it ran.
     cause: the driver's exception, as it would have reached the application.
     """
 
@@ -76,6 +77,7 @@ class Failure:
     broken: bool = False
     timed_out: bool = False
     ours: bool = False
+    unparsed: bool = False
 
     @property
     def why(self) -> str:

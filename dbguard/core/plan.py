@@ -1,10 +1,12 @@
 """Recovery as a generator that decides *between* attempts.
 
-A plan yields `Attempt` or `Pause` and is sent `Done`, a `Failure`, or nothing. It owns no connection, so it may be
+A plan yields `Attempt`, `Pause`, `Resolve` or `Bury`, and is sent what came of it. It owns no connection, so it may be
 dropped at any yield: a cancelled call loses nothing here. Some fifteen lines run it on asyncio (`runtime.drive`), their
 twin on threads, a third in the simulation; all run the code below.
 
-    first attempt failed --> may it be repeated? (retry.judge) --no--> the driver's exception, or OutcomeUnknown
+    first attempt failed --> may it be repeated? (retry.judge) --no--> the driver's exception
+                                     |                         --unknown--> resolve by its token: applied: the result
+                                     |                                      not applied: judge again; open: OutcomeUnknown
                                      | yes
                              can it be afforded? (tally, budget, deadline) --no--> the driver's exception, with a note
                                      | yes
@@ -19,16 +21,35 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.outcome import Applied, NotApplied, StillOpen
 from dbguard.core.retry import Act, Purse, Stake, Tally, Verdict, Work, judge
 from dbguard.errors import DeadlineExceeded, NoPrimary, NoReplica, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from dbguard.core.causal import Box
+    from dbguard.core.causal import Box, Orphan
     from dbguard.core.state import GuardState
+    from dbguard.core.topology import Reign
 
-__all__ = ["Attempt", "Call", "Done", "Known", "Nowhere", "Pause", "Reply", "Route", "Step", "Stopped", "recover"]
+__all__ = [
+    "Attempt",
+    "Bury",
+    "Call",
+    "Done",
+    "Gone",
+    "Known",
+    "Nowhere",
+    "Pause",
+    "Refuted",
+    "Reply",
+    "Resolve",
+    "Route",
+    "Step",
+    "Stopped",
+    "recover",
+    "settle",
+]
 
 
 class Known(Protocol):
@@ -57,6 +78,10 @@ class Call:
     limit: whose limit the deadline is, for the error that names it.
     wait: whether it waits while there is no primary, or fails at once.
     text: what is known of the statement; None for a transaction.
+    reserve: seconds that commits leave for asking what became of them; 0 where writes carry no tokens.
+    token: under which the commit of the last attempt was sent; None: under none, or none was sent.
+    result: what the call returns if that commit is proved; None: its rows were to come with it.
+    orphan: the backend that the last attempt was lost with, if its commit was sent there.
     spent: seconds by where they went.
     """
 
@@ -72,6 +97,10 @@ class Call:
     group: frozenset[str] | None = None
     wait: bool = True
     text: Known | None = None
+    reserve: float = 0.0
+    token: str | None = None
+    result: Done | None = None
+    orphan: Orphan | None = None
     spent: dict[str, float] = field(default_factory=dict)
 
 
@@ -96,6 +125,34 @@ class Pause:
     family: Family
     gate: bool
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Ask whether the commit that carried *token* was applied: `Applied`, `NotApplied`, or at *until* `StillOpen`.
+
+    orphan: the backend it was sent to; None if that is not known.
+    """
+
+    token: str
+    until: float
+    orphan: Orphan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """End the backend that the last attempt was lost with, and wait until it is gone, or another reign has begun.
+
+    The reply is `Gone`, or `StillOpen` at *until*.
+    """
+
+    orphan: Orphan
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Nothing that the backend did can be applied any more, unless it had been already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +194,8 @@ class Nowhere:
     retry_after: float | None = None
 
 
-Step = Attempt | Pause
-Reply = Done | Failure | Stopped | None
+Step = Attempt | Pause | Resolve | Bury
+Reply = Done | Failure | Stopped | Applied | NotApplied | StillOpen | Gone | None
 
 
 def recover(call: Call, state: GuardState, last: Failure | None = None) -> Generator[Step, Reply, Any]:
@@ -147,9 +204,10 @@ def recover(call: Call, state: GuardState, last: Failure | None = None) -> Gener
     last: the failure of an attempt that was made before the plan was entered (the fast path).
 
     Raises the driver's own exception with a note of attempts and nodes, or, where dbguard decided, `NotAttempted`,
-    `DeadlineExceeded` or `OutcomeUnknown`.
+    `DeadlineExceeded`, `OutcomeUnknown` or `ResultLost`.
     """
     tally = Tally()
+    refuted: dict[str, Refuted] = {}
     number = 1 if last is not None else 0
     doubted: frozenset[str] = frozenset()
     forgiven = False
@@ -157,7 +215,10 @@ def recover(call: Call, state: GuardState, last: Failure | None = None) -> Gener
         if last is not None:
             verdict = judge(last, call.work)
             if verdict.act is Act.UNKNOWN:
-                raise state.left_open(call, last) from last.cause
+                settled = yield from settle(call, state, last, refuted)
+                if isinstance(settled, Done):
+                    return settled.value
+                verdict = settled
             if verdict.act is Act.RAISE:
                 raise _noted(last, call, number, verdict.note)
             tally.count(last)
@@ -176,20 +237,75 @@ def recover(call: Call, state: GuardState, last: Failure | None = None) -> Gener
             if pause is not None and isinstance((yield pause), Stopped):
                 raise _noted(last, call, number, "stopped by RetryPolicy.stop")
         waited = False
-        while isinstance(route := state.route(call, doubted, queued=waited), Nowhere):
+        while True:
+            route = state.route(call, doubted, queued=waited)
             now = state.clock()
-            if not route.waits or now >= call.deadline:
-                raise _nowhere(route, call, last, number, now)
-            yield Pause(call.deadline - now, number, Family.ROLE, gate=True, failure=last)
-            waited = True
-        if state.clock() >= call.deadline:
-            raise _too_late(call, last, number)
+            if isinstance(route, Nowhere):
+                if not route.waits or now >= call.deadline:
+                    raise _nowhere(route, call, last, number, now)
+                yield Pause(call.deadline - now, number, Family.ROLE, gate=True, failure=last)
+                waited = True
+                continue
+            if now >= call.deadline:
+                raise _too_late(call, last, number)
+            # What was proved under another reign is proved anew: this primary may have what that one lacked.
+            stale = next((proof for proof in refuted.values() if proof.reign != state.view.reign), None)
+            if stale is None:
+                break
+            call.token, call.result, call.orphan = stale.token, stale.result, stale.orphan
+            settled = yield from settle(call, state, stale.failure, refuted)
+            if isinstance(settled, Done):
+                return settled.value
+        call.token = call.result = call.orphan = None
         number += 1
         reply = yield Attempt(route.node, number, route.why)
         if isinstance(reply, Done):
             return reply.value
         assert isinstance(reply, Failure)  # noqa: S101  an attempt is answered by Done or a Failure
         last = reply
+
+
+@dataclass(frozen=True, slots=True)
+class Refuted:
+    """An attempt that its token has proved not applied under *reign*, and what the call had returned if it were."""
+
+    token: str
+    reign: Reign | None
+    result: Done | None
+    orphan: Orphan | None
+    failure: Failure
+
+
+def settle(
+    call: Call, state: GuardState, last: Failure, refuted: dict[str, Refuted]
+) -> Generator[Step, Reply, Done | Verdict]:
+    """Find out what became of the commit of the last attempt, whose fate its failure leaves open.
+
+    refuted: by token, what has been proved not applied; it is added to.
+
+    Returns the call's result if it was applied; a verdict if it was not, or may be sent again. Raises `OutcomeUnknown`
+    if it stays open, `ResultLost` if it was applied and its rows were lost.
+    """
+    if call.token is not None:
+        answer = yield Resolve(call.token, call.deadline, call.orphan)
+        if isinstance(answer, StillOpen):
+            raise state.left_open(call, last, answer.why) from last.cause
+        assert isinstance(answer, Applied | NotApplied)  # noqa: S101  what a Resolve is answered by
+        state.resolved(call, answer)
+        if isinstance(answer, Applied):
+            if call.result is None:
+                raise state.result_lost(call, last) from last.cause
+            return call.result
+        refuted[call.token] = Refuted(call.token, answer.reign, call.result, call.orphan, last)
+        verdict = judge(last, call.work, refuted=True)
+    elif call.work.idempotent and call.orphan is not None:
+        reply = yield Bury(call.orphan, call.deadline)
+        verdict = judge(last, call.work, gone=isinstance(reply, Gone))
+    else:
+        verdict = judge(last, call.work)
+    if verdict.act is Act.UNKNOWN:
+        raise state.left_open(call, last, verdict.note) from last.cause
+    return verdict
 
 
 def _backoff(call: Call, state: GuardState, last: Failure, verdict: Verdict, number: int) -> Pause | None:

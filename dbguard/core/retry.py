@@ -16,8 +16,9 @@ What a table of these two cannot see takes a repeat away, and once gives one:
 
 * Work that is not one transaction by itself is never repeated once it was sent: parts of it may have been applied.
 * Work whose input was consumed or whose output was handed out (`final`), and a block of the application's, is never
-  repeated.
-* A write that leaves nothing behind is repeated although it was lost; an idempotent one once its old backend is gone.
+  repeated. (What was not sent has consumed nothing.)
+* A write that leaves nothing behind is repeated although it was lost; an idempotent one once its old backend is gone;
+  any that its token has proved not applied.
 
 What was not sent is repeated for nothing; all else is paid from a budget (`core.budget`). A cancelled call is not
 judged: its cancellation goes on at once.
@@ -56,6 +57,7 @@ PARTS = "parts may have been applied"
 LATER = "may still be applied later"
 NOTHING = "nothing of this transaction was committed"
 MAYBE = "it may have been applied"
+NOT_APPLIED = "it was not applied: its token proves it"
 
 
 class Stake(Enum):
@@ -192,21 +194,25 @@ def outcome(failure: Failure, work: Work) -> Outcome:
     return Outcome.UNKNOWN if open_ended and work.stake in {Stake.WRITE, Stake.COMMIT} else Outcome.NOT_APPLIED
 
 
-def judge(failure: Failure, work: Work, *, gone: bool = False) -> Verdict:
+def judge(failure: Failure, work: Work, *, gone: bool = False, refuted: bool = False) -> Verdict:
     """Decide about the failed attempt. Says nothing about limits, budget or deadline: those are asked next.
 
     gone: the backend of the failed attempt is known to be gone, or the cluster is under another reign, so that nothing
         of it can still be applied later. Only then is an idempotent write of unknown fate repeated.
+    refuted: its token has proved that it was not applied and never will be.
     """
     how = ending(failure)
     act = ACTS[how][work.stake]
-    barred = work.final or work.block
+    barred = (work.final and failure.phase not in {Phase.CONNECT, Phase.UNSENT}) or work.block
     note: str | None = None
     why = f"{how.value}: {failure.why}"
     if _in_parts(failure, work):
         note = PARTS
         if act is Act.REPEAT:
             act, why = Act.UNKNOWN if how is Ending.LOST else Act.RAISE, f"not one transaction by itself; {why}"
+    elif act is Act.UNKNOWN and refuted:
+        note = NOT_APPLIED
+        act, why = Act.REPEAT if how is Ending.LOST else Act.RAISE, f"proved not applied; {why}"
     elif act is Act.UNKNOWN:
         if not barred and how is Ending.LOST and (_leaves_nothing(work) or (work.idempotent and gone)):
             act, why = Act.REPEAT, f"{'leaves nothing behind' if _leaves_nothing(work) else 'idempotent'}; {why}"
@@ -235,7 +241,8 @@ def judge(failure: Failure, work: Work, *, gone: bool = False) -> Verdict:
 def _in_parts(failure: Failure, work: Work) -> bool:
     """Whether parts of the work may have been applied. A single statement that was not sent has no parts."""
     inside = work.stake in {Stake.TRANSACTION, Stake.COMMIT}
-    return not work.one_transaction and (inside or failure.phase not in {Phase.CONNECT, Phase.UNSENT})
+    sent = failure.phase not in {Phase.CONNECT, Phase.UNSENT} and not failure.unparsed
+    return not work.one_transaction and (inside or sent)
 
 
 def _leaves_nothing(work: Work) -> bool:
@@ -282,6 +289,8 @@ class Tally:
 
     def count(self, failure: Failure) -> None:
         """Count one failed attempt."""
+        if failure.ours and failure.phase in {Phase.CONNECT, Phase.UNSENT}:
+            return
         if failure.family is Family.CONTENTION:
             self.contention += 1
         elif failure.family is Family.SOFT:

@@ -15,11 +15,12 @@ from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
 from dbguard.core.budget import Budget
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate, GateState
+from dbguard.core.outcome import Applied, NotApplied, left_open, result_lost
 from dbguard.core.plan import Call, Nowhere, Route
 from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.route import STRATEGIES, Node, Rng, caught_up, why_unfit
 from dbguard.core.topology import Changes, Instance, Missed, Role, Sighting, View
-from dbguard.errors import NoPrimary, NoReplica, OutcomeUnknown, Overloaded, SplitBrain
+from dbguard.errors import NoPrimary, NoReplica, Overloaded, SplitBrain
 from dbguard.events import (
     BreakerChanged,
     CallRepeated,
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
     from dbguard.core import breaker, gate
     from dbguard.core.causal import Box
     from dbguard.core.merge import Topology
+    from dbguard.errors import OutcomeUnknown, ResultLost
 
 __all__ = ["Effects", "GuardState", "ReadPolicy"]
 
+COUNTED = ("repeats", "unknown", "applied", "not_applied", "result_lost", "waited", "misread", "would_go_to_replica")
 SOFT_FOR = 10.0
 """Seconds for which an overloaded node's weight is halved."""
 
@@ -119,7 +122,7 @@ class GuardState:
         self.primary: Node | None = None
         self.readers: tuple[Node, ...] = ()
         self.eventual: tuple[Node, ...] = ()
-        self.counts: dict[str, int] = {"repeats": 0, "unknown": 0, "waited": 0, "misread": 0, "would_go_to_replica": 0}
+        self.counts = dict.fromkeys(COUNTED, 0)
         self.publish()
 
     @property
@@ -226,12 +229,10 @@ class GuardState:
         self._absorb(self.topology.renew(node, now), now)
 
     def _why_lost(self) -> str:
-        was = self.view.reign
-        return "no node answers as primary" if was is not None else "no primary has been seen yet"
+        return "no node answers as primary" if self.view.reign is not None else "no primary has been seen yet"
 
     def _absorb(self, changes: Changes, now: float) -> None:
-        for event in changes.events:
-            self.effects.events.append(event)
+        self.effects.events.extend(changes.events)
         for name, (epoch, how) in changes.epochs.items():
             self.nodes[name].epoch = epoch
             self.effects.epochs[name] = (epoch, how)
@@ -240,7 +241,7 @@ class GuardState:
         if changes.look_again:
             self.effects.hurry = True
         if self.view.primary is None and self.primary is not None:
-            self._gate(now, self.gate.primary_lost(now, f"{self.primary.name if self.primary else ''} is lost"))
+            self._gate(now, self.gate.primary_lost(now, f"{self.primary.name} is lost"))
         self.publish()
 
     def publish(self) -> None:
@@ -250,8 +251,7 @@ class GuardState:
             node.view = view.nodes[name]
         primary = self.nodes[view.primary] if view.primary else None
         if primary is not self.primary:
-            self.learnt_at = -1.0
-            self.learnt = None
+            self.learnt, self.learnt_at = None, -1.0
             self.effects.changed = True
         self.primary = primary
         live = [
@@ -392,23 +392,32 @@ class GuardState:
             ClassifierMissed(at=self.clock(), node=failure.node, sqlstate=failure.sqlstate, why=why)
         )
 
-    def left_open(self, call: Call, failure: Failure) -> OutcomeUnknown:
-        """Return the error for a write of unknown fate."""
+    def resolved(self, call: Call, answer: Applied | NotApplied) -> None:
+        """Take in what a token proved: the context's reads need not wait for the backend any more.
+
+        Whatever still runs there cannot be applied, so that its locks may be taken from it.
+        """
+        if isinstance(answer, Applied):
+            self.counts["applied"] += 1
+            call.box.wrote(self.view.reign, self.clock())
+        else:
+            self.counts["not_applied"] += 1
+        if call.orphan is not None:
+            call.orphan.resolved = True
+            call.orphan.doomed = isinstance(answer, NotApplied)
+
+    def result_lost(self, call: Call, failure: Failure) -> ResultLost:
+        """Return the error for a write that was applied, and whose rows went with the connection."""
+        self.counts["result_lost"] += 1
+        return result_lost(call, self._addresses.get(failure.node, failure.node))
+
+    def left_open(self, call: Call, failure: Failure, why: str | None = None) -> OutcomeUnknown:
+        """Return the error for a write of unknown fate; *why*: what else is known about it, as one phrase."""
         self.counts["unknown"] += 1
         self.effects.events.append(OutcomeLeftOpen(at=self.clock(), node=failure.node, why=failure.why))
-        reign = self.view.reign
-        what = "the COMMIT" if call.work.stake.value == "commit" else "the write"
-        ended = "the time ran out" if failure.timed_out else "the connection was lost"
-        where = self._addresses.get(failure.node, failure.node)
-        error = OutcomeUnknown(
-            f"{what} was sent to {where} and {ended} before the answer came: it may have been applied. "
-            "Check before repeating it.",
-            node=where,
-            phase=failure.phase.value,
-            reign=str(reign) if reign else None,
-            sent_at=self._wall() if self._wall else None,
-        )
-        error.__dict__["timed_out"] = failure.timed_out
+        error = left_open(call, failure, self._addresses.get(failure.node, failure.node), why)
+        error.reign = str(self.view.reign) if self.view.reign else None
+        error.sent_at = self._wall() if self._wall else None
         return error
 
     def take_effects(self) -> Effects | None:

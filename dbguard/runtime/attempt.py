@@ -174,6 +174,7 @@ def name_failed(
         engine.orphaned(orphan)
         if sent:
             call.box.pin(orphan)
+            call.orphan = orphan
     return failure
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
@@ -16,6 +17,7 @@ from dbguard.runtime.attempt import Job, attempt
 from dbguard.runtime.backoff import Backoff
 from dbguard.runtime.drive import drive
 from dbguard.runtime.flights import Flights
+from dbguard.runtime.resolve import answer
 from dbguard.runtime.waiting import Room
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class Engine:
             return None
 
         try:
-            return await drive(recover(call, state, last), one, pause)
+            return await drive(recover(call, state, last), one, pause, partial(answer, self))
         except DbGuardError as error:
             dressed = self.driver.dress(error)
             raise dressed from error.__cause__

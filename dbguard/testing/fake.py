@@ -21,7 +21,8 @@ from dbguard.core.causal import Box
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate
 from dbguard.core.merge import Topology
-from dbguard.core.plan import Attempt, Call, Done, Pause, Stopped, recover
+from dbguard.core.outcome import StillOpen
+from dbguard.core.plan import Attempt, Bury, Call, Done, Pause, Resolve, Stopped, recover
 from dbguard.core.retry import RetryPolicy, Stake, Work
 from dbguard.core.state import GuardState, ReadPolicy
 from dbguard.core.topology import Instance, Missed, Role, Sighting
@@ -31,6 +32,7 @@ from dbguard.runtime.drive import drive_sync
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dbguard.core.plan import Reply
     from dbguard.core.route import Rng
     from dbguard.testing.clock import ManualClock
 
@@ -114,13 +116,23 @@ class FakeDriver:
 
     clock: moved by *takes* seconds for each attempt; 0 by default.
     attempts: the names of the nodes that were tried, in order.
+    tokens: each attempt of a write carries a token, token 1 and so on, and is known to return ``"kept"``.
+    answers: what is said of writes of unknown fate, in order. asked: the questions.
     """
 
     def __init__(self, clock: ManualClock, *, takes: float = 0.0) -> None:
         self.clock = clock
         self.takes = takes
         self.attempts: list[str] = []
+        self.tokens = False
+        self.asked: list[Resolve | Bury] = []
         self._endings: dict[str, deque[Any]] = {}
+        self.answers: deque[Reply] = deque()
+
+    def resolve(self, step: Resolve | Bury) -> Reply:
+        """Answer a question about a write's fate: the next of *answers*; where there is none, it stays open."""
+        self.asked.append(step)
+        return self.answers.popleft() if self.answers else StillOpen("nobody knows")
 
     def on(self, node: str, *endings: Any) -> None:
         """Let the next attempts on *node* end so: an `Ending`, or the value that the attempt returns."""
@@ -169,7 +181,12 @@ class ThreadRunner:
                 self.driver.clock.advance(seconds)
                 return None
 
-        return drive_sync(recover(call, self.state), attempt, pause, self.lock)
+        def resolve(step: Resolve | Bury) -> Reply:
+            with self.lock:
+                self.history.append("resolve" if isinstance(step, Resolve) else "bury")
+                return self.driver.resolve(step)
+
+        return drive_sync(recover(call, self.state), attempt, pause, resolve, self.lock)
 
     def tell(self, *results: Sighting | Missed, full: bool = True) -> None:
         """Let a probe say so, and wake who waits for it."""
@@ -197,6 +214,8 @@ class ThreadRunner:
         reply = self.driver.attempt(step.node)
         self.history.append(step.node)
         wrote = call.work.stake is not Stake.READ
+        if self.driver.tokens and wrote:
+            call.token, call.result = f"token {len(self.driver.attempts)}", Done("kept")
         if isinstance(reply, Done):
             state.succeeded(node, generation)
         else:

@@ -12,6 +12,7 @@ from dbguard.core.retry import (
     ACTS,
     LATER,
     MAYBE,
+    NOT_APPLIED,
     NOTHING,
     PARTS,
     Act,
@@ -141,8 +142,36 @@ def test_work_that_is_not_one_transaction_is_never_repeated_once_sent() -> None:
 
 def test_consumed_input_and_blocks_are_never_repeated() -> None:
     for failure, call, gone in everything():
-        if call.final or call.block:
+        consumed = call.final and failure.phase not in {Phase.CONNECT, Phase.UNSENT}
+        if consumed or call.block:
             assert judge(failure, call, gone=gone).act is not REPEAT
+
+
+@pytest.mark.parametrize("phase", [Phase.CONNECT, Phase.UNSENT])
+@pytest.mark.parametrize("stake", [READ, WRITE])
+def test_input_that_was_not_begun_does_not_bar_a_repeat(phase: Phase, stake: Stake) -> None:
+    assert judge(failed(phase), work(stake, final=True)).act is REPEAT
+
+
+def test_what_a_token_refutes_is_repeated_unless_something_else_bars_it() -> None:
+    for failure, call, gone in everything():
+        before = judge(failure, call, gone=gone)
+        after = judge(failure, call, gone=gone, refuted=True)
+        if before.act is not UNKNOWN or before.note == PARTS:
+            assert after.act is before.act
+        elif call.final or call.block or ending(failure) is Ending.CLIENT:
+            assert after.act is RAISE
+            assert after.note == NOT_APPLIED
+        else:
+            assert after.act is REPEAT
+            assert after.purse is Purse.INFRASTRUCTURE
+
+
+def test_a_text_that_the_server_could_not_read_has_no_parts() -> None:
+    refused = failed(Phase.ERROR, Family.ANSWERED, sqlstate="42601", unparsed=True)
+
+    assert judge(refused, work(WRITE, one_transaction=False)).note is None
+    assert outcome(refused, work(WRITE, one_transaction=False)) is Outcome.NOT_APPLIED
 
 
 def test_a_lost_write_of_open_fate_is_never_raised_as_if_it_had_not_happened() -> None:
@@ -360,6 +389,16 @@ def test_each_family_has_a_limit_of_its_own() -> None:
         tally.count(failed(Phase.ERROR, Family.CONTENTION))
 
     assert tally.exhausted(RetryPolicy()) is None
+
+
+@pytest.mark.parametrize("phase", [Phase.CONNECT, Phase.UNSENT])
+def test_what_we_ended_before_it_reached_a_node_is_no_attempt(phase: Phase) -> None:
+    tally = Tally()
+
+    for _ in range(9):
+        tally.count(failed(phase, ours=True))
+
+    assert tally.exhausted(RetryPolicy(attempts=1)) is None
 
 
 def test_one_attempt_means_no_repeat() -> None:

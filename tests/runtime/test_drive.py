@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dbguard.core.failure import Family
-from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
+from dbguard.core.outcome import Applied, NotApplied, StillOpen
+from dbguard.core.plan import Attempt, Bury, Done, Pause, Resolve, Stopped, recover
 from dbguard.core.retry import RetryPolicy, Stake
-from dbguard.core.topology import Missed, Role
+from dbguard.core.topology import Missed, Reign, Role
 from dbguard.errors import DbGuardError, NoPrimary
 from dbguard.runtime.drive import drive, drive_sync
 from dbguard.testing.clock import ManualClock
@@ -35,6 +36,7 @@ from dbguard.testing.simulation.runner import drive_simulated
 
 if TYPE_CHECKING:
     from dbguard.core.failure import Failure
+    from dbguard.core.plan import Reply
 
 SCRIPTS: dict[str, tuple[Stake, dict[str, tuple[Any, ...]]]] = {
     "read": (Stake.READ, {"b": (7,)}),
@@ -46,6 +48,9 @@ SCRIPTS: dict[str, tuple[Stake, dict[str, tuple[Any, ...]]]] = {
     "contention": (Stake.TRANSACTION, {"a": (conflict, conflict, 7)}),
     "contention without end": (Stake.TRANSACTION, {"a": (conflict,) * 9}),
     "drained": (Stake.READ, {"b": (ended_by_us,), "c": (ended_by_us,), "a": (7,)}),
+    "write is proved applied": (Stake.WRITE, {"a": (lost,), "token": (Applied(),)}),
+    "write is proved not applied": (Stake.WRITE, {"a": (lost, 7), "token": (NotApplied(Reign("42", 1, "m1")),)}),
+    "write stays open": (Stake.WRITE, {"a": (timed_out,), "token": (StillOpen("the primary is gone"),)}),
     "time-outs": (Stake.TRANSACTION, {"a": (timed_out,) * 9}),
 }
 
@@ -58,8 +63,12 @@ class Stage:
         self.clock = ManualClock()
         self.state = known_state(self.clock, retry=RetryPolicy(wait=lambda _: 0.125))
         self.driver = FakeDriver(self.clock, takes=0.01)
+        self.driver.tokens = "token" in endings
         for node, ends in endings.items():
-            self.driver.on(node, *ends)
+            if node == "token":
+                self.driver.answers.extend(ends)
+            else:
+                self.driver.on(node, *ends)
         self.threads = ThreadRunner(self.state, self.driver)
         self.call = new_call(self.state, stake)
 
@@ -70,6 +79,10 @@ class Stage:
         self.threads.history.append("gate" if step.gate else "backoff")
         self.clock.advance(0.125)
         return None
+
+    def resolve(self, step: Resolve | Bury) -> Reply:
+        self.threads.history.append("resolve")
+        return self.driver.resolve(step)
 
     def on_threads(self) -> Any:
         return self.threads.call(self.call)
@@ -83,7 +96,11 @@ class Stage:
             await asyncio.sleep(0)
             return self.pause(step)
 
-        return asyncio.run(drive(recover(self.call, self.state), attempt, pause))
+        async def resolve(step: Resolve | Bury) -> Reply:
+            await asyncio.sleep(0)
+            return self.resolve(step)
+
+        return asyncio.run(drive(recover(self.call, self.state), attempt, pause, resolve))
 
     def on_simulation(self) -> Any:
         def attempt(step: Attempt) -> Any:
@@ -94,7 +111,11 @@ class Stage:
             yield "an event"
             return self.pause(step)
 
-        process = drive_simulated(recover(self.call, self.state), attempt, pause)
+        def resolve(step: Resolve | Bury) -> Any:
+            yield "an event"
+            return self.resolve(step)
+
+        process = drive_simulated(recover(self.call, self.state), attempt, pause, resolve)
         try:
             while True:
                 assert next(process) == "an event"
@@ -128,7 +149,7 @@ def test_cancelled_call_drops_its_plan() -> None:
         await asyncio.Event().wait()
 
     async def scene() -> None:
-        task = asyncio.ensure_future(drive(plan, never, never))  # type: ignore[arg-type]
+        task = asyncio.ensure_future(drive(plan, never, never, never))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -155,7 +176,7 @@ def test_threads_decide_under_the_lock_and_act_without_it() -> None:
     def acts(step: Attempt | Pause) -> Any:
         said.append(("acts", lock.locked()))
 
-    drive_sync(decides(), acts, acts, lock)
+    drive_sync(decides(), acts, acts, acts, lock)
 
     assert said == [("decides", True), ("acts", False)] * 3
     assert not lock.locked()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbguard.core.causal import Orphan
 from dbguard.core.failure import Failure, Family, Phase
-from dbguard.core.plan import Attempt, Call, Done, Pause, Stopped, recover
+from dbguard.core.plan import Attempt, Bury, Call, Done, Pause, Resolve, Stopped, recover
 from dbguard.core.retry import Stake
 from dbguard.runtime.backoff import Backoff
 from dbguard.testing.fake import DriverError
@@ -123,7 +123,7 @@ class SimulatedGuard:
             return None
 
         try:
-            return (yield from drive_simulated(recover(call, state, last), attempt, pause))
+            return (yield from drive_simulated(recover(call, state, last), attempt, pause, _resolve))
         finally:
             self.flush()
 
@@ -283,6 +283,10 @@ class SimulatedGuard:
         out = [f"{len(pool.out)} leases of {name}" for name, pool in self.pools.items() if pool.out]
         out += [f"{pool.taken} places of {name}" for name, pool in self.pools.items() if pool.taken != len(pool.free)]
         return out + ([f"{len(self._turns)} calls at the gate"] if self._turns or self.state.waiting else [])
+
+
+def _resolve(step: Resolve | Bury) -> Waits:
+    raise TypeError(f"the simulation's calls carry no tokens, so that nothing answers {step}")
 
 
 def _end_stale(pool: Pool) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dbguard.core.plan import Attempt
+from dbguard.core.plan import Attempt, Pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from dbguard.core.failure import Failure
-    from dbguard.core.plan import Done, Pause, Reply, Step, Stopped
+    from dbguard.core.plan import Bury, Done, Reply, Resolve, Step, Stopped
 
 __all__ = ["drive_simulated"]
 
@@ -19,13 +19,19 @@ def drive_simulated(
     plan: Generator[Step, Reply, Any],
     attempt: Callable[[Attempt], Generator[Any, Any, Done | Failure]],
     pause: Callable[[Pause], Generator[Any, Any, Stopped | None]],
+    resolve: Callable[[Resolve | Bury], Generator[Any, Any, Reply]],
 ) -> Generator[Any, Any, Any]:
-    """Run *plan* as a process: what an attempt or a pause waits for is passed on to whoever runs the process."""
+    """Run *plan* as a process: what an attempt, a pause or a question waits for is passed on to whoever runs the process."""
     reply: Reply = None
     try:
         while True:
             step = plan.send(reply)
-            reply = yield from (attempt(step) if isinstance(step, Attempt) else pause(step))
+            if isinstance(step, Attempt):
+                reply = yield from attempt(step)
+            elif isinstance(step, Pause):
+                reply = yield from pause(step)
+            else:
+                reply = yield from resolve(step)
     except StopIteration as end:
         return end.value
     finally:
