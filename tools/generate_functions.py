@@ -24,8 +24,8 @@ HARMLESS = """
 array_sample array_shuffle clock_timestamp current_query gen_random_uuid lo_get pg_available_wal_summaries
 pg_blocking_pids pg_collation_actual_version pg_control_checkpoint pg_control_init pg_control_recovery
 pg_control_system pg_current_logfile pg_database_collation_actual_version pg_database_size pg_get_aios
-pg_get_backend_memory_contexts pg_get_loaded_modules pg_get_multixact_members pg_get_shmem_allocations
-pg_get_shmem_allocations_numa pg_get_wait_events pg_get_wal_replay_pause_state pg_get_wal_resource_managers
+pg_get_backend_memory_contexts pg_get_loaded_modules pg_get_multixact_members pg_get_sequence_data
+pg_get_shmem_allocations pg_get_shmem_allocations_numa pg_get_wait_events pg_get_wal_replay_pause_state pg_get_wal_resource_managers
 pg_get_wal_summarizer_state pg_hba_file_rules pg_ident_file_mappings pg_indexes_size pg_is_in_recovery
 pg_is_wal_replay_paused pg_jit_available pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp
 pg_lock_status pg_ls_archive_statusdir pg_ls_dir pg_ls_logdir pg_ls_logicalmapdir pg_ls_logicalsnapdir pg_ls_replslotdir
@@ -41,9 +41,10 @@ pg_stat_get_xact_tuples_updated pg_stat_have_stats pg_table_size pg_tablespace_s
 pg_wal_summary_contents random random_normal timeofday uuidv4 uuidv7
 """.split()
 
-# Not volatile, and still not for a replica: they need a transaction id or a primary, or read relations that the text
-# does not name.
+# Not volatile, and still not for a replica: they need a transaction id or a primary, load a library, or read relations
+# that the text does not name.
 REFUSED = """
+fmgr_c_validator fmgr_internal_validator fmgr_sql_validator
 pg_replication_origin_oid txid_current pg_current_xact_id pg_walfile_name pg_walfile_name_offset
 table_to_xml table_to_xmlschema table_to_xml_and_xmlschema schema_to_xml schema_to_xmlschema
 schema_to_xml_and_xmlschema database_to_xml database_to_xmlschema database_to_xml_and_xmlschema
@@ -68,6 +69,7 @@ only newer versions have is listed too: a user's own function of that name on an
 VOLATILE_FUNCTIONS: all others of pg_catalog that can be called: known, and not for a replica.
 OPERATORS: every operator of pg_catalog.
 CALL_PROOF: key words that cannot name a function: followed by a parenthesis, they are syntax.
+NEWER_WORDS: those of CALL_PROOF that can name one on an older server.
 RESERVED: key words that are reserved somewhere: they name no column, no table or no function.
 PLANNED_FUNCTIONS: those of VOLATILE_FUNCTIONS that are not declared volatile, so that the planner may run them.
 """
@@ -76,6 +78,7 @@ from __future__ import annotations
 
 __all__ = [
     "CALL_PROOF",
+    "NEWER_WORDS",
     "OPERATORS",
     "PLANNED_FUNCTIONS",
     "READ_FUNCTIONS",
@@ -91,7 +94,7 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
     volatile: set[str] = set()
     callable_: set[str] = set()
     operators: set[str] = set()
-    call_proof: set[str] = set()
+    call_proof: list[set[str]] = []
     reserved: set[str] = set()
     for dsn in dsns:
         with psycopg.connect(dsn) as connection:
@@ -105,16 +108,18 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
                     "SELECT DISTINCT oprname::text FROM pg_operator WHERE oprnamespace = 11"
                 )
             }
+            call_proof.append(set())
             for word, kind in connection.execute("SELECT word, catcode::text FROM pg_get_keywords()"):
                 reserved |= {word} if kind != "U" else set()
-                call_proof |= {word} if kind in "RC" else set()
+                call_proof[-1] |= {word} if kind in "RC" else set()
     reads = (callable_ - volatile - set(REFUSED)) | set(HARMLESS)
     others = callable_ - reads - {name for name in callable_ if name.startswith("binary_upgrade_")}
     return versions, {
         "READ_FUNCTIONS": reads,
         "VOLATILE_FUNCTIONS": others,
         "OPERATORS": operators | {"!=", "=>"},
-        "CALL_PROOF": call_proof,
+        "CALL_PROOF": set.union(*call_proof),
+        "NEWER_WORDS": set.union(*call_proof) - set.intersection(*call_proof),
         "RESERVED": reserved,
         "PLANNED_FUNCTIONS": others - volatile,
     }

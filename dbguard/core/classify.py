@@ -177,7 +177,7 @@ class Classifier:
             while at < end and toks[at] in {"analyze", "analyse", "verbose"}:
                 runs = runs or toks[at] != "verbose"
                 at += 1
-        if at >= end or toks[at] in {"explain", "copy"}:
+        if at >= end or toks[at] not in _EXPLAINED:
             return not_understood("EXPLAIN of no statement")
         inner = self._part(sql, toks, at, end)
         if runs:
@@ -211,7 +211,7 @@ class Classifier:
                 at += 1
         if toks[at : at + 1] == ["from"]:
             return _COPY_FROM
-        if toks[at : at + 2] != ["to", "stdout"]:
+        if toks[at : at + 2] not in _TO_CLIENT:
             return Statement.of(kind=Kind.WRITE, reason="COPY to the server's own files", known=_KEEPS)
         if inner is None or inner.kind is Kind.READ:
             known = Effects(inner.touch, inner.user_functions, returns_rows=True) if inner else _ROWS
@@ -227,6 +227,8 @@ _READS: Final = {
     verb: Statement.of(kind=Kind.READ, reason=verb.upper(), verb=verb.upper(), one_transaction=True, known=_ROWS)
     for verb in QUERIES
 }
+_EXPLAINED: Final = QUERIES | DML | {"(", "create", "declare", "refresh", "execute"}
+_TO_CLIENT: Final = (["to", "stdout"], ["to", "stdin"])  # the server takes either word for the client
 _COPIED: Final = [[word] for word in (*QUERIES, *DML, "(")]
 _EMPTY: Final = Statement.of(kind=Kind.READ, reason="no statement", one_transaction=True, known=_KEEPS)
 _COPY_FROM: Final = Statement.of(
@@ -244,16 +246,18 @@ def _parts(toks: Sequence[str]) -> list[tuple[int, int]]:
     """Return where each statement of the text begins and ends, empty ones left out."""
     if ";" not in toks:
         return [(0, len(toks))] if toks else []
-    if "atomic" in toks and "create" in toks:
-        return [(0, len(toks))]  # the body of a function in standard SQL
     bounds = []
-    start = depth = 0
+    start = depth = body = 0  # body: how deep in a function's body in standard SQL, BEGIN ATOMIC ... END
     for i, word in enumerate([*toks, ";"]):
         if word == "(":
             depth += 1
         elif word == ")":
             depth -= 1
-        elif word == ";" and (depth <= 0 or i == len(toks)):
+        elif word == "atomic":
+            body = int(toks[i - 1] == "begin" and toks[start] == "create")
+        elif body and word in {"case", "end"} and toks[i - 1] not in {"as", "."}:
+            body += 1 if word == "case" else -1
+        elif word == ";" and ((depth <= 0 and not body) or i == len(toks)):
             if i > start:
                 bounds.append((start, i))
             start = i + 1
@@ -300,6 +304,8 @@ def _main_verb(toks: Sequence[str], start: int, end: int) -> str:
             depth -= 1
         elif depth == 0 and word in _MAIN:
             return word
+        if word == "(" and depth == 1 and toks[i - 1] == ")":
+            return "select"  # WITH a AS (...) (SELECT ...): a query in parentheses
     return ""
 
 

@@ -6,12 +6,11 @@ touched. So a name that may be a relation is one, and a text that is not underst
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dbguard.core.functions import RESERVED
-from dbguard.core.lexer import tokens, written
+from dbguard.core.lexer import spelled, tokens, written
 from dbguard.core.query import Trust, examine
 from dbguard.core.statement import Effects, Touch
 
@@ -28,7 +27,6 @@ _END_OF_LIST: Final = frozenset(
     | {"returning", "select", "set", "values", "when"}
 )
 _MODIFIERS: Final = frozenset({"temp", "temporary", "unlogged", "local", "global"})
-_PLAIN_NAME: Final = re.compile(r"[a-z_][a-z0-9_$]*\Z")
 _UPDATE_REACH: Final = 16
 
 
@@ -213,5 +211,4 @@ def _plain(word: str, raw: str) -> str:
     """Return a name as the server reads it, in quotes if it is not a plain lower-case word."""
     if word[0] != '"':
         return word
-    inside = raw[1:-1].replace('""', '"')
-    return inside if _PLAIN_NAME.match(inside) else raw
+    return spelled(raw[1:-1].replace('""', '"'))

@@ -23,7 +23,7 @@ from typing import Final
 
 from dbguard.core.functions import OPERATORS
 
-__all__ = ["HEAD", "NESTING", "line_of", "tokens", "written"]
+__all__ = ["HEAD", "NESTING", "line_of", "spelled", "tokens", "written"]
 
 NESTING: Final = 8
 """How deep comments may nest."""
@@ -88,6 +88,16 @@ _BEFORE_DOLLAR: Final = re.compile(
 
 HEAD: Final = re.compile(rf"{BLANK}(?:\({BLANK})*+({_WORD})?", re.ASCII)
 """The first word of a text, behind comments and parentheses."""
+
+_UNQUOTED: Final = re.compile(r"[a-z_\x80-\U0010ffff][a-z0-9_$\x80-\U0010ffff]*\Z")
+
+
+def spelled(name: str) -> str:
+    """Return a name of the catalogue's in the one spelling that is compared: quoted only where it has to be.
+
+    Key words are not quoted, whatever the server asks for.
+    """
+    return name if _UNQUOTED.match(name) else '"' + name.replace('"', '""') + '"'
 
 
 def tokens(sql: str) -> list[str]:

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dbguard.core.functions import CALL_PROOF, PLANNED_FUNCTIONS, READ_FUNCTIONS, RESERVED, VOLATILE_FUNCTIONS
-from dbguard.core.lexer import written
+from dbguard.core.functions import (
+    CALL_PROOF,
+    NEWER_WORDS,
+    PLANNED_FUNCTIONS,
+    READ_FUNCTIONS,
+    RESERVED,
+    VOLATILE_FUNCTIONS,
+)
+from dbguard.core.lexer import spelled, written
 from dbguard.core.statement import Kind, Touch
 
 if TYPE_CHECKING:
@@ -84,16 +91,19 @@ _SYNTAX: Final = {
     "sets": frozenset({"grouping"}),
     "by": frozenset({"group", "order", "partition", "siblings"}),
     "zone": frozenset({"time"}),
-    "materialized": frozenset({"as", "not"}),
+    "materialized": frozenset({"as"}),
     "join": _JOINS,
     "first": frozenset({"fetch"}),
     "next": frozenset({"fetch"}),
     "varying": frozenset({"bit", "char", "character", "nchar"}),
-    "second": frozenset({"interval", "to"}),
+    "second": frozenset({"interval"}),
     "bernoulli": frozenset({"tablesample"}),
     "system": frozenset({"tablesample"}),
-    "insert": frozenset({"then"}),
-    "conflict": frozenset({"on"}),
+}
+# The same, where the words on both sides decide: NOT MATERIALIZED (...) is a CTE's, `NOT materialized(1)` a call.
+_SYNTAX_AFTER: Final = {
+    ("not", "materialized"): frozenset({"as"}),
+    ("to", "second"): frozenset({"day", "hour", "minute"}),
 }
 # Reserved words that end an operand, and words that are not reserved behind which an expression begins.
 _OPERAND_WORDS: Final = frozenset(
@@ -111,6 +121,7 @@ _ROW_LOCKS: Final = {"update": "FOR UPDATE", "share": "FOR SHARE", "no": "FOR NO
 _DML_PARTNER: Final = {"insert": "into", "delete": "from", "merge": "into"}
 _WATCHED: Final = frozenset({"(", ")", "", "into", "for", "insert", "update", "delete", "merge"})
 _PLAIN: Final = frozenset({"(", ",", "=", "<", ">", "<=", ">=", "<>", "!=", "+", "-", "*", "/", "||", "[", "::"})
+_OPERATOR_SIGNS: Final = frozenset("-+*/<>=~!@#%^&|`?")
 _UPDATE_REACH: Final = 16  # UPDATE ONLY (a.b.c) * AS x SET: SET is never farther away
 
 
@@ -127,7 +138,8 @@ class Trust:
     def __init__(self, reads: frozenset[str], writes: frozenset[str]) -> None:
         self.reads = reads
         self.writes = writes
-        self.names = ((READ_FUNCTIONS - writes) | CALL_PROOF) - {"into", "for"}
+        syntax = CALL_PROOF - NEWER_WORDS - {"into", "for"}
+        self.names = syntax | ((READ_FUNCTIONS | NEWER_WORDS) - writes)
         self.before_paren = self.names | _PLAIN | {"into", "for"}
 
 
@@ -217,13 +229,12 @@ def _call(
         path.insert(0, toks[at])
     before = toks[at - 1] if at > start else ""
     if path == ["operator"]:
-        plain = toks[paren + 2 : paren + 3] == [")"] and toks[paren + 1] != ""
-        return (
-            None
-            if plain
-            else Finding(Kind.UNKNOWN, "an operator of another schema", at, Touch.SETTINGS, planned=True, user=True)
-        )
-    if len(path) == 1 and _is_syntax(toks, start, at, name, before):
+        # operator(*) is a call where an expression begins.
+        called = toks[paren + 1] == "*" and not _ends_operand(toks, start, at - 1, closed)
+        if toks[paren + 2 : paren + 3] == [")"] and _is_operator(toks[paren + 1]) and not called:
+            return None
+        return Finding(Kind.UNKNOWN, "an operator of another schema", at, Touch.SETTINGS, planned=True, user=True)
+    if len(path) == 1 and _is_syntax(toks, start, paren, end, before):
         return None
     if before in {"as", "::", "with", "recursive", "into"} or _ends_operand(toks, start, at - 1, closed):
         return None
@@ -237,7 +248,7 @@ def _call(
 
 
 def _called(path: list[str], at: int, toks: Sequence[str], paren: int, trust: Trust) -> Finding | None:
-    full = ".".join(path)
+    full = ".".join(map(spelled, path))
     if full in trust.writes:
         return Finding(Kind.WRITE, f"{full}(), declared as writing", at, Touch.SETTINGS, planned=True, user=True)
     name = path[-1]
@@ -270,13 +281,39 @@ def _set_config(toks: Sequence[str], paren: int, at: int) -> Finding:
     return Finding(Kind.SESSION, "set_config()", at, Touch.IDENTITY if identity else Touch.SETTINGS, pins=True)
 
 
-def _is_syntax(toks: Sequence[str], start: int, at: int, name: str, before: str) -> bool:
+def _is_syntax(toks: Sequence[str], start: int, paren: int, end: int, before: str) -> bool:
+    """Whether the word before the parenthesis at *paren*, which could name a function, is syntax where it stands."""
+    at = paren - 1
+    name = toks[at]
     if before in _SYNTAX.get(name, ()):
         return True
+    if (before, name) in _SYNTAX_AFTER:
+        return at - 2 >= start and toks[at - 2] in _SYNTAX_AFTER[before, name]
     if name in {"like", "ilike"} and before == "not":
         return at - 2 >= start and _ends_operand(toks, start, at - 2, -1)
     if name in {"cube", "rollup"} and before in {"by", ",", "(", "all", "distinct"}:
         return _in_group_by(toks, start, at)
+    if name == "insert" and before == "then":  # of MERGE; CASE WHEN x THEN insert(1) END is a call
+        follows = closing(toks, paren, end) + 1
+        return follows < end and toks[follows] in {"values", "overriding"}
+    if name == "conflict" and before == "on":  # of INSERT; JOIN t ON conflict(1) is a call
+        return _is_followed_by_do(toks, paren, end)
+    return False
+
+
+def _is_followed_by_do(toks: Sequence[str], paren: int, end: int) -> bool:
+    """Whether DO follows the list of columns that begins at *paren*, with or without a WHERE between them."""
+    depth = 0
+    for i in range(paren, end):
+        word = toks[i]
+        if word == "(":
+            depth += 1
+        elif word == ")":
+            depth -= 1
+            if depth < 0:
+                return False
+        elif depth == 0 and word in {"do", "conflict"}:
+            return word == "do"
     return False
 
 
@@ -301,8 +338,9 @@ def _ends_operand(toks: Sequence[str], start: int, i: int, closed: int) -> bool:
         return False
     word = toks[i]
     if word == ")":
-        # Behind DISTINCT ON (...) and OPERATOR(...) an expression begins.
-        return not (closed > start + 1 and (toks[closed - 1] == "operator" or toks[closed - 2] == "distinct"))
+        # Behind DISTINCT ON (...), RETURNING WITH (...) and OPERATOR(...) an expression begins.
+        begins = toks[closed - 1] == "operator" or toks[closed - 2] in {"distinct", "returning"}
+        return not (closed > start + 1 and begins)
     if word[-1:] in {"'", '"', "]"} or word[:1] == "$" or word[:1].isdigit():
         return True
     if word[:1] == "%":
@@ -310,6 +348,11 @@ def _ends_operand(toks: Sequence[str], start: int, i: int, closed: int) -> bool:
     if not _is_word(word):
         return False
     return word in _OPERAND_WORDS or toks[i - 1] == "." or not (word in RESERVED or word in _EXPRESSION_WORDS)
+
+
+def _is_operator(word: str) -> bool:
+    """Whether a token is an operator, and not psycopg's parameter."""
+    return word[:1] in _OPERATOR_SIGNS and not (word[0] == "%" and word[-1] in "sbt")
 
 
 def _is_word(word: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dbguard.core.catalogue import Catalogue, Function, Relation
+from dbguard.core.lexer import spelled
 
 __all__ = ["MOST_RELATIONS", "read_catalogue"]
 
@@ -157,11 +158,5 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
 
 def _both(schema: str, name: str, *, visible: bool) -> tuple[str, ...]:
     """Return the ways a statement may name a thing."""
-    full = f"{_name(schema)}.{_name(name)}"
-    return (full, _name(name)) if visible else (full,)
-
-
-def _name(name: str) -> str:
-    """Write a name as `Statement.relations` does: quoted unless it is a plain lower-case word."""
-    plain = name.isascii() and name.replace("_", "a").isalnum() and name == name.lower() and not name[0].isdigit()
-    return name if plain else '"' + name.replace('"', '""') + '"'
+    full = f"{spelled(schema)}.{spelled(name)}"
+    return (full, spelled(name)) if visible else (full,)
