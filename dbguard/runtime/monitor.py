@@ -5,6 +5,10 @@ growing to the steady pace. A round asks the nodes in parallel, each with its ow
 is gone is dialled at its own pace (at once, then 50 ms doubling to 1 s, full jitter, one in flight), in the background:
 a black hole among the nodes does not slow down the round that finds the new primary.
 
+A name may come to lead to another server while the connection to the old one lives on. That is found out in two ways: a
+new connection of a pool has met another server than the monitor's own is connected to, which is then dialled anew; and
+while there is no primary, every node is dialled anew now and then beside the questions.
+
 What a round saw goes to `GuardState.probed`; what follows is decided there.
 """
 
@@ -34,6 +38,10 @@ URGENT_FOR = 10.0
 DIAL_FIRST, DIAL_MOST = 0.05, 1.0
 """Seconds between two dials of a node that does not answer: at least the first, doubling up to the second."""
 
+RENEW_FIRST, RENEW = 1.0, 5.0
+"""Seconds without a primary after which a node that answers is dialled anew, at most; and about how often from then on:
+a name that was moved to the new primary is found, and a thousand processes make two hundred dials a second."""
+
 STARTING_AGAIN = 0.25
 """Seconds before a node that said it is starting (57P03) or full (53300) is dialled again."""
 
@@ -62,7 +70,7 @@ class Pace:
 class _Target:
     """One node and the monitor's connection to it."""
 
-    __slots__ = ("control", "dial", "dialled_at", "fails", "name", "next_dial", "reason")
+    __slots__ = ("control", "dial", "dialled_at", "fails", "name", "next_dial", "reason", "renew_at", "renewal")
 
     def __init__(self, name: str, control: Control) -> None:
         self.name = name
@@ -72,6 +80,8 @@ class _Target:
         self.next_dial = 0.0
         self.fails = 0
         self.reason: Missed | None = None
+        self.renewal: asyncio.Task[Sighting | Missed] | None = None
+        self.renew_at = 0.0
 
 
 class Monitor:
@@ -96,7 +106,8 @@ class Monitor:
 
     async def stop(self) -> None:
         """Stop asking and close the connections."""
-        tasks = [task for task in (self._task, *(target.dial for target in self._targets)) if task is not None]
+        dials = [dial for target in self._targets for dial in (target.dial, target.renewal)]
+        tasks = [task for task in (self._task, *dials) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -167,7 +178,8 @@ class Monitor:
         """Ask one node: over the live connection, and if that is slow to answer over a new one as well."""
         at = self._state.clock()
         if target.dial is None and target.control.alive:
-            seen = await self._ask(target, at)
+            self._renew(target, at)
+            seen = self._renewed(target) or await self._ask(target, at) or self._renewed(target)
             if seen is not None:
                 return seen
         if target.dial is None and self._state.clock() >= target.next_dial:
@@ -208,10 +220,32 @@ class Monitor:
             return None
         finally:
             asked.cancel()
+        known = self._state.view.nodes[target.name]
+        if known.instance.differs(seen.instance) and not known.group:
+            target.fails, target.next_dial = 0, at  # the name leads elsewhere by now
+            return None
         if target.dial is not None:
             target.dial.cancel()
             target.dial = None
         return seen
+
+    def _renew(self, target: _Target, now: float) -> None:
+        """While there is no primary, dial a node that answers anew now and then, in the background."""
+        rng = self._state.rng
+        if self._state.view.primary is not None:
+            target.renew_at = now + RENEW_FIRST * rng.random()
+        elif now >= target.renew_at and target.renewal is None:
+            target.renew_at = now + RENEW * (0.5 + rng.random())
+            target.renewal = asyncio.get_running_loop().create_task(self._dial(target))
+
+    def _renewed(self, target: _Target) -> Sighting | None:
+        """Return what the server said to which a name leads now; None if that is not known yet."""
+        renewal = target.renewal
+        if renewal is None or not renewal.done():
+            return None
+        target.renewal = None
+        result = renewal.result()
+        return result if isinstance(result, Sighting) else None
 
     def _begin_dial(self, target: _Target) -> None:
         target.dialled_at = self._state.clock()

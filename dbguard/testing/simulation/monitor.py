@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.gate import GateState
 from dbguard.core.topology import Missed, Sighting
 from dbguard.testing.simulation.agenda import LATE
-from dbguard.testing.simulation.network import Connection, dial
+from dbguard.testing.simulation.network import LOST, Connection, dial
 from dbguard.testing.simulation.pool import name_dial
 from dbguard.testing.simulation.servers import Request
 
@@ -23,13 +23,13 @@ __all__ = ["SimulatedMonitor"]
 INTERVAL, JITTER, LIMIT, URGENT = 0.5, 0.2, 0.5, 0.025
 """Seconds between steady rounds, their jitter, the limit of a question, and seconds between urgent rounds."""
 
-DIAL_FIRST, DIAL_MOST, STARTING_AGAIN = 0.05, 1.0, 0.25
+DIAL_FIRST, DIAL_MOST, STARTING_AGAIN, RENEW_FIRST, RENEW = 0.05, 1.0, 0.25, 1.0, 5.0
 
 
 class _Target:
     """One node, and the monitor's connection to it."""
 
-    __slots__ = ("connection", "dialling", "fails", "link", "next_dial", "reason")
+    __slots__ = ("connection", "dialling", "fails", "link", "next_dial", "reason", "renew_at", "renewal")
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -38,6 +38,8 @@ class _Target:
         self.fails = 0
         self.next_dial = 0.0
         self.reason: Missed | None = None
+        self.renewal: Signal | None = None
+        self.renew_at = 0.0
 
 
 class SimulatedMonitor:
@@ -114,6 +116,11 @@ class SimulatedMonitor:
         if target.dialling is not None:
             return (target.dialling, now) if target.dialling.done else (None, now)
         if target.connection is not None and not target.connection.closed:
+            self._renew(target, now)
+            if target.renewal is not None and target.renewal.done:
+                signal, target.renewal = target.renewal, None
+                if isinstance(signal.value, Sighting):
+                    return signal, now
             return target.connection.send(Request("ask"), now + LIMIT), now
         if now < target.next_dial:
             return None, now
@@ -124,7 +131,11 @@ class SimulatedMonitor:
     def _heard(self, target: _Target, at: float, answer: Any) -> Sighting | Missed:
         node = target.link.node
         if answer is not LATE and answer.code is None and not answer.dead:
-            return answer.value.sighting(node, at, fresh=False)  # type: ignore[no-any-return]
+            seen: Sighting = answer.value.sighting(node, at, fresh=False)
+            view = self.guard.state.view.nodes[node]
+            if view.group or not view.instance.differs(seen.instance):
+                return seen
+            answer = LOST
         if target.connection is not None:
             target.connection.end()
         target.connection = None
@@ -148,6 +159,16 @@ class SimulatedMonitor:
         closed = failure.sqlstate == "57P03"
         return Missed(node=target.link.node, at=at, why=str(failure.cause), alive=alive, closed=closed)
 
+    def _renew(self, target: _Target, now: float) -> None:
+        """While there is no primary, find out now and then whether a name has come to lead elsewhere."""
+        rng = self.guard.state.rng
+        if self.guard.state.view.primary is not None:
+            target.renew_at = now + RENEW_FIRST * rng.random()
+        elif now >= target.renew_at and target.renewal is None:
+            target.renew_at = now + RENEW * (0.5 + rng.random())
+            target.renewal = self.agenda.signal()
+            self.agenda.spawn(self._dialling(target, target.renewal))
+
     def _dial(self, target: _Target) -> Signal:
         """Dial one node, in the background; the signal brings the result."""
         signal = target.dialling = self.agenda.signal()
@@ -162,6 +183,8 @@ class SimulatedMonitor:
             connection, at = answer, agenda.now
             answer = yield connection.send(Request("ask"), until)
             if answer is not LATE and answer.code is None and not answer.dead:
+                if target.connection is not None:
+                    target.connection.end()
                 target.connection = connection
                 target.fails, target.reason = 0, None
                 done.wake(answer.value.sighting(target.link.node, at, fresh=True))

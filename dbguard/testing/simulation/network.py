@@ -32,14 +32,15 @@ KEEPALIVE = 0.3
 class Link:
     """The way from the application to one node's name, and back.
 
-    server: which server the name leads to. delay: seconds one way, at least; up to twice that.
+    servers: which servers the name leads to: each new connection to any of them.
+    delay: seconds one way, at least; up to twice that.
     requests, replies: what happens to messages in either direction: ``"ok"``, ``"hole"``, ``"held"``, or a share in
         (0, 1): of so many one is lost together with its connection.
     """
 
     def __init__(self, node: str, server: Server, agenda: Agenda, rng: Random) -> None:
         self.node = node
-        self.server = server
+        self.servers = [server]
         self.agenda = agenda
         self.rng = rng
         self.delay = 0.0005
@@ -48,6 +49,11 @@ class Link:
         self.open: set[Connection] = set()
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._wounded: dict[Connection, None] = {}
+
+    def choose(self) -> Server:
+        """Return the server that a new connection reaches."""
+        servers = self.servers
+        return servers[0] if len(servers) == 1 else servers[int(self.rng.random() * len(servers))]
 
     def carry(self, state: str | float, connection: Connection | None, act: Callable[..., None], *args: Any) -> None:
         """Carry one message, as the link's *state* in that direction allows."""
@@ -80,10 +86,11 @@ class Link:
         for connection in wounded:
             self.agenda.after(KEEPALIVE, connection.find_dead)
 
-    def reset(self) -> None:
-        """End every connection over it, as a firewall does that forgets them."""
+    def reset(self, *, stale: bool = False) -> None:
+        """End every connection over it, as a firewall does that forgets them; *stale*: to where the name leads no more."""
         for connection in sorted(self.open, key=lambda one: one.number):
-            connection.break_off(LOST)
+            if not (stale and connection.server in self.servers):
+                connection.break_off(LOST)
 
 
 class Connection:
@@ -174,7 +181,7 @@ class Connection:
 def dial(link: Link, until: float, number: int) -> Signal:
     """Connect over *link*; the signal brings a `Connection`, the `Answer` that refuses it, or `LATE`."""
     signal = link.agenda.signal(until)
-    server = link.server
+    server = link.choose()
     connection = Connection(link, server, number)
 
     def reach() -> None:

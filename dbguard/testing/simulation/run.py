@@ -15,6 +15,7 @@ from dbguard.core.gate import Gate
 from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
 from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.topology import Sighting
 from dbguard.events import PrimaryChanged
 from dbguard.testing.clock import ClockLoop, ManualClock
 from dbguard.testing.simulation.agenda import Agenda
@@ -29,6 +30,9 @@ from dbguard.testing.simulation.schedule import LASTS, Schedule, draw
 from dbguard.testing.simulation.world import World
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dbguard.core.topology import Changes, Missed
     from dbguard.events import Event
 
 __all__ = ["Run", "simulate"]
@@ -94,6 +98,21 @@ def simulate(
             loop.close()
 
 
+class _Watched(Topology):
+    """The guard's memory of the cluster; the judge reads along what it is told."""
+
+    def __init__(self, names: Sequence[str], judge: Judge, *, new_mark: Callable[[], str]) -> None:
+        super().__init__(names, new_mark=new_mark)
+        self._judge_of_it = judge
+
+    def merge(self, results: Sequence[Sighting | Missed], now: float, *, full: bool) -> Changes:
+        """Take in what probes and calls said."""
+        for result in results:
+            if isinstance(result, Sighting):
+                self._judge_of_it.sees(result)
+        return super().merge(results, now, full=full)
+
+
 class _Stage:
     """What both engines run on: the world, the state, the judge, and what is written down."""
 
@@ -109,9 +128,9 @@ class _Stage:
         self.clients: list[Client] = []
         marks = count(1)
         retry = RetryPolicy(budget=schedule.budget, floor=schedule.floor, wait=self._wait)
-        self.judge = Judge(retry)
+        self.judge = Judge(retry, self.world.servers)
         self.state = kind(
-            Topology(list(self.world.servers), new_mark=lambda: f"m{next(marks)}"),
+            _Watched(list(self.world.links), self.judge, new_mark=lambda: f"m{next(marks)}"),
             clock=agenda.clock,
             rng=self.jitter,
             retry=retry,
@@ -119,8 +138,7 @@ class _Stage:
             gate=Gate(slots=schedule.size),
             reads=ReadPolicy(),
         )
-        for server in self.world.servers.values():
-            server.applied = self.judge.applied
+        self.world.applied = self.judge.applied
 
     def rng(self) -> Random:
         """Return another source of chance."""
@@ -147,7 +165,7 @@ class _Stage:
     def listen(self, event: Event) -> None:
         """The guard told of something."""
         if isinstance(event, PrimaryChanged):
-            self.judge.accepted = self.world.servers[event.node]
+            self.judge.watches(self.state.view)
         if self._trace:
             self.write(event.at, f"guard: {event.text()}")
 

@@ -19,7 +19,11 @@ LASTS = 5.0
 OUSTED = ("crash", "stop", "freeze", "isolate", "cut off", "alive", "twice")
 """How the old primary is out of the way when another one is promoted. Isolated: from the application; cut off: from its
 replicas; alive: it is not, and answers as before; twice: it crashes, and so does its successor, or freezes, and the third
-takes over under the same timeline number."""
+takes over under the same timeline number, while a replica may follow the wrong one of the two."""
+
+CHOSEN = ("", "", "", "behind", "behind", "stranger", "newcomer")
+"""Who is promoted: the replica that has most, or least; one that this application never reached before; or a server that
+no name led to, to which a name is moved."""
 
 KINDS = (
     "restart",
@@ -37,7 +41,14 @@ KINDS = (
     "full",
     "slow",
     "switchover",
+    "moved",
+    "swapped",
+    "grouped",
+    "aliased",
 )
+"""What goes wrong besides promotions. The last four are about names. Moved: a name leads to a new replica, and the old
+one lives on for a while; swapped: two names lead to each other's servers; grouped: a second server answers under a
+name; aliased: a replica's name leads to the primary for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +57,7 @@ class Fault:
 
     at: seconds after the beginning. kind: one of `KINDS`, or ``promote``. lasts: seconds until it is healed.
     node: which; ``primary`` and ``replica`` are looked up when it happens.
-    how: of a promotion, what became of the old primary. behind: the replica that has received least is promoted.
+    how: of a promotion, what became of the old primary; one of `OUSTED`. who: is promoted; one of `CHOSEN`.
     share: of messages that are lost, in (0, 1).
     """
 
@@ -55,11 +66,11 @@ class Fault:
     node: str
     lasts: float
     how: str = ""
-    behind: bool = False
+    who: str = ""
     share: float = 0.0
 
     def __str__(self) -> str:
-        more = f", {self.how}{', behind' if self.behind else ''}" if self.kind == "promote" else ""
+        more = f", {self.how}{', ' if self.who else ''}{self.who}" if self.kind == "promote" else ""
         more += f", {self.share:.0%}" if self.share else ""
         return f"{self.at:6.3f}  {self.kind} ({self.node}{more}) for {self.lasts:.3f} s"
 
@@ -133,5 +144,5 @@ def _promotion(rng: Random) -> Fault:
         node="primary",
         lasts=round(0.1 + 1.5 * rng.random(), 3),
         how=rng.choice(OUSTED),
-        behind=rng.random() < 0.3,
+        who=rng.choice(CHOSEN),
     )

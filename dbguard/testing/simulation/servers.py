@@ -127,7 +127,7 @@ class Server:
         self.streams: list[tuple[Stream, Server]] = []
         self.backends: dict[int, Backend] = {}
         self.confirmed_upto = 0
-        self.applied: Callable[[Server, str], None] = _ignore
+        self.applied: Callable[[Server, str], None]
         self.rightful: Callable[[], Server] = lambda: self
         self._pids = 0
         self._locks: dict[str, Backend] = {}
@@ -438,7 +438,3 @@ class Server:
         self.replaying = on
         if on and self.up:
             self.replay(len(self.wal))
-
-
-def _ignore(server: Server, value: str) -> None:
-    """Nobody watches."""

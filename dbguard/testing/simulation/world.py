@@ -2,7 +2,10 @@
 
 `World.truth` is the server that is the primary by right: the one promoted last. The hand acts as a careful operator
 does: one promotion at a time, of a replica of the truth; replicas are pointed at the new primary after a while; the old
-one comes back as a replica of it, at last.
+one comes back as a replica of it, at last. Now and then it is less careful: an old primary starts as what it was, or as a
+replica with a history of its own, or a replica follows the wrong one of two successors.
+
+Names are links, and may come to lead elsewhere; a server that no name leads to any more is retired.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ RECOVERY = 0.15
 
 
 class World:
-    """Three servers and the links to them; the first begins as primary.
+    """Three servers and the links to them, and later perhaps a fourth; the first begins as primary.
 
     promotions: how many there were. faults: how many things went wrong, promotions included.
     lossless: every promotion took over what a standby had confirmed.
@@ -37,18 +40,10 @@ class World:
         self.agenda = agenda
         self.rng = rng
         self.tell = tell
-        self.servers = {
-            name: Server(
-                name,
-                agenda,
-                rng,
-                role=Role.PRIMARY if name == NODES[0] else Role.REPLICA,
-                sync=schedule.sync,
-                lag=schedule.lag,
-                conflicts=schedule.conflicts,
-            )
-            for name in NODES
-        }
+        self._plan = schedule
+        self.applied: Callable[[Server, str], None] = _ignore
+        self.servers = {name: self._server(name) for name in NODES}
+        self.servers[NODES[0]].role = Role.PRIMARY
         self.links = {name: Link(name, server, agenda, rng) for name, server in self.servers.items()}
         self.truth = self.servers[NODES[0]]
         self.promotions = 0
@@ -57,14 +52,32 @@ class World:
         self._healed = False
         self._promises = any(fault.kind == "promote" for fault in schedule.faults)
         for server in self.servers.values():
-            server.rightful = self._rightful
             server.follow(self.truth)
+
+    def _server(self, name: str) -> Server:
+        """Make a server: an empty replica."""
+        plan = self._plan
+        server = Server(
+            name, self.agenda, self.rng, role=Role.REPLICA, sync=plan.sync, lag=plan.lag, conflicts=plan.conflicts
+        )
+        server.rightful = self._rightful
+        server.applied = self._applied
+        return server
 
     def _rightful(self) -> Server:
         return self.truth
 
+    def _applied(self, server: Server, value: str) -> None:
+        self.applied(server, value)
+
+    def _links_of(self, server: Server) -> list[Link]:
+        """Return the links that lead to *server*; none if it is retired."""
+        return [link for link in self.links.values() if server in link.servers]
+
     def schedule(self, faults: tuple[Fault, ...], healed_at: float) -> None:
         """Put the faults down, and the end of them all."""
+        if any(fault.who == "stranger" for fault in faults):
+            self._cut_link(self.links[NODES[-1]])  # until it is promoted: a full round is over before it is known
         for fault in faults:
             self.agenda.at(self.agenda.now + fault.at, self._break, fault)
         self.agenda.at(self.agenda.now + healed_at, self.heal)
@@ -81,7 +94,10 @@ class World:
             return
         self.faults += 1
         self.tell(f"{fault.kind}: {server.name}, for {fault.lasts:.3f} s")
-        link, after = self.links[server.name], self.agenda.after
+        links, after = self._links_of(server), self.agenda.after
+        if not links:
+            return
+        link = links[0]
         match fault.kind:
             case "restart":
                 server.die()
@@ -90,7 +106,7 @@ class World:
                 server.freeze()
                 after(fault.lasts, server.thaw)
             case "hole":
-                link.requests = link.replies = "hole"
+                self._cut_link(link)
                 after(fault.lasts, link.heal)
             case "requests swallowed":
                 link.requests = "hole"
@@ -127,6 +143,14 @@ class World:
                 after(fault.lasts, link.heal)
             case "switchover":
                 self._switch_over()
+            case "moved":
+                self._move(link, server, fault.lasts)
+            case "swapped":
+                self._swap(link)
+            case "grouped":
+                self._group(link, server, fault.lasts)
+            case "aliased":
+                self._alias(link, server, fault.lasts)
             case _:
                 raise ValueError(f"there is no fault called {fault.kind!r}")
 
@@ -134,7 +158,7 @@ class World:
         if name == "primary":
             return self.truth
         if name == "replica":
-            others = [server for server in self.servers.values() if server is not self.truth]
+            others = [server for server in self.servers.values() if server is not self.truth and self._links_of(server)]
             return others[self.rng.randrange(len(others))]
         return self.servers[name]
 
@@ -151,8 +175,8 @@ class World:
             case "freeze":
                 old.freeze()
             case "isolate":
-                link = self.links[old.name]
-                link.requests = link.replies = "hole"
+                for link in self._links_of(old):
+                    self._cut_link(link)
             case "cut off":
                 for stream, _ in old.streams:
                     stream.flows = False
@@ -174,11 +198,12 @@ class World:
             and server.role is Role.REPLICA
             and server.timeline == old.timeline
             and old.is_ahead_of(server)
+            and self._links_of(server)
         ]
         if not fit:
             self.agenda.after(0.1, self._promote, old, fault)
             return
-        chosen = (min if fault.behind else max)(fit, key=lambda server: len(server.wal))
+        chosen = self._choose(fault.who, fit, old)
         lasts = fault.lasts
         self._enthrone(chosen)
         if fault.how == "twice":
@@ -188,13 +213,46 @@ class World:
                 self.agenda.after(lasts * self.rng.random(), self._follow, server)
         self.agenda.after(lasts, self._return, old)
 
+    def _choose(self, who: str, fit: list[Server], old: Server) -> Server:
+        """Return the one of *fit* to promote, or a server that nobody knew."""
+        if who == "behind":
+            return min(fit, key=_received)
+        chosen = max(fit, key=_received)
+        if who == "stranger":
+            link = self.links[NODES[-1]]
+            link.heal()
+            return link.servers[0] if link.servers[0] in fit else chosen
+        if who == "newcomer" and (spare := self._hire(chosen)) is not None:
+            link = self._links_of(old if self.rng.random() < 0.7 and self._links_of(old) else chosen)[0]
+            link.servers = [spare]
+            self.tell(f"the name {link.node} leads to {spare.name}")
+            return spare
+        return chosen
+
     def _again(self, first: Server, fit: list[Server], lasts: float) -> None:
         """Lose the new primary too, before anybody follows it, and promote the other: both bear one timeline number."""
-        others = [server for server in fit if server is not first]
+        old = self.truth
+        others = [server for server in fit if server is not first and self._links_of(server)]
         if others:
             first.die() if self.rng.random() < 0.5 else first.freeze()
             self._enthrone(others[0])
             self.agenda.after(lasts, self._return, first)
+            if self.rng.random() < 0.5:
+                out = [server for server in self.servers.values() if server not in (first, others[0], old)]
+                self.agenda.after(lasts * self.rng.random(), self._mislead, first, [*out, old][0])
+
+    def _mislead(self, first: Server, other: Server) -> None:
+        """Let *first*, which is not the primary by right, go on as one, and *other* follow it."""
+        if self._healed or self.truth in (first, other) or first.role is not Role.PRIMARY:
+            return
+        first.thaw()
+        self._start(first)
+        other.thaw()
+        other.die()
+        other.rewind(first)
+        other.start(RECOVERY)
+        self.tell(f"{other.name} follows {first.name}")
+        other.follow(first)
 
     def _enthrone(self, chosen: Server) -> None:
         """Make *chosen* the primary by right."""
@@ -217,11 +275,78 @@ class World:
         if not self.promotions:
             self._switch_over()
 
+    def _cut_link(self, link: Link) -> None:
+        link.requests = link.replies = "hole"
+
     def _cut(self, server: Server) -> None:
         for stream in (pair[0] for pair in server.streams):
             stream.flows = False
         if server.source is not None:
             server.source.flows = False
+
+    # ------------------------------------------------------------------ names that lead elsewhere
+
+    def _hire(self, model: Server) -> Server | None:
+        """Return a new server, a copy of *model* that was a replica until now; None if there is one too many."""
+        if len(self.servers) > len(NODES) or not model.up or model.frozen:
+            return None
+        spare = self.servers["d"] = self._server("d")
+        spare.up = False
+        spare.rewind(model)
+        spare.start(RECOVERY)
+        return spare
+
+    def _move(self, link: Link, server: Server, lasts: float) -> None:
+        """Let a replica's name lead to a new one; the old one lives on for a while, as do connections to it."""
+        spare = self._hire(self.truth) if server is not self.truth and server.role is Role.REPLICA else None
+        if spare is None:
+            self._swap(link)
+            return
+        spare.follow(self.truth)
+        link.servers = [spare]
+        self.agenda.after(lasts, self._retire, server)
+
+    def _swap(self, link: Link) -> None:
+        """Let two names change places."""
+        others = [other for other in self.links.values() if other is not link]
+        other = others[self.rng.randrange(len(others))]
+        link.servers, other.servers = other.servers, link.servers
+
+    def _group(self, link: Link, server: Server, lasts: float) -> None:
+        """Let a second server answer under a name: for good under a replica's, for a while under the primary's."""
+        second = self._hire(self.truth) if server is not self.truth and self.rng.random() < 0.7 else None
+        if second is not None:
+            second.follow(self.truth)
+        else:
+            others = [other for other in self.servers.values() if other is not server and self._links_of(other)]
+            second = others[self.rng.randrange(len(others))]
+            self.agenda.after(2 * lasts, self._ungroup, link)
+        link.servers = [server, second]
+
+    def _ungroup(self, link: Link) -> None:
+        """Let a name lead to one server again: to the primary by right, where nothing else leads there."""
+        truth = self.truth
+        if truth in link.servers and self._links_of(truth) == [link]:
+            link.servers = [truth]
+        elif len(link.servers) > 1:
+            link.servers = [server for server in link.servers if server is not truth][:1]
+
+    def _alias(self, link: Link, server: Server, lasts: float) -> None:
+        """Let a replica's name lead to the primary, as reader endpoints do that have no reader left."""
+        if server is not self.truth and server.role is Role.REPLICA:
+            link.servers = [self.truth]
+            self.agenda.after(lasts, self._unalias, link, server)
+
+    def _unalias(self, link: Link, server: Server) -> None:
+        if len(self._links_of(link.servers[0])) > 1 and not self._links_of(server):
+            link.servers = [server]
+            if not server.up:
+                self._return(server)
+
+    def _retire(self, server: Server) -> None:
+        """End a server that no name leads to."""
+        if not self._links_of(server) and server is not self.truth:
+            server.die("57P01")
 
     # ------------------------------------------------------------------ how they are mended
 
@@ -251,12 +376,19 @@ class World:
         """Let a server come back as a copy of the truth; for a while it may claim what it was."""
         if server is self.truth:
             return
-        if not server.up and server.role is Role.PRIMARY and self.rng.random() < 0.5:
+        links = self._links_of(server)
+        if not links:
+            server.die()
+            return
+        if not server.up and server.role is Role.PRIMARY and not self._healed and self.rng.random() < 0.5:
+            if self.rng.random() < 0.3:
+                server.role = Role.REPLICA  # with a history of its own: it follows nobody
             self._start(server)
             self.agenda.after(0.2 + self.rng.random(), self._return, server)
             return
         server.thaw()
-        self.links[server.name].heal()
+        for link in links:
+            link.heal()
         server.die("57P01")
         if not self.truth.up:
             self.agenda.after(0.2, self._return, server)
@@ -280,6 +412,9 @@ class World:
         self.tell("everything is healed")
         for link in self.links.values():
             link.heal()
+            if len(link.servers) > 1 and any(server.role is Role.PRIMARY for server in link.servers):
+                self._ungroup(link)
+            link.reset(stale=True)
         truth = self.truth
         for server in self.servers.values():
             server.thaw()
@@ -287,10 +422,18 @@ class World:
             server.resume_replay(on=True)
         self._start(truth)
         for server in self.servers.values():
-            if server is not truth:
+            if server is not truth and self._links_of(server):
                 if not server.up:
                     server.start(RECOVERY)
                 if server.role is Role.PRIMARY or not server.follow(truth):
                     self._return(server)
         if self._promises:
             self.agenda.after(1.0, self._promote_once)
+
+
+def _received(server: Server) -> int:
+    return len(server.wal)
+
+
+def _ignore(server: Server, value: str) -> None:
+    """Nobody watches."""
