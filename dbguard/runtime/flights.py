@@ -59,10 +59,9 @@ class Flights:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._all: set[Flight] = set()
+        self._all: dict[Flight, None] = {}  # in the order of coming, so that a run can be replayed
         self._timer: asyncio.TimerHandle | None = None
-        self.add = self._all.add
-        self.remove = self._all.discard
+        self.add = self._all.setdefault
 
     def start(self) -> None:
         """Begin to sweep; needs a running loop."""
@@ -73,6 +72,10 @@ class Flights:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def remove(self, flight: Flight) -> None:
+        """Forget an attempt that has ended."""
+        self._all.pop(flight, None)
 
     def dismiss(self, node: str) -> None:
         """End the attempts that wait for a connection to *node*, so that they go elsewhere."""

@@ -107,7 +107,7 @@ class Books:
         self.node = node
         self.node.load.size = max(1, size)
         self.clock = clock
-        self.out: set[Lease] = set()
+        self.out: dict[Lease, None] = {}  # in the order of leaving, so that a run can be replayed
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Event | None = None
 
@@ -135,7 +135,7 @@ class Books:
 
     def _returned(self, lease: Lease) -> None:
         """Note that a lease came back."""
-        self.out.discard(lease)
+        self.out.pop(lease, None)
         self.node.load.in_use -= 1
         if not self.out and self._empty is not None:
             self._empty.set()

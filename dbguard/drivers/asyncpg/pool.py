@@ -72,7 +72,7 @@ class OwnPool(Books):
         self._free: deque[Lease] = deque()
         self._waiters: deque[asyncio.Future[Lease | None]] = deque()
         self._taken = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         self._closing = False
         self.pool = make(self._connect)
 
@@ -108,7 +108,7 @@ class OwnPool(Books):
         except BaseException:
             con.terminate()
             raise
-        self._known.add(con)
+        self._known[con] = None
         return con
 
     def take_now(self) -> Lease | None:
@@ -119,7 +119,7 @@ class OwnPool(Books):
             tag = lease.tag
             if tag.epoch == self.node.epoch and not lease.con.is_closed():
                 self.node.load.in_use += 1
-                self.out.add(lease)
+                self.out[lease] = None
                 lease.ours = False
                 return lease
             self._close(lease)
@@ -134,7 +134,7 @@ class OwnPool(Books):
             lease = await self._checkout()
             if lease.tag.epoch == self.node.epoch and not lease.con.is_closed():
                 self.node.load.in_use += 1
-                self.out.add(lease)
+                self.out[lease] = None
                 return lease
             self._close(lease)
 

@@ -94,7 +94,7 @@ class WrappedPool(Books):
             self._later(self._return(con))
         lease = Lease(self, con, con.lent, tag)
         self.node.load.in_use += 1
-        self.out.add(lease)
+        self.out[lease] = None
         return lease
 
     @property

@@ -36,6 +36,14 @@ class Signal:
             if self._process is not None:
                 self._agenda.after(0.0, self._agenda.resume, self._process, value)
 
+    def wake_last(self, value: Any = None) -> None:
+        """Let the process go on at once: only as the last thing that the present event does."""
+        if not self.done:
+            self.done = True
+            self.value = value
+            if self._process is not None:
+                self._agenda.resume(self._process, value)
+
     def hold(self, process: Process) -> None:
         """Let *process* wait."""
         if self.done:
@@ -50,16 +58,17 @@ Process = Generator[Signal, Any, Any]
 class Agenda:
     """What happens, and when.
 
-    now: seconds; begins at 1,000. happened: events so far.
+    now: seconds; begins at 1,000. happened: events so far. over: nothing more is to happen.
     """
 
-    __slots__ = ("_heap", "_turns", "happened", "now")
+    __slots__ = ("_heap", "_turns", "happened", "now", "over")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._turns = count()
         self.now = 1_000.0
         self.happened = 0
+        self.over = False
 
     def clock(self) -> float:
         """Return the time."""
@@ -96,11 +105,15 @@ class Agenda:
             return
         signal.hold(process)
 
-    def run(self, until: float, over: Callable[[], bool]) -> None:
-        """Let everything happen up to *until*, or until *over*."""
-        heap = self._heap
-        while heap and heap[0][0] <= until and not over():
+    def run(self, until: float) -> None:
+        """Let everything happen up to *until*, or until it is `over`."""
+        heap, happened = self._heap, 0
+        while heap and not self.over:
             when, _, act, args = heappop(heap)
-            self.now = max(self.now, when)
-            self.happened += 1
+            if when > self.now:
+                if when > until:
+                    break
+                self.now = when
+            happened += 1
             act(*args)
+        self.happened += happened

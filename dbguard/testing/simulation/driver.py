@@ -61,6 +61,8 @@ class LoopSignal:
         if not self.future.done():
             self.future.set_result(value)
 
+    wake_last = wake
+
 
 class LoopAgenda:
     """The agenda of the model, kept by an event loop. What is due at the same moment keeps its order here too."""

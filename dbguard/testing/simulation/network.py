@@ -122,7 +122,7 @@ class Connection:
         if not server.up or backend is None or not backend.alive:
             self.link.carry(self.link.replies, self, self.break_off, LOST)
         else:
-            server.later(0.0, server.ask, backend, request, self._reply)
+            server.take(backend, request, self._reply)
 
     def _reply(self, answer: Answer) -> None:
         self.link.carry(self.link.replies, self, self._answered, answer)
@@ -130,7 +130,7 @@ class Connection:
     def _answered(self, answer: Answer) -> None:
         if not self.closed and self._waiter is not None:
             waiter, self._waiter = self._waiter, None
-            waiter.wake(answer)
+            waiter.wake_last(answer)
 
     def hang_up(self, answer: Answer) -> None:
         """Close, on the server's side."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.topology import Changes, Missed
     from dbguard.events import Event
+    from dbguard.testing.simulation.guard import Waits
 
 __all__ = ["Run", "simulate"]
 
@@ -189,11 +190,13 @@ class _Stage:
     def processes(self) -> list[Any]:
         """Return what the clients do."""
         settled = self.began + LASTS + SETTLED
-        return [client.run(self.schedule.calls, LASTS + 0.5, settled) for client in self.clients]
+        return [
+            self._last_one_ends_it(client.run(self.schedule.calls, LASTS + 0.5, settled)) for client in self.clients
+        ]
 
-    def over(self) -> bool:
-        """Whether every client has finished."""
-        return all(client.over for client in self.clients)
+    def _last_one_ends_it(self, process: Waits) -> Waits:
+        yield from process
+        self.agenda.over = all(client.over for client in self.clients)
 
     def end(self) -> Run:
         """Let the judge have the last word."""
@@ -239,7 +242,7 @@ def _run_simulated(stage: _Stage, *, fast: bool) -> None:
     for process in stage.processes():
         agenda.spawn(process)
     stage.world.schedule(schedule.faults, LASTS)
-    agenda.run(stage.began + ENDED, stage.over)
+    agenda.run(stage.began + ENDED)
     for left in guard.leftovers():
         stage.judge.break_("unended", agenda.now, f"{left} left out at the end")
 

@@ -115,7 +115,7 @@ def draw(seed: int) -> Schedule:
         seed=seed,
         sync=rng.random() < 0.4,
         clients=clients,
-        calls=-(-rng.randint(52, 72) // clients),
+        calls=-(-rng.randint(50, 58) // clients),
         shared=rng.choice((0, 2, 3)),
         size=rng.choice((1, 2, 4)),
         lag=rng.choice((0.01, 0.01, 0.2)),

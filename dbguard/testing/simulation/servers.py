@@ -190,8 +190,11 @@ class Server:
         else:
             act(*args)
 
-    def ask(self, backend: Backend, request: Request, reply: Callable[[Answer], None]) -> None:
-        """Take in a request that has arrived."""
+    def take(self, backend: Backend, request: Request, reply: Callable[[Answer], None]) -> None:
+        """Take in a request that has arrived; frozen, when it thaws."""
+        if self.frozen:
+            self._inbox.append((self.take, (backend, request, reply)))
+            return
         backend.busy = True
         self.later(0.0005 + 0.002 * self.rng.random(), self._execute, backend, request, reply)
 
