@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from dbguard.cli import running
 from dbguard.cli.findings import Room, clusters, find, room
 from dbguard.cli.looking import Look, Unusable, look_at_all
+from dbguard.cli.outcome_findings import find_in_schema
 from dbguard.cli.output import Cell, Output, complain
+from dbguard.cli.rights import rights
 from dbguard.config import describe, load
 from dbguard.guard import Guard
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from dbguard.config import Settings
     from dbguard.status import Status
 
-__all__ = ["run", "settled", "source"]
+__all__ = ["ask_status", "run", "settled", "source"]
 
 SETTLE_WITHIN = 2.0
 """Seconds that a guard gets to find the primary and to prove the replicas: some rounds of probes."""
@@ -44,15 +46,21 @@ def run(arguments: argparse.Namespace) -> int:
         lines = [f"{', '.join(names)}: system identifier {system_id}" for system_id, names in by_cluster.items()]
         complain("the nodes belong to different clusters: leave out those that are wrong\n  " + "\n  ".join(lines))
         return 2
-    status = running.run(_status(settings))
-    found = find(settings, looks, status, arguments.processes)
+    status = running.run(ask_status(settings))
+    found = find(settings, looks, status, arguments.processes) + tuple(_of_tokens(settings, looks, status))
+    found = tuple(sorted(found, key=lambda finding: not finding.grave))
     rooms = {name: room(look, settings, arguments.processes) for name, look in looks.items() if isinstance(look, Look)}
     if arguments.json:
-        output.json(_as_json(settings, looks, status, rooms, found, with_settings=arguments.settings))
+        said = _as_json(settings, looks, status, rooms, found, with_settings=arguments.settings)
+        output.json(said | ({"rights": list(_rights(settings, looks, status))} if arguments.rights else {}))
     else:
         _show(output, settings, looks, status, rooms, found, arguments.processes)
         if arguments.settings:
             _show_settings(output, settings)
+        if arguments.rights:
+            output.line()
+            for line in _rights(settings, looks, status):
+                output.line(line)
     return 1 if any(finding.grave for finding in found) else 0
 
 
@@ -75,11 +83,28 @@ async def settled(guard: Guard) -> Status:
         await asyncio.sleep(0.02)
 
 
-async def _status(settings: Settings) -> Status:
+async def ask_status(settings: Settings) -> Status:
     """Open a guard, which needs one node only here, and ask it."""
     patient = replace(settings, startup=replace(settings.startup, need="any", wait=max(5.0, settings.startup.wait)))
     async with Guard(patient, min_size=0) as guard:
         return await settled(guard)
+
+
+def _of_tokens(settings: Settings, looks: Mapping[str, Look | Unusable], status: Status) -> Iterator[Finding]:
+    """Yield what is found in the schema of tokens, where there is a primary that can have one."""
+    look = looks.get(status.primary or "")
+    if isinstance(look, Look) and look.tokens is not None:
+        yield from find_in_schema(status.primary or "", look.tokens, wanted=settings.outcome.resolve != "none")
+
+
+def _rights(settings: Settings, looks: Mapping[str, Look | Unusable], status: Status) -> Iterator[str]:
+    """Yield the least rights, as SQL for the primary."""
+    look = looks.get(status.primary or "")
+    if not isinstance(look, Look) or look.tokens is None:
+        yield "-- Which rights are needed is told where the primary answers."
+        return
+    tokens = settings.outcome.resolve != "none" or look.tokens.installed
+    yield from rights(look.user, look.tokens.database, tokens=tokens)
 
 
 def _say_waiting(seconds: float) -> None:

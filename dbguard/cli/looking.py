@@ -8,7 +8,9 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dbguard.cli.outcome_look import look_at_schema
 from dbguard.core.failure import Family
+from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import name_dial
 from dbguard.drivers.asyncpg.probe import ask, sighting
@@ -17,6 +19,7 @@ from dbguard.wiring import connect_arguments
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dbguard.cli.outcome_look import TokenSchema
     from dbguard.config import Settings
     from dbguard.config.settings import NodeSettings
 
@@ -54,7 +57,7 @@ class Look:
     reserved: connections kept for superusers and the like. others: connections in use, without those of this check.
     role_limit, database_limit: of the role and the database; -1: none. sees_stats, sees_system, sees_checkpoint:
     whether the role may read other sessions' statistics, the system identifier, the last checkpoint.
-    standbys: ``synchronous_standby_names``. lag: seconds that a replica is behind what it has received; None: it
+    standbys: ``synchronous_standby_names``. tokens: of a primary, its schema of tokens. lag: seconds that a replica is behind what it has received; None: it
     receives nothing, or does not say.
     """
 
@@ -75,6 +78,7 @@ class Look:
     sees_system: bool
     sees_checkpoint: bool
     standbys: str
+    tokens: TokenSchema | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ async def _look(settings: Settings, node: NodeSettings) -> Look | Unusable:
         con = await Dialer(connect_arguments(settings.connection, node), {}).control(timeout=limit)
         seen = sighting(await ask(con, timeout=limit), node.name, 0.0, fresh=True)
         details = await con.fetchrow(_DETAILS, timeout=limit)
+        tokens = await look_at_schema(con, None, timeout=limit) if seen.role is Role.PRIMARY else None
     except Exception as error:  # noqa: BLE001  every one of them is a finding
         return _named(error, settings, node)
     finally:
@@ -139,6 +144,7 @@ async def _look(settings: Settings, node: NodeSettings) -> Look | Unusable:
         sees_system=details["sees_system"],
         sees_checkpoint=details["sees_checkpoint"],
         standbys=details["standbys"],
+        tokens=tokens,
     )
 
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dbguard import __version__
 from dbguard.cli.output import complain
+from dbguard.config.quantities import Duration
+from dbguard.config.values import Unfit
+from dbguard.drivers.outcome_sql import BATCH, RETENTION
 from dbguard.errors import ConfigError, DbGuardError
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ examples:
   dbguard check guard.yaml           is it right, and is the cluster fit for it?
   dbguard check postgresql://app@db1,db2/shop
   dbguard route "SELECT * FROM item" where would it go, and why?
+  dbguard outcome install guard.yaml so that no write's outcome stays unknown
 
 exit codes: 0 fine; 1 something is wrong; 2 bad input or not reachable.
 `dbguard COMMAND --help` tells more.
@@ -71,6 +75,7 @@ examples:
   dbguard check guard.yaml
   dbguard check guard.yaml --processes 24   connections of 24 processes
   dbguard check guard.yaml --settings       all settings as they take effect
+  dbguard check guard.yaml --rights         the least rights, as SQL
   dbguard check guard.yaml --json | jq .problems
 
 exit codes: 0 fine; 1 reachable, and something is wrong; 2 the configuration is
@@ -92,6 +97,84 @@ examples:
 
 exit codes: 0 fine; 1 a statement could go nowhere now; 2 bad input or not
 reachable.
+"""
+
+
+OUTCOME = """\
+With a table of tokens in the database, dbguard can prove what became of every
+write whose answer was lost with its connection: each write stores a token in
+its own transaction, and the token is there if and only if the write is.
+"""
+
+OUTCOME_EXAMPLES = """\
+examples:
+  dbguard outcome install guard.yaml            the SQL, to read or to hand on
+  dbguard outcome install guard.yaml --apply    put it on the primary
+  dbguard outcome status guard.yaml             is it there, and fit?
+  dbguard outcome prune guard.yaml              delete old tokens; for cron
+
+exit codes: 0 fine; 1 something is wrong with the schema; 2 bad input, or the
+primary was not reached or refused.
+"""
+
+INSTALL = """\
+Prints the SQL of the schema `dbguard`, or with --apply runs it on the primary,
+in one transaction: three tables (token, horizon, reign), two functions (mark,
+prune), and the least rights for the role that guards log in as. Run again it
+changes nothing, or upgrades what an earlier dbguard installed.
+
+Then say `outcome: {resolve: token-table}` in the configuration, and let old
+tokens be deleted every few minutes.
+
+Tokens must not reach a logical subscriber that has no schema `dbguard`: it
+stops. Where a publication FOR ALL TABLES exists, --apply refuses and says how
+to keep them out.
+"""
+
+INSTALL_EXAMPLES = """\
+examples:
+  dbguard outcome install guard.yaml | less
+  dbguard outcome install guard.yaml --role shop | psql -h db1 -d shop
+  dbguard outcome install guard.yaml --apply --user postgres
+  dbguard outcome install guard.yaml --apply --user admin --owner dbguard_owner
+
+The pruner, in pg_cron:
+  SELECT cron.schedule('dbguard-prune', '*/5 * * * *',
+    'DO $$BEGIN WHILE dbguard.prune() = 10000 LOOP COMMIT; END LOOP; END$$')
+
+exit codes: 0 done; 1 refused, or the schema is not fit; 2 bad input, or the
+primary was not reached or refused.
+"""
+
+STATUS = """\
+Says whether the schema is on the primary and fit: its shape, the rights of the
+guard's role, publications, the size of the table, the age of the oldest token,
+when the pruner ran last. Changes nothing.
+"""
+
+STATUS_EXAMPLES = """\
+examples:
+  dbguard outcome status guard.yaml
+  dbguard outcome status guard.yaml --role shop
+  dbguard outcome status guard.yaml --json | jq .problems
+
+exit codes: 0 fine; 1 something is wrong; 2 bad input or not reachable.
+"""
+
+PRUNE = """\
+Deletes the tokens of writes older than the retention, in batches, and moves
+the horizon: a write older than that cannot be asked for any more. What claims
+left behind is kept for 30 days more. Any number may run at once. Call it every
+few minutes, by cron or a timer; without it the table grows for ever.
+"""
+
+PRUNE_EXAMPLES = """\
+examples:
+  dbguard outcome prune guard.yaml
+  dbguard outcome prune guard.yaml --retention 24h
+  */5 * * * *  dbguard outcome prune /etc/shop/guard.yaml     (crontab)
+
+exit codes: 0 done; 2 bad input, or the primary was not reached or refused.
 """
 
 
@@ -174,13 +257,57 @@ def _parser() -> argparse.ArgumentParser:
         help="application processes that will each open a guard (default: 1)",
     )
     check.add_argument("--settings", action="store_true", help="show all settings as they take effect")
+    check.add_argument("--rights", action="store_true", help="show the least rights that the role needs, as SQL")
     check.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
     route = _command(commands, "route", "where would a statement go, and why?", ROUTE, ROUTE_EXAMPLES)
     route.add_argument("sql", nargs="+", metavar="SQL", help="a statement, or `-` for those on standard input")
     route.add_argument("--config", metavar="CONFIG", help="ask a guard with this configuration, a .yaml file or a DSN")
     route.add_argument("--json", action="store_true", help="one JSON object per statement and line")
+    _add_outcome(commands)
     return parser
+
+
+def _add_outcome(commands: argparse._SubParsersAction[_Parser]) -> None:
+    outcome = _command(
+        commands, "outcome", "prove what became of a write: the schema for it", OUTCOME, OUTCOME_EXAMPLES
+    )
+    verbs = outcome.add_subparsers(dest="do", metavar="VERB", required=True)
+    install = _command(verbs, "install", "print or apply the schema's SQL", INSTALL, INSTALL_EXAMPLES)
+    status = _command(verbs, "status", "is the schema there, and fit?", STATUS, STATUS_EXAMPLES)
+    prune = _command(verbs, "prune", "delete old tokens", PRUNE, PRUNE_EXAMPLES)
+    for verb in (install, status, prune):
+        verb.add_argument("config", metavar="CONFIG", help="a .yaml file, or a DSN")
+        verb.add_argument(
+            "--user",
+            metavar="NAME",
+            help="log in as another role than CONFIG says; its password: PGPASSWORD, ~/.pgpass",
+        )
+    for verb in (install, status):
+        verb.add_argument(
+            "--role", metavar="NAME", help="the role that guards log in as (default: CONFIG's connection.user)"
+        )
+    for verb in (status, prune):
+        verb.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    doing = install.add_mutually_exclusive_group()
+    doing.add_argument("--print", action="store_true", help="print the SQL and connect to nothing (the default)")
+    doing.add_argument("--apply", action="store_true", help="run it on the primary")
+    install.add_argument(
+        "--owner", metavar="NAME", help="the role that shall own the schema; needs no login (default: who installs it)"
+    )
+    install.add_argument(
+        "--published", action="store_true", help="apply although all tables are published: subscribers have the schema"
+    )
+    prune.add_argument(
+        "--retention",
+        type=_retention,
+        default=RETENTION,
+        metavar="TIME",
+        help="what to keep, 1min to 365d (default: 1h)",
+    )
+    prune.add_argument(
+        "--batch", type=_count, default=BATCH, metavar="N", help=f"tokens per transaction (default: {BATCH})"
+    )
 
 
 def _command(
@@ -203,6 +330,13 @@ def _seconds(text: str) -> float:
     if not SHORTEST <= seconds <= LONGEST:
         raise argparse.ArgumentTypeError(f"should be a number from {SHORTEST:g} to {LONGEST:g}")
     return seconds
+
+
+def _retention(text: str) -> float:
+    try:
+        return Duration(60.0, 365 * 86_400.0).parse(text)
+    except Unfit as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _count(text: str) -> int:

@@ -36,6 +36,7 @@ __all__ = [
     "cte_item",
     "grants",
     "joined",
+    "quoted",
     "schema",
     "settings",
 ]

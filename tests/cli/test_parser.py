@@ -30,6 +30,11 @@ if TYPE_CHECKING:
         pytest.param(("demo", "--seconds", "1e9"), id="too long"),
         pytest.param(("demo", "--seconds", "nan"), id="not a number"),
         pytest.param(("demo", "extra"), id="a word too many"),
+        pytest.param(("outcome",), id="no verb"),
+        pytest.param(("outcome", "install"), id="install what"),
+        pytest.param(("outcome", "install", "x.yaml", "--print", "--apply"), id="print and apply"),
+        pytest.param(("outcome", "prune", "x.yaml", "--retention", "1s"), id="retention too short"),
+        pytest.param(("outcome", "prune", "x.yaml", "--batch", "0"), id="empty batch"),
     ],
 )
 def test_wrong_words_are_one_error_with_the_way_out(words: tuple[str, ...], dbguard: Callable[..., Ran]) -> None:
@@ -48,7 +53,20 @@ def test_without_a_command_the_help_is_shown(dbguard: Callable[..., Ran]) -> Non
     assert "dbguard check guard.yaml" in ran.err
 
 
-@pytest.mark.parametrize("words", [(), ("demo",), ("check",), ("route",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("demo",),
+        ("check",),
+        ("route",),
+        ("outcome",),
+        ("outcome", "install"),
+        ("outcome", "status"),
+        ("outcome", "prune"),
+    ],
+    ids=" ".join,
+)
 def test_help_teaches_by_examples_and_tells_the_exit_codes(
     words: tuple[str, ...], dbguard: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
