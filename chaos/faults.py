@@ -15,7 +15,7 @@ from dbguard.config.values import Choice, Fault, Rule, Unfit
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
 from dbguard.testing.toxiproxy import TOXICS, Stream, ToxicKind
 
-__all__ = ["FAULTS", "Breakage", "Link", "Toxic"]
+__all__ = ["FAULTS", "Breakage", "Down", "Link", "Toxic"]
 
 
 class Breakage(Section):
@@ -37,6 +37,10 @@ class Link(NamedTuple):
 
     source: str
     target: str
+
+    def names(self) -> dict[str, str]:
+        """Return the nodes at its ends, as of `Breakage.names`."""
+        return {f"link {end}": end for end in self if end != APPLICATION}
 
     def __str__(self) -> str:
         return f"{self.source}->{self.target}"
@@ -99,7 +103,7 @@ class Toxic(Breakage):
 
     def names(self) -> dict[str, str]:
         """Return the nodes at the ends of the link."""
-        return {f"link {end}": end for end in self.link if end != APPLICATION}
+        return self.link.names()
 
     def _contradictions(self) -> list[Fault]:
         known = TOXICS[self.kind]
@@ -114,5 +118,24 @@ class Toxic(Breakage):
         return f"{self.kind} ({said or 'plain'}) {self.stream} on {self.link}"
 
 
-FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic}
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Down(Breakage):
+    """One link ends its connections and refuses new ones."""
+
+    link: Annotated[Link, _LinkRule()]
+    """Which. No default."""
+
+    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+        """Take it down."""
+        return cluster.link(self.link.source, self.link.target).down()
+
+    def names(self) -> dict[str, str]:
+        """Return the nodes at the ends of the link."""
+        return self.link.names()
+
+    def __str__(self) -> str:
+        return f"{self.link} is down"
+
+
+FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic, "down": Down}
 """The faults, by their names in a scenario."""

@@ -1,21 +1,19 @@
-"""What happened in a run: every operation of every client, every fault, and what the table held in the end.
+"""What happened in a run: every operation of every client, every fault, and what was there in the end.
 
 All times are seconds on one monotonic clock, `time.monotonic`, counted from the run's time zero, the end of its warm-up:
-what happened while it was warming up has negative times. In a file it is one JSON object per line.
+what happened while it was warming up has negative times. `chaos.journal` keeps a history in a file while it happens.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Mapping
 
-__all__ = ["Fault", "History", "Kind", "Operation", "Outcome"]
+__all__ = ["Fault", "History", "Kind", "Leak", "LeakKind", "Operation", "Outcome"]
 
 
 class Kind(StrEnum):
@@ -42,10 +40,13 @@ class Outcome(StrEnum):
 class Operation:
     """One call of a client, with all attempts that were made for it.
 
-    client: who called; a client makes one call at a time.
-    value: what was appended (unique in the run), or what a read returned.
+    client: who called; a client makes one call at a time, and all of its calls are of one causal context.
+    key: what it read, or appended to; the values below one key belong together. None: the workload has no keys.
+    value: what was appended; unique in the run.
+    seen: what a read returned: the values below the key, in the order in which the table has them.
     node: who served it; None if the client was not told.
     error: the exception's class and text, if there was one.
+    deadline: by when the call was to end; None if it had no deadline.
     """
 
     client: str
@@ -53,69 +54,86 @@ class Operation:
     start: float
     end: float
     outcome: Outcome
+    key: int | None = None
     value: int | None = None
+    seen: tuple[int, ...] | None = None
     node: str | None = None
     error: str | None = None
+    deadline: float | None = None
 
     @property
     def acknowledged(self) -> bool:
         """Whether the client was told that it was done."""
         return self.outcome in (Outcome.OK, Outcome.RESULT_LOST)
 
+    def __str__(self) -> str:
+        what = self.value if self.kind is Kind.APPEND else self.key
+        said = " ".join(str(word) for word in (self.client, self.kind, what) if word is not None)
+        said += f" at {self.start:.3f} s: {self.outcome}"
+        return said + (f" ({self.error})" if self.error else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that was broken from *start*, when breaking it was done, to *end*, when healing it began."""
+    """Something that was broken from *start*, when breaking it was done, to *end*, when healing it began.
+
+    end: None if the record ends before that.
+    """
 
     what: str
     start: float
-    end: float
+    end: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.start:.3f} s"
+
+    def during(self, op: Operation) -> bool:
+        """Whether all of an operation fell into the fault."""
+        return self.start <= op.start and (self.end is None or op.end <= self.end)
+
+
+class LeakKind(StrEnum):
+    """What can be left behind: a connection not given back, an asyncio task, a server's session, a lock of one."""
+
+    LEASE = "lease"
+    TASK = "task"
+    SESSION = "session"
+    LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leak:
+    """Something that was still there once every client had ended; *what* says which and where."""
+
+    kind: LeakKind
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.what}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """All of a run.
 
+    head: what was run, as plain data: scenario, client, seed.
     operations: in the order in which they ended.
-    final: all values in the table of the surviving primary once every client was gone; None if it could not be read.
-    events: what the guard reported, as plain data with ``at`` in the run's time; for the reader, no checker looks at it.
+    faults: in the order in which they began.
+    stopped: when callers were told to stop; None if the record ends before that.
+    final: the values in the table of the surviving primary, by key and in the table's order, read once every fault was
+        healed and every client gone; None if they could not be read.
+    leaks: what was left behind; None if nobody could look.
+    events: what the client reported, as plain data with its name in ``event`` and the run's time in ``at``.
     """
 
+    head: Mapping[str, Any] = field(default_factory=dict)
     operations: tuple[Operation, ...] = ()
     faults: tuple[Fault, ...] = ()
-    final: tuple[int, ...] | None = None
-    events: tuple[dict[str, Any], ...] = field(default=(), compare=False)
+    stopped: float | None = None
+    final: Mapping[int, tuple[int, ...]] | None = None
+    leaks: tuple[Leak, ...] | None = None
+    events: tuple[Mapping[str, Any], ...] = ()
 
     def of(self, kind: Kind) -> list[Operation]:
         """List the operations of one kind that began after the warm-up."""
         return [op for op in self.operations if op.kind is kind and op.start >= 0]
-
-    def lines(self) -> Iterator[str]:
-        """Write it as JSON, line by line."""
-        yield from (json.dumps({"operation": asdict(op)}) for op in self.operations)
-        yield from (json.dumps({"fault": asdict(fault)}) for fault in self.faults)
-        yield from (json.dumps({"event": event}, default=str) for event in self.events)
-        yield json.dumps({"final": self.final})
-
-    @classmethod
-    def read(cls, path: Path) -> History:
-        """Read what `lines` wrote. Raises ValueError if it is something else."""
-        found: dict[str, list[Any]] = {"operation": [], "fault": [], "event": [], "final": []}
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            try:
-                ((kind, said),) = json.loads(line).items()
-                found[kind].append(said)
-            except (AttributeError, KeyError, ValueError):
-                raise ValueError(f"{path}:{number}: is no line of a history") from None
-        if len(found["final"]) != 1:
-            raise ValueError(f"{path}: was cut off")  # the last line is written last
-        (final,) = found["final"]
-        return cls(
-            operations=tuple(
-                Operation(**op | {"kind": Kind(op["kind"]), "outcome": Outcome(op["outcome"])})
-                for op in found["operation"]
-            ),
-            faults=tuple(Fault(**fault) for fault in found["fault"]),
-            final=None if final is None else tuple(final),
-            events=tuple(found["event"]),
-        )

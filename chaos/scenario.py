@@ -7,9 +7,11 @@
     duration: 6s
     timeline:
       - {at: 1s, for: 4s, toxic: {link: app->b, kind: timeout, stream: downstream}}
+      - {at: 1s, for: 100ms, every: 500ms, times: 8, jitter: 100ms, down: {link: b->a}}
     checkers:
       reads-go-on: {gap: 1s, away: b}
       lost: {}
+      felt: {}                            # always, where something breaks: a fault that did nothing proves nothing
 
 Everything that is wrong with a file is told at once, each with file, line and column.
 (Annotations are evaluated here, since `Section` reads the rules in them.)
@@ -18,11 +20,12 @@ Everything that is wrong with a file is told at once, each with file, line and c
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from random import Random
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from chaos.checkers import CHECKERS, Checker
+from chaos.checkers import CHECKERS, Checker, Felt, Order
 from chaos.faults import FAULTS, Breakage
-from chaos.workload import WORKLOADS, Workload
+from chaos.workload import WORKLOADS, ListAppend, Workload
 from dbguard.config import load as load_settings
 from dbguard.config.document import read
 from dbguard.config.problems import Report
@@ -32,10 +35,11 @@ from dbguard.config.values import Fault, Rule, Text, Unfit
 from dbguard.errors import ConfigError
 from dbguard.testing.cluster import NAMES
 
-__all__ = ["Scenario", "Step", "Topology", "every", "find", "load"]
+__all__ = ["Due", "Scenario", "Step", "Topology", "every", "find", "load"]
 
 _FOLDER = Path(__file__).parent / "scenarios"
 _HOUR = 3_600.0
+_WHEN = ("at", "for", "times", "every", "jitter")  # the keys of a step that do not say what is broken
 _Made = TypeVar("_Made", bound=Section)
 
 
@@ -66,16 +70,49 @@ class Topology(Section):
         return NAMES[: self.replicas + 1]
 
 
+class Due(NamedTuple):
+    """One fault on a run's timeline: at *at* it is broken, *seconds* later it is healed."""
+
+    at: float
+    seconds: float
+    fault: Breakage
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Step(Section):
-    """One fault on the timeline; its own key, such as ``toxic``, says which."""
+    """A fault on the timeline, once or again and again; its own key, such as ``toxic``, says which."""
 
     at: Annotated[float, Duration(0, _HOUR)]
-    """Seconds after the warm-up. No default."""
+    """Seconds after the warm-up, the first time. No default."""
     for_: Annotated[float, Duration(0, _HOUR, above=True)]
     """Seconds until it is healed, above 0. No default."""
     fault: Breakage
     """What is broken."""
+    times: Annotated[int, Whole(1, 10_000)] = 1
+    """How often. Default once."""
+    every: Annotated[float, Duration(0, _HOUR)] = 0.0
+    """Seconds from one time to the next; more than *for* and *jitter* together. Needed where *times* is above 1."""
+    jitter: Annotated[float, Duration(0, _HOUR)] = 0.0
+    """Seconds by which each time may be later, at most; the seed says by how much. Default 0."""
+
+    @property
+    def end(self) -> float:
+        """By when all is healed, in seconds after the warm-up."""
+        return self.at + (self.times - 1) * self.every + self.jitter + self.for_
+
+    def due(self, rng: Random) -> list[Due]:
+        """List its faults."""
+        return [
+            Due(self.at + n * self.every + rng.uniform(0, self.jitter), self.for_, self.fault)
+            for n in range(self.times)
+        ]
+
+    def _contradictions(self) -> list[Fault]:
+        if self.times == 1 or self.every > self.for_ + self.jitter:
+            return []
+        return [
+            (("every",), f"should be above {self.for_ + self.jitter:g} s, so that one time is over before the next")
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -102,12 +139,23 @@ class Scenario(Section):
     """Seconds that clients work before time zero, above 0: the first run of a statement on a connection takes two round
     trips, and what is cut there proves nothing. Default 1."""
 
+    def schedule(self, seed: int) -> list[Due]:
+        """List all faults of a run in the order in which they are due; the same for the same seed."""
+        rng = Random(seed)  # noqa: S311  a schedule, no secret
+        return sorted((due for step in self.timeline for due in step.due(rng)), key=lambda due: due.at)
+
     def _contradictions(self) -> list[Fault]:
-        return [
-            (("timeline", n, "for"), f"ends after the run, at {step.at + step.for_:g} s of {self.duration:g} s")
+        found: list[Fault] = [
+            (("timeline", n, "for"), f"ends after the run, at {step.end:g} s of {self.duration:g} s")
             for n, step in enumerate(self.timeline)
-            if step.at + step.for_ > self.duration
+            if step.end > self.duration
         ]
+        kinds = {type(checker): name for name, checker in self.checkers.items()}
+        if self.timeline and Felt not in kinds:
+            found.append((("checkers",), "lacks felt: a fault that did nothing would prove nothing"))
+        if Order in kinds and not isinstance(self.workload, ListAppend):
+            found.append((("checkers", kinds[Order]), "needs the workload list-append, whose values have an order"))
+        return found
 
 
 def every() -> list[Path]:
@@ -173,7 +221,7 @@ class _Reading:
             if not isinstance(step, Mapping):
                 self._wrong(path, "should be a mapping, such as {at: 1s, for: 4s, toxic: {...}}")
                 continue
-            when = {key: value for key, value in step.items() if key in ("at", "for")}
+            when = {key: value for key, value in step.items() if key in _WHEN}
             what = {key: value for key, value in step.items() if key not in when}
             fault = self._one(FAULTS, what, path)
             steps.append(self._section(Step, when, path, fault=fault))

@@ -1,115 +1,203 @@
-"""What clients do while things break, and how they write it down.
+"""What callers do while things break, and how they write it down.
 
-Each client is a worker with a causal context of its own, as a web request has one. It makes one call at a time and
-records what it was told. Clients stop between two calls: a harness that cancelled a COMMIT would make its own unknowns.
+Each caller has a causal context of its own, as a web request has one. It makes one call at a time and records what it
+was told. Callers stop between two calls: a harness that cancelled a COMMIT would make its own unknowns.
 
 (Annotations are evaluated here, since `Section` reads the rules in them.)
 """
 
 import asyncio
 import itertools
-import time
-from collections.abc import Awaitable
+import random
+from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
-import dbguard
+from chaos.clients import Client
 from chaos.history import Kind, Operation, Outcome
+from chaos.journal import Journal
 from dbguard.config.quantities import Duration, Whole
 from dbguard.config.section import Section
 
-__all__ = ["CREATE", "DROP", "READ_BACK", "TABLE", "WORKLOADS", "Append", "Recorder", "Workload"]
+__all__ = ["WORKLOADS", "Append", "ListAppend", "Workload"]
 
-TABLE = "chaos_append"
-# The index is not unique: a second application of an append must show as a second row, not as an error.
-CREATE = f"CREATE TABLE {TABLE} (n bigint NOT NULL); CREATE INDEX ON {TABLE} (n)"
-DROP = f"DROP TABLE IF EXISTS {TABLE}"
-READ_BACK = f"SELECT n FROM {TABLE}"
-
-_READ = f"SELECT current_setting('cluster_name') AS node, max(n) AS value FROM {TABLE}"
-_APPEND = f"INSERT INTO {TABLE} (n) VALUES ($1) RETURNING current_setting('cluster_name') AS node, n AS value"
-
-
-class Recorder:
-    """Keeps what clients were told."""
-
-    def __init__(self) -> None:
-        self.operations: list[Operation] = []
-
-    async def record(self, client: str, kind: Kind, call: Awaitable[Any], value: int | None = None) -> None:
-        """Await a call and keep what became of it.
-
-        call: gives a row with ``node`` and ``value``.
-        value: what it appends.
-        """
-        node, error, outcome = None, None, Outcome.OK
-        start = time.monotonic()
-        try:
-            row = await call
-        except Exception as e:  # noqa: BLE001  whatever a client is told goes into the history
-            outcome, error = outcome_of(e), f"{type(e).__name__}: {e}"
-        else:
-            node, value = row["node"], row["value"]
-        end = time.monotonic()
-        self.operations.append(
-            Operation(
-                client=client, kind=kind, start=start, end=end, outcome=outcome, value=value, node=node, error=error
-            )
-        )
-
-
-def outcome_of(error: Exception) -> Outcome:
-    """Say what an error of the guard promises about the call. Whatever is not said to be open has not been applied."""
-    match error:
-        case dbguard.OutcomeUnknown():
-            return Outcome.UNKNOWN
-        case dbguard.ResultLost():
-            return Outcome.RESULT_LOST
-        case _:
-            return Outcome.FAILED
-
-
-class Workload(Section):
-    """What clients do, with how many of them."""
-
-    __slots__ = ()
-
-    async def run(self, guard: dbguard.Guard, recorder: Recorder, stop: asyncio.Event) -> None:
-        """Let all clients work until *stop* is set; return once each has ended its last call."""
-        raise NotImplementedError
+_KEYS = 4  # keys in use at a time
+_PER_KEY = 16  # values below a key, so that what a read returns stays short; then another key takes its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Append(Workload):
-    """Writers append unique values, readers ask for the highest one."""
+class Workload(Section):
+    """Callers that append unique values below a few shared keys, and read what is below one.
+
+    What a workload does is a matter of its statements: `append` takes a key and a value, `read` a key; both return one
+    row with ``node``, `read` also with ``seen``. `read_back` returns keys with their values.
+    """
 
     readers: Annotated[int, Whole(0, 1_000)] = 4
-    """Clients that read, 0 to 1,000. Default 4."""
+    """Callers that read, 0 to 1,000. Default 4."""
     writers: Annotated[int, Whole(0, 1_000)] = 2
-    """Clients that append, 0 to 1,000. Default 2."""
+    """Callers that append, 0 to 1,000. Default 2."""
+    owners: Annotated[int, Whole(0, 1_000)] = 2
+    """Callers that append a value and then read it back for the time of *linger*, 0 to 1,000. Default 2."""
+    linger: Annotated[float, Duration()] = 1.0
+    """Seconds that an owner reads before it appends again: long enough for replicas to have it. Default 1 s."""
     pause: Annotated[float, Duration()] = 0.005
-    """Seconds that a client waits between two calls, at least. Default 5 ms."""
+    """Seconds that a caller waits between two calls: half to one and a half of these, by the seed. Default 5 ms."""
+    timeout: Annotated[float, Duration(above=True)] = 10.0
+    """Seconds for each call, above 0. Default 10 s."""
 
-    async def run(self, guard: dbguard.Guard, recorder: Recorder, stop: asyncio.Event) -> None:
-        """Let all clients work until *stop* is set."""
-        values = itertools.count(1)
+    table: ClassVar[str]
+    create: ClassVar[tuple[str, ...]]
+    append: ClassVar[str]
+    read: ClassVar[str]
+    read_back: ClassVar[str]
 
-        async def work(name: str, kind: Kind) -> None:
-            async with guard.causal():
-                while not stop.is_set():
-                    if kind is Kind.READ:
-                        await recorder.record(name, kind, guard.fetchrow(_READ))
-                    else:
-                        value = next(values)
-                        await recorder.record(name, kind, guard.fetchrow(_APPEND, value), value)
-                    await asyncio.sleep(self.pause)
+    @property
+    def callers(self) -> int:
+        """How many callers there are."""
+        return self.readers + self.writers + self.owners
 
-        async with asyncio.TaskGroup() as clients:
-            for number in range(self.readers):
-                clients.create_task(work(f"reader {number}", Kind.READ))
-            for number in range(self.writers):
-                clients.create_task(work(f"writer {number}", Kind.APPEND))
+    async def run(self, client: Client, journal: Journal, stop: asyncio.Event, seed: int) -> None:
+        """Let all callers work until *stop* is set; return once each has ended its last call."""
+        keys = _Keys()
+        kinds = [
+            ("reader", self.readers, _Caller.read_on),
+            ("writer", self.writers, _Caller.write_on),
+            ("owner", self.owners, _Caller.own_on),
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for kind, count, work in kinds:
+                for number in range(count):
+                    name = f"{kind} {number}"
+                    caller = _Caller(self, name, client, journal, stop, keys, random.Random(f"{seed} {name}"))  # noqa: S311  a schedule
+                    tasks.create_task(work(caller), name=name)
 
 
-WORKLOADS: dict[str, type[Workload]] = {"append": Append}
+class _Keys:
+    """The keys in use, and values that nobody appends twice; shared by all callers."""
+
+    def __init__(self) -> None:
+        self._fresh = itertools.count(1)
+        self._keys = [next(self._fresh) for _ in range(_KEYS)]
+        self._times = Counter[int]()
+        self._values = itertools.count(1)
+
+    def choose(self, rng: random.Random) -> int:
+        return rng.choice(self._keys)
+
+    def append(self, rng: random.Random) -> tuple[int, int]:
+        """Return a key, and a value to append."""
+        key = self.choose(rng)
+        self._times[key] += 1
+        if self._times[key] == _PER_KEY:
+            self._keys[self._keys.index(key)] = next(self._fresh)
+        return key, next(self._values)
+
+
+class _Caller:
+    """One caller."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        name: str,
+        client: Client,
+        journal: Journal,
+        stop: asyncio.Event,
+        keys: _Keys,
+        rng: random.Random,
+    ) -> None:
+        self._workload = workload
+        self._name = name
+        self._client = client
+        self._journal = journal
+        self._stop = stop
+        self._keys = keys
+        self._rng = rng
+
+    async def read_on(self) -> None:
+        """Read what others append."""
+        async with self._client.context():
+            while not self._stop.is_set():
+                await self._call(Kind.READ, self._keys.choose(self._rng))
+
+    async def write_on(self) -> None:
+        """Append."""
+        async with self._client.context():
+            while not self._stop.is_set():
+                await self._call(Kind.APPEND, *self._keys.append(self._rng))
+
+    async def own_on(self) -> None:
+        """Append, then read it back for a while, and so on."""
+        async with self._client.context():
+            while not self._stop.is_set():
+                key, value = self._keys.append(self._rng)
+                await self._call(Kind.APPEND, key, value)
+                until = self._journal.now() + self._workload.linger
+                while self._journal.now() < until and not self._stop.is_set():
+                    await self._call(Kind.READ, key)
+
+    async def _call(self, kind: Kind, key: int, value: int | None = None) -> None:
+        """Make one call, record what became of it, and wait a little."""
+        load, journal = self._workload, self._journal
+        query = load.read if kind is Kind.READ else load.append
+        node, seen, error, outcome = None, None, None, Outcome.OK
+        start = journal.now()
+        try:
+            row = await self._client.call(kind, query, (key,) if value is None else (key, value), load.timeout)
+        except Exception as e:  # noqa: BLE001  whatever a caller is told goes into the history
+            end = journal.now()
+            outcome, error = self._client.outcome_of(kind, e), f"{type(e).__name__}: {e}"
+        else:
+            end = journal.now()
+            node, seen = row["node"], tuple(row["seen"] or ()) if kind is Kind.READ else None
+        journal.operation(
+            Operation(
+                client=self._name,
+                kind=kind,
+                start=start,
+                end=end,
+                outcome=outcome,
+                key=key,
+                value=value,
+                seen=seen,
+                node=node,
+                error=error,
+                deadline=start + load.timeout,
+            )
+        )
+        await asyncio.sleep(load.pause * (0.5 + self._rng.random()))
+
+
+_NODE = "current_setting('cluster_name') AS node"
+
+
+class Append(Workload):
+    """Every value is a row of its own."""
+
+    __slots__ = ()
+    table = "chaos_append"
+    # No index is unique: a second application of an append must show as a second row, not as an error.
+    create = (f"CREATE TABLE {table} (key bigint NOT NULL, n bigint NOT NULL)", f"CREATE INDEX ON {table} (key)")
+    append = f"INSERT INTO {table} (key, n) VALUES ($1, $2) RETURNING {_NODE}"
+    read = f"SELECT {_NODE}, array_agg(n) AS seen FROM {table} WHERE key = $1"
+    read_back = f"SELECT key, array_agg(n) FROM {table} GROUP BY key"
+
+
+class ListAppend(Workload):
+    """The values of a key are one list, in the order in which the server applied the appends."""
+
+    __slots__ = ()
+    table = "chaos_list"
+    # The key is unique, the values are not: a second application makes a list with a value twice.
+    create = (f"CREATE TABLE {table} (key bigint PRIMARY KEY, items bigint[] NOT NULL)",)
+    append = (
+        f"INSERT INTO {table} AS list (key, items) VALUES ($1, ARRAY[$2::bigint]) "
+        f"ON CONFLICT (key) DO UPDATE SET items = list.items || EXCLUDED.items RETURNING {_NODE}"
+    )
+    read = f"SELECT {_NODE}, (SELECT items FROM {table} WHERE key = $1) AS seen"
+    read_back = f"SELECT key, items FROM {table}"
+
+
+WORKLOADS: dict[str, type[Workload]] = {"append": Append, "list-append": ListAppend}
 """The workloads, by their names in a scenario."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chaos.checkers import Lost, ReadsGoOn
-from chaos.faults import Link, Toxic
+from chaos.checkers import Felt, Lost, ReadsGoOn
+from chaos.faults import Down, Link, Toxic
 from chaos.scenario import Scenario, every, find, load
 from chaos.workload import Append
 from dbguard.errors import ConfigError
@@ -30,6 +30,7 @@ timeline:
 checkers:
   reads-go-on: {gap: 1s, away: b}
   lost:
+  felt:
 """
 
 
@@ -73,7 +74,7 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
         (1.0, 4.0, Toxic(link=Link("app", "b"), kind="latency", stream="upstream", attributes={"latency": 50})),
         (2.0, 1.0, Toxic(link=Link("c", "a"), kind="timeout")),
     ]
-    assert scenario.checkers == {"reads-go-on": ReadsGoOn(gap=1.0, away="b"), "lost": Lost()}
+    assert scenario.checkers == {"reads-go-on": ReadsGoOn(gap=1.0, away="b"), "lost": Lost(), "felt": Felt()}
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,8 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
         (5, "  redas: ¦{}", "guard.redas: unknown key; did you mean reads?"),
         (5, "  nodes: ¦[{host: x}]", "guard.nodes: is the harness's to say"),
         (6, "workload: {append: {readers: ¦many}}", "workload.append.readers: should be a whole number"),
-        (6, "workload: {upend: ¦{}}", "workload.upend: unknown; known: append"),
-        (6, "workload: ¦{}", "workload: should hold one of append"),
+        (6, "workload: {upend: ¦{}}", "workload.upend: unknown; known: append, list-append"),
+        (6, "workload: ¦{}", "workload: should hold one of append, list-append"),
         (7, "warm_up: ¦0s", "warm_up: should be a duration"),
         (8, "duration: ¦6m", "duration: should be a duration such as"),
         (
@@ -99,8 +100,20 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
             "timeline[0].for: ends after the run, at 7 s",
         ),
         (10, "  - ¦{at: 1s, toxic: {link: app->b, kind: timeout}}", "timeline[0].for: is missing"),
-        (10, "  - ¦{at: 1s, for: 1s}", "timeline[0]: should hold one of toxic"),
-        (10, "  - {at: 1s, for: 1s, poison: ¦{}}", "timeline[0].poison: unknown; known: toxic"),
+        (10, "  - ¦{at: 1s, for: 1s}", "timeline[0]: should hold one of toxic, down"),
+        (10, "  - {at: 1s, for: 1s, poison: ¦{}}", "timeline[0].poison: unknown; known: toxic, down"),
+        (
+            10,
+            "  - {at: 1s, for: 1s, times: 4, every: ¦1s, down: {link: app->b}}",
+            "timeline[0].every: should be above 1 s, so that one time is over before the next",
+        ),
+        (
+            10,
+            "  - {at: 1s, for: ¦1s, times: 5, every: 1100ms, down: {link: app->b}}",
+            "timeline[0].for: ends after the run, at 6.4 s of 6 s",
+        ),
+        (10, "  - {at: 1s, for: 1s, times: ¦0, down: {link: app->b}}", "timeline[0].times: should be a whole"),
+        (10, "  - {at: 1s, for: 1s, down: {link: ¦app->d}}", "timeline[0].down.link: names d, which"),
         (10, "  - ¦now", "timeline[0]: should be a mapping, such as"),
         (10, "  - {at: 1s, for: 1s, toxic: {link: ¦app->d, kind: timeout}}", "timeline[0].toxic.link: names d, which"),
         (10, "  - {at: 1s, for: 1s, toxic: {link: ¦app, kind: timeout}}", "timeline[0].toxic.link: should be a link"),
@@ -121,10 +134,12 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
             "  reads-go-on: {gap: 1s, away: ¦z}",
             "checkers.reads-go-on.away: names z, which is no node; there are a, ",
         ),
-        (14, "  found:¦", "checkers.found: unknown; known: reads-go-on, lost, duplicated, phantom"),
+        (14, "  found:¦", "checkers.found: unknown; known: lost, duplicated, phantom, stale"),
+        (14, "  order: ¦{}", "checkers.order: needs the workload list-append"),
+        (15, "  gaps: ¦{}", "checkers.gaps: should bound the gaps of read"),
         (14, "  lost: {least: ¦0}", "checkers.lost.least: should be a whole number from 1"),
         (14, "  ¦reads-go-on: {}", "the same key stands at 13:3"),
-        (14, "  lost: [¦", "is not valid YAML"),
+        (15, "  felt: [¦", "is not valid YAML"),
     ],
 )
 def test_what_is_wrong_is_told_with_line_and_column(line: int, text: str, said: str, tmp_path: Path) -> None:
@@ -144,6 +159,29 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     found = problems(text, tmp_path)
 
     assert [problem.split(":")[0] for problem in found] == ["4", "5", "6", "10", "13"]
+
+
+def test_scenario_that_breaks_something_must_say_that_it_was_felt(tmp_path: Path) -> None:
+    (found,) = problems(GOOD.replace("  felt:\n", ""), tmp_path)
+
+    assert "checkers: lacks felt" in found
+
+
+def test_same_seed_gives_the_same_schedule_in_order(tmp_path: Path) -> None:
+    begin, end = GOOD.index("  - {at: 1s"), GOOD.index("checkers:")
+    steps = "  - {at: 1s, for: 100ms, times: 3, every: 1s, jitter: 500ms, down: {link: app->b}}\n"
+    steps += "  - {at: 500ms, for: 1s, times: 2, every: 1500ms, toxic: {link: b->a, kind: timeout}}\n"
+    scenario = load(written(GOOD[:begin] + steps + GOOD[end:], tmp_path))
+
+    schedule = scenario.schedule(5)
+
+    downs = [due.at for due in schedule if isinstance(due.fault, Down)]
+    assert [due.at for due in schedule if isinstance(due.fault, Toxic)] == [0.5, 2.0]
+    assert [due.at for due in schedule] == sorted(due.at for due in schedule)
+    assert all(n + 1 <= at <= n + 1.5 for n, at in enumerate(downs))
+    assert len(downs) == 3
+    assert scenario.schedule(5) == schedule
+    assert scenario.schedule(6) != schedule
 
 
 @pytest.mark.parametrize("missing", ["about", "workload", "duration", "timeline", "checkers"])

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chaos.checkers import State, Verdict
-from chaos.history import History
-from chaos.run import CLIENTS_NAME, Result, run
+from chaos.clients import CLIENTS_NAME
+from chaos.history import History, Kind
+from chaos.journal import read
+from chaos.play import Result, play
 from chaos.scenario import Scenario, find
-from chaos.workload import TABLE
+from chaos.workload import Append
 from dbguard.testing.proxied import ProxiedCluster
 from dbguard.testing.toxiproxy import ToxiproxyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from dbguard.testing.binaries import Binaries
 
@@ -38,9 +41,7 @@ def shared(binaries: Binaries) -> Iterator[ProxiedCluster]:
 def proxied(shared: ProxiedCluster) -> Iterator[ProxiedCluster]:
     """A cluster for runs that end as it was; each test sees that it is."""
     yield shared
-    left = (
-        f"SELECT to_regclass('{TABLE}')::text, count(*) FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}'"
-    )
+    left = f"SELECT to_regclass('{Append.table}')::text, count(*) FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}'"
     assert shared.toxiproxy.broken() == []
     assert shared.sql("a", left) == [(None, 0)]
 
@@ -50,7 +51,7 @@ def hole() -> Scenario:
     """The first scenario, cut short."""
     hole = find("replica-hole")
     (step,) = hole.timeline
-    return replace(hole, warm_up=0.5, duration=3.5, timeline=(replace(step, at=0.2, for_=3.0),))
+    return replace(hole, warm_up=0.5, duration=2.5, timeline=(replace(step, at=0.2, for_=2.0),))
 
 
 def with_toxic(scenario: Scenario, **change: Any) -> Scenario:
@@ -59,31 +60,44 @@ def with_toxic(scenario: Scenario, **change: Any) -> Scenario:
 
 
 async def test_guard_that_repeats_nothing_is_caught(hole: Scenario, proxied: ProxiedCluster) -> None:
-    result = await run(replace(hole, guard={"retry": {"attempts": 1}}), proxied)
+    result = await play(replace(hole, guard={"retry": {"attempts": 1}}), proxied)
 
     assert result.verdicts["reads-go-on"].state is State.BROKEN, str(result)
     assert "reads failed" in result.verdicts["reads-go-on"].why
 
 
 async def test_fault_that_is_none_proves_nothing(hole: Scenario, proxied: ProxiedCluster) -> None:
-    result = await run(with_toxic(hole, toxicity=0.0), proxied)
+    result = await play(with_toxic(hole, toxicity=0.0), proxied)
 
     assert result.verdicts["reads-go-on"].state is State.UNKNOWN, str(result)
     assert "which was none" in result.verdicts["reads-go-on"].why
+    assert result.verdicts["felt"].state is State.UNKNOWN
+    assert result.state is State.UNKNOWN
 
 
-async def test_history_tells_who_served_and_what_was_broken(hole: Scenario, proxied: ProxiedCluster) -> None:
-    result = await run(hole, proxied)
+async def test_history_tells_who_served_and_what_was_broken(
+    hole: Scenario, proxied: ProxiedCluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "history.jsonl"
+
+    result = await play(hole, proxied, seed=3, path=file)
 
     history = result.history
     (fault,) = history.faults
     assert fault.what == "timeout (timeout 0) downstream on app->b"
+    assert fault.end is not None
     assert 0.2 <= fault.start < fault.end <= hole.duration + 1.0
-    assert {op.node for op in history.operations if op.client.startswith("reader")} >= {"b", "c"}
-    assert {op.node for op in history.operations if op.client.startswith("writer")} == {"a"}
+    assert {op.node for op in history.of(Kind.READ)} >= {"b", "c"}
+    assert {op.node for op in history.of(Kind.APPEND)} == {"a"}
     assert any(event["event"] == "NodeDown" and event["node"] == "b" for event in history.events)
-    assert history.final is not None
     assert min(op.start for op in history.operations) < 0
+    assert all(op.deadline == op.start + hole.workload.timeout for op in history.operations)
+    assert history.leaks == ()
+    assert history.final is not None
+    assert sum(map(len, history.final.values())) == sum(op.kind is Kind.APPEND for op in history.operations)
+    assert history.head == {"scenario": "replica-hole", "client": "guard", "seed": 3}
+    assert read(file).operations == history.operations
+    assert read(file).final == history.final
 
 
 # --- what is broken is healed
@@ -92,7 +106,7 @@ async def test_history_tells_who_served_and_what_was_broken(hole: Scenario, prox
 async def test_run_that_is_cancelled_heals_what_it_broke(hole: Scenario, proxied: ProxiedCluster) -> None:
     broken = asyncio.Event()
     told = lambda line: broken.set() if "timeout" in line else None  # noqa: E731
-    running = asyncio.create_task(run(hole, proxied, say=told))
+    running = asyncio.create_task(play(hole, proxied, say=told))
     await broken.wait()
     assert await asyncio.to_thread(proxied.toxiproxy.broken) != []
 
@@ -108,7 +122,7 @@ async def test_run_that_is_cancelled_while_it_breaks_something_heals_it(
 ) -> None:
     link = proxied.link("app", "b")
     add = link.toxic
-    loop, running = asyncio.get_running_loop(), asyncio.create_task(run(hole, proxied))
+    loop, running = asyncio.get_running_loop(), asyncio.create_task(play(hole, proxied))
 
     def add_and_be_cancelled(*args: Any, **options: Any) -> Any:
         loop.call_soon_threadsafe(running.cancel)
@@ -135,32 +149,54 @@ async def test_run_whose_fault_cannot_be_made_ends_with_the_reason(
     monkeypatch.setattr(proxied.link("app", "b"), "toxic", refuse)
 
     with pytest.raises(ToxiproxyError, match="no toxic today"):
-        await run(hole, proxied)
+        await play(hole, proxied)
 
 
-def test_interrupted_command_heals_and_says_so() -> None:
-    command = [sys.executable, "-m", "chaos.run", "replica-hole"]
+def test_interrupted_command_heals_and_says_so_and_its_history_can_be_read(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chaos.run", "replica-hole", "--history", str(tmp_path)]
+    file = tmp_path / "replica-hole.jsonl"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if "timeout" in line:
-                break
+        assert any("broken: timeout" in line for line in process.stdout)
+        under_way = read(file)
         os.kill(process.pid, signal.SIGINT)
-        rest, complaints = process.stdout.read(), process.stderr.read()
+        rest, complaints = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert "healed timeout (timeout 0) downstream on app->b" in rest
+    assert "healed: timeout (timeout 0) downstream on app->b" in rest
     assert complaints == ""
+    assert under_way.operations
+    assert [fault.end for fault in under_way.faults] == [None]
+    history = read(file)
+    assert history.operations[: len(under_way.operations)] == under_way.operations
+    assert [fault.end is None for fault in history.faults] == [False]
+    assert history.final is None
+    states = {name: checker.judge(history).state for name, checker in find("replica-hole").checkers.items()}
+    assert {states[name] for name in ("lost", "duplicated", "phantom", "leaks")} == {State.UNKNOWN}
 
 
 # --- results
 
 
-def test_result_is_as_bad_as_its_worst_verdict() -> None:
-    ok, unknown, broken = (Verdict(state, "so it is") for state in State)
+HEAD = {"scenario": "x", "client": "guard", "seed": 1}
 
-    assert Result("x", History(), {"lost": ok}).state is State.OK
-    assert Result("x", History(), {"lost": ok, "phantom": unknown}).state is State.UNKNOWN
-    worst = Result("x", History(), {"lost": broken, "phantom": unknown})
-    assert str(worst) == "x: broken\n  lost: broken: so it is\n  phantom: unknown: so it is"
+
+def test_result_is_as_bad_as_its_worst_verdict() -> None:
+    good, unknown, broken = (Verdict(state, "so it is") for state in State)
+
+    assert Result(History(head=HEAD), {"lost": good}).state is State.OK
+    assert Result(History(head=HEAD), {"lost": good, "phantom": unknown}).state is State.UNKNOWN
+    assert Result(History(head=HEAD), {"lost": broken, "phantom": unknown}).state is State.BROKEN
+
+
+def test_result_is_a_table_of_verdicts() -> None:
+    result = Result(
+        History(head=HEAD),
+        {"lost": Verdict(State.BROKEN, "so it is", (1, 2)), "phantom": Verdict(State.UNKNOWN, "who knows")},
+    )
+
+    assert str(result).splitlines() == [
+        "x: broken (client guard, seed 1; 0 reads, 0 appends, faults: 0)",
+        "  lost     broken   so it is: 1; 2",
+        "  phantom  unknown  who knows",
+    ]

@@ -1,0 +1,63 @@
+"""Whether a run was what it was meant to be: its faults were felt, and nothing stays behind it.
+
+(Annotations are evaluated here, since `Section` reads the rules in them.)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
+from chaos.history import Fault, History
+from dbguard.config.quantities import Whole
+
+__all__ = ["NOTICED", "Felt", "Leaks"]
+
+NOTICED = frozenset({"CallRepeated", "NodeDown", "OutcomeLeftOpen"})
+"""Events of a client that tell of a fault: those of `dbguard.events`, and a naive client's own ``CallRepeated``."""
+
+STUCK = 0.25
+"""Seconds that a call must have taken to be counted though it ended after the fault. To heal is to cut, too: removing a
+toxic ends connections, and what was just under way fails, whether the fault did anything or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Felt(Checker):
+    """Every fault was felt by clients while it lasted: a call did not succeed, or the client told that it noticed.
+
+    Never broken: a fault that was not felt makes the run prove nothing.
+    """
+
+    least: Annotated[int, Whole(1, 1_000_000)] = 1
+    """Calls without success and reports together that each fault must have caused. Default 1."""
+
+    def judge(self, history: History) -> Verdict:
+        """Look for what each fault did."""
+        if not history.faults:
+            return unknown("nothing was broken")
+        marks = {fault: _marks(history, fault) for fault in history.faults}
+        if not_felt := [fault for fault, found in marks.items() if found < self.least]:
+            return unknown(f"{len(not_felt)} of {len(marks)} faults were not felt, the first: {not_felt[0]}")
+        return ok(f"{len(marks)} faults, each felt at least {min(marks.values())} times")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaks(Checker):
+    """No connection, task, session or lock of the client is left once every call has ended."""
+
+    def judge(self, history: History) -> Verdict:
+        """Say what was left."""
+        if history.leaks is None:
+            return unknown("nobody looked what was left behind")
+        if history.leaks:
+            return broken(f"{len(history.leaks)} things were left behind", history.leaks)
+        if not history.operations:
+            return unknown("nothing was done that could have left something behind")
+        return ok(f"nothing was left behind by {len(history.operations)} calls")
+
+
+def _marks(history: History, fault: Fault) -> int:
+    end = math.inf if fault.end is None else fault.end
+    calls = [op for op in history.operations if not op.acknowledged and op.start < end and op.end > fault.start]
+    told = [e for e in history.events if e["event"] in NOTICED and fault.start <= e["at"] < end]
+    return len([op for op in calls if op.end <= end or op.end - op.start >= STUCK]) + len(told)

@@ -1,0 +1,228 @@
+"""One run: start the callers, break things on time, heal them, look what is left, read back, judge.
+
+Whoever breaks something heals it: each fault is undone when its time is over, and also when the run is ended by an
+exception, a cancellation or Ctrl-C, while it is being injected included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chaos import aftermath
+from chaos.clients import CLIENTS, Place
+from chaos.history import History, Kind
+from chaos.journal import Journal
+from dbguard.testing.proxied import APPLICATION, ProxiedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from chaos.checkers import State, Verdict
+    from chaos.clients import Client
+    from chaos.scenario import Due, Scenario
+
+__all__ = ["Result", "cluster_for", "play"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run showed."""
+
+    history: History
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def state(self) -> State:
+        """The worst of the verdicts."""
+        return max(verdict.state for verdict in self.verdicts.values())
+
+    def __str__(self) -> str:
+        head, history = self.history.head, self.history
+        done = Counter(op.kind for op in history.operations)
+        counts = f"{done[Kind.READ]} reads, {done[Kind.APPEND]} appends, faults: {len(history.faults)}"
+        said = f"client {head['client']}, seed {head['seed']}; {counts}"
+        lines = [f"{head['scenario']}: {self.state.name.lower()} ({said})"]
+        width = max(map(len, self.verdicts))
+        for name, verdict in self.verdicts.items():
+            lines.append(f"  {name:{width}}  {verdict.state.name.lower():7}  {verdict.told}")
+        return "\n".join(lines)
+
+
+def cluster_for(scenario: Scenario, **options: Any) -> ProxiedCluster:
+    """Return a cluster of the scenario's topology, not started. options: as for `ProxiedCluster`."""
+    topology = scenario.topology
+    return ProxiedCluster(replicas=topology.replicas, synchronous=topology.synchronous, **options)
+
+
+async def play(
+    scenario: Scenario,
+    cluster: ProxiedCluster,
+    *,
+    client: str = "guard",
+    seed: int = 1,
+    path: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Result:
+    """Run *scenario* on a running *cluster* of its topology, and leave nothing behind there.
+
+    client: who is put to the test, by its name in `CLIENTS`.
+    seed: of the faults' times and the callers' choices.
+    path: where to write the history while it happens. Default: nowhere.
+    say: told in one line what happens.
+    """
+    with ThreadPoolExecutor(8, "chaos") as threads:
+        run = _Run(scenario, cluster, client, seed, threads, say)
+        await run.prepare()
+        try:
+            history = await run.play(path)
+        except ExceptionGroup as errors:  # the harness's own: what callers are told never comes here
+            raise _first(errors) from None
+        finally:
+            await run.tidy_up()
+    verdicts = {name: checker.judge(history) for name, checker in scenario.checkers.items()}
+    return Result(history, verdicts)
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        cluster: ProxiedCluster,
+        client: str,
+        seed: int,
+        threads: ThreadPoolExecutor,
+        say: Callable[[str], object],
+    ) -> None:
+        self._scenario = scenario
+        self._workload = scenario.workload
+        self._cluster = cluster
+        self._client = client
+        self._seed = seed
+        self._threads = threads
+        self._say = say
+        self._journal: Journal | None = None
+        self._early: list[Mapping[str, Any]] = []
+
+    async def prepare(self) -> None:
+        """Make the table on all nodes."""
+        cluster, work = self._cluster, self._workload
+        await self.tidy_up()
+        for statement in work.create:
+            await self._do(cluster.sql, cluster.primary, statement)
+        # the last statement is there once a row that was written after it is
+        await self._do(cluster.sql, cluster.primary, f"COMMENT ON TABLE {work.table} IS 'ready'")
+        ready = f"SELECT obj_description(to_regclass('{work.table}'), 'pg_class') = 'ready'"
+        for node in cluster.nodes:
+            await self._do(cluster.wait_for, node, ready)
+
+    async def tidy_up(self) -> None:
+        """Remove the table."""
+        await self._do(self._cluster.sql, self._cluster.primary, f"DROP TABLE IF EXISTS {self._workload.table}")
+
+    async def play(self, path: Path | None) -> History:
+        """Let the callers work while things break; return what happened."""
+        scenario, cluster, before = self._scenario, self._cluster, asyncio.all_tasks()
+        place = Place(
+            addresses={node.name: self._address(node.name) for node in cluster.nodes},
+            size=self._workload.callers,
+            guard=scenario.guard,
+            tell=self._heard,
+        )
+        head = {"scenario": scenario.name, "client": self._client, "seed": self._seed}
+        with contextlib.ExitStack() as file:  # closed after the client, which may tell something to the last
+            async with contextlib.AsyncExitStack() as opened:
+                client = await opened.enter_async_context(CLIENTS[self._client](place))
+                journal = file.enter_context(Journal(time.monotonic() + scenario.warm_up, path=path, **head))
+                self._note_in(journal)
+                await self._work(client, journal)
+                self._tell(journal, "callers have ended; looking for what is left")
+                leaks = await aftermath.leases(client) + await self._do(aftermath.locks, cluster)
+                await opened.aclose()
+                leaks += await aftermath.tasks(before) + await self._do(aftermath.sessions, cluster)
+                journal.leaks(leaks)
+                try:
+                    journal.final(await self._do(aftermath.read_back, cluster, self._workload))
+                except aftermath.FinalTableError as e:
+                    self._tell(journal, f"the table cannot be read: {e}")
+                return journal.history()
+
+    def _heard(self, event: Mapping[str, Any]) -> None:
+        """Keep what the client tells; until there is a journal, here."""
+        if self._journal is None:
+            self._early.append(event)
+        else:
+            self._journal.event({**event, "at": event["at"] - self._journal.zero})
+
+    def _note_in(self, journal: Journal) -> None:
+        self._journal = journal
+        for event in self._early:
+            self._heard(event)
+
+    async def _work(self, client: Client, journal: Journal) -> None:
+        """Let the callers work until the time is over and all is healed."""
+        scenario, stop = self._scenario, asyncio.Event()
+        self._tell(journal, f"warming up for {scenario.warm_up:g} s")
+        async with asyncio.TaskGroup() as tasks:
+            callers = tasks.create_task(self._workload.run(client, journal, stop, self._seed))
+            for due in scenario.schedule(self._seed):
+                tasks.create_task(self._break(due, journal))
+            await _until(journal, scenario.duration)
+            journal.stopped(journal.now())
+            stop.set()
+            await callers
+
+    def _address(self, node: str) -> tuple[str, int]:
+        link = self._cluster.link(APPLICATION, node)
+        return link.host, link.port
+
+    async def _break(self, due: Due, journal: Journal) -> None:
+        """Break one thing when its time has come, and heal it when its time is over, or when all is over."""
+        await _until(journal, due.at)
+        # The thread that injects a fault also notes how to heal it: a cancellation in between finds it here.
+        healing = contextlib.ExitStack()
+        number: int | None = None
+        try:
+            await self._do(lambda: healing.enter_context(due.fault.inject(self._cluster)))
+            start = journal.now()
+            number = journal.broke(str(due.fault), start)
+            self._tell(journal, f"broken: {due.fault}")
+            await _until(journal, start + due.seconds)
+        finally:
+            end = journal.now()
+            await self._do(healing.close)
+            if number is not None:
+                journal.healed(number, end)
+                self._tell(journal, f"healed: {due.fault}")
+
+    async def _do(self, work: Callable[..., T], *args: object) -> T:
+        """Do what blocks, in a thread. A cancellation waits for its end, since it cannot be stopped halfway."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    def _tell(self, journal: Journal, what: str) -> None:
+        self._say(f"{journal.now():6.1f} s  {what}")
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """Return the first of several exceptions, however deep in groups it is."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
+
+
+async def _until(journal: Journal, moment: float) -> None:
+    await asyncio.sleep(max(0.0, moment - journal.now()))
