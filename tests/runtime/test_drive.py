@@ -49,7 +49,7 @@ SCRIPTS: dict[str, tuple[Stake, dict[str, tuple[Any, ...]]]] = {
     "contention without end": (Stake.TRANSACTION, {"a": (conflict,) * 9}),
     "drained": (Stake.READ, {"b": (ended_by_us,), "c": (ended_by_us,), "a": (7,)}),
     "write is proved applied": (Stake.WRITE, {"a": (lost,), "token": (Applied(),)}),
-    "write is proved not applied": (Stake.WRITE, {"a": (lost, 7), "token": (NotApplied(Reign("42", 1, "m1")),)}),
+    "write is proved not applied": (Stake.WRITE, {"a": (ended_by_us, 7), "token": (NotApplied(Reign("42", 1, "m1")),)}),
     "write stays open": (Stake.WRITE, {"a": (timed_out,), "token": (StillOpen("the primary is gone"),)}),
     "time-outs": (Stake.TRANSACTION, {"a": (timed_out,) * 9}),
 }
