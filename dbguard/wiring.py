@@ -62,7 +62,7 @@ def wire(
         rng=chance,
         retry=RetryPolicy(
             attempts=settings.retry.attempts,
-            contention_attempts=settings.retry.contention_attempts,
+            contention_attempts=None if (most := settings.retry.contention_attempts) == "unlimited" else most,
             budget=settings.retry.budget,
             floor=settings.retry.floor,
             wait=wait,

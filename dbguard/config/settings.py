@@ -247,11 +247,12 @@ class RetrySettings(Section):
 
     attempts: Annotated[int, Whole(1, 100)] = 4
     """Attempts per call when nodes fail, the first included, 1 to 100; 1 is no repeat. Default 4."""
-    contention_attempts: Annotated[int, Whole(1, 100)] = 5
-    """Attempts per call on 40001 and 40P01, the first included, 1 to 100. Default 5."""
+    contention_attempts: Annotated[int | Literal["unlimited"], Whole(1, 1_000, word="unlimited")] = "unlimited"
+    """Attempts per call on 40001 and 40P01, the first included, 1 to 1,000, or unlimited: until the call's deadline.
+    Default unlimited."""
     budget: Annotated[float, Share()] = 0.2
     """Repeats of all calls together, as a share of first attempts, 0 to 1. Default 20%: a failing cluster meets at most
-    1.2 times the load."""
+    1.2 times the load. Beyond it repeats on 40001 and 40P01 slow down to two or four a second, all others are refused."""
     floor: Annotated[float, Number(0, 1_000)] = 3.0
     """Repeats per second that are allowed whatever the budget says, 0 to 1,000. Default 3."""
 

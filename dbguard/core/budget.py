@@ -6,6 +6,7 @@ purses, so that a hot row cannot eat the allowance for a failover. What holds at
 
     repeats taken from a purse within the window  <=  share * first attempts within the window + floor * expiry
 
+What a purse cannot pay is refused; a repeat after contention is made all the same, and slower (`plan.UNPAID`).
 A first attempt never pays, nor does a repeat of what was not sent, nor a rejection.
 """
 

@@ -260,16 +260,18 @@ class RetryPolicy:
     """How often a call is attempted, and what its repeats may cost. Attempts include the first.
 
     attempts: when nobody answers, or the role was wrong, >= 1. Default 4: a dead node, its successor, and two to spare.
-    contention_attempts: after 40001 and 40P01, >= 1. Default 5: a hot row needs more tries, each of them short.
+    contention_attempts: after 40001 and 40P01, >= 1; None: as many as the deadline has room for. Default None: who lost
+        the race for a hot row has lost it to a transaction that committed, and will win it.
     soft_attempts: on overload and after an attempt's time-out, >= 1. Default 3: more would feed the overload.
     wait: any tenacity wait strategy; None: full jitter, 10 ms to 2 s, after contention 2 to 500 ms.
     stop: any tenacity stop strategy, asked after the limits above; None: those limits alone.
-    budget: repeats allowed per first attempt, in [0, 1]. Default 0.2.
+    budget: repeats allowed per first attempt, in [0, 1]. Default 0.2. Beyond it those after contention slow down, all
+        others are refused.
     floor: repeats per second allowed however few first attempts there are, >= 0. Default 3.
     """
 
     attempts: int = 4
-    contention_attempts: int = 5
+    contention_attempts: int | None = None
     soft_attempts: int = 3
     wait: object | None = None
     stop: object | None = None
@@ -305,6 +307,6 @@ class Tally:
             (self.contention, policy.contention_attempts, "retry.contention_attempts"),
             (self.soft, policy.soft_attempts, "after overload or time-outs"),
         ):
-            if failed >= allowed:
+            if allowed is not None and failed >= allowed:
                 return f"{failed} of {allowed} attempts failed ({name})"
         return None

@@ -39,7 +39,7 @@ class Backoff:
         self._state.start_time = began
 
     def seconds(self, pause: Pause, now: float) -> float | None:
-        """Return how long to sleep, cut to what the pause allows; None: the policy's ``stop`` says enough."""
+        """Return how long to sleep, within what the pause allows; None: the policy's ``stop`` says enough."""
         state = self._state
         state.attempt_number = pause.number
         if pause.failure is not None:
@@ -52,4 +52,4 @@ class Backoff:
         wait: Any = self._policy.wait
         if wait is None:
             wait = DEFAULT_WAITS.get(pause.family, HARD_WAIT)
-        return min(float(wait(state)), pause.at_most)
+        return min(max(float(wait(state)), pause.at_least), pause.at_most)

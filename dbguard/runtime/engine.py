@@ -108,7 +108,7 @@ class Engine:
                 seconds = backoff.seconds(step, now)
                 if seconds is None:
                     return Stopped()
-                await self.room.pause(seconds)
+                await self.room.pause(seconds, deaf=step.deaf)
                 call.spent["backoff"] = call.spent.get("backoff", 0.0) + state.clock() - now
             if self.closed:
                 raise GuardClosed("the guard was closed while this call waited")

@@ -24,7 +24,7 @@ class Room:
     def __init__(self, state: GuardState) -> None:
         self._state = state
         self._turns: OrderedDict[asyncio.Future[None], bool] = OrderedDict()
-        self._pauses: dict[asyncio.Future[None], None] = {}  # in the order of coming, as all that is woken here
+        self._pauses: dict[asyncio.Future[None], bool] = {}  # in the order of coming, as all that is woken here
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -34,14 +34,15 @@ class Room:
         """Wait for this call's turn, for *at_most* seconds. *reads*: any change of the topology may help it."""
         await self._wait(at_most, lambda waiter: self._turns.__setitem__(waiter, reads), self._leave)
 
-    async def pause(self, seconds: float) -> None:
-        """Sleep, or until the topology changes."""
-        await self._wait(seconds, lambda waiter: self._pauses.__setitem__(waiter, None), self._rested)
+    async def pause(self, seconds: float, *, deaf: bool = False) -> None:
+        """Sleep, or until the topology changes; *deaf*: that is no reason to wake."""
+        await self._wait(seconds, lambda waiter: self._pauses.__setitem__(waiter, deaf), self._rested)
 
     def changed(self) -> None:
         """Wake who backs off, and give turns if writes can flow."""
-        for waiter in list(self._pauses):
-            _wake(waiter)
+        for waiter, deaf in self._pauses.items():
+            if not deaf:
+                _wake(waiter)
         self._give()
 
     def release_all(self) -> None:

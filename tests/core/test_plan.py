@@ -275,7 +275,37 @@ def test_contention_is_repeated_after_a_pause_on_the_same_node(state: GuardState
     assert [step.family for step in told.asked if isinstance(step, Pause)] == [Family.CONTENTION] * 2
 
 
-def test_contention_ends_after_its_attempts_with_the_drivers_own_error(state: GuardState) -> None:
+def test_contention_is_repeated_until_the_deadline(clock: ManualClock) -> None:
+    state = known_state(clock, retry=RetryPolicy(budget=0.0, floor=0.0))
+
+    told = play(new_call(state, Stake.TRANSACTION), state, *[conflict, paused] * 40, 1)
+
+    assert told.value == 1
+    late = play(new_call(state, Stake.TRANSACTION), state, conflict, passing(clock, 30.0))
+    assert isinstance(late.error, DeadlineExceeded)
+
+
+def test_contention_that_is_not_paid_for_slows_down(clock: ManualClock) -> None:
+    state = known_state(clock, retry=RetryPolicy(budget=0.0, floor=0.1))
+
+    told = play(new_call(state, Stake.TRANSACTION), state, *[conflict, paused] * 3, 1)
+
+    pauses = [step.at_least for step in told.asked if isinstance(step, Pause)]
+    assert pauses[0] == 0.0
+    assert all(0.25 <= seconds <= 0.5 for seconds in pauses[1:])
+
+
+def test_a_pause_leaves_half_of_the_time_to_what_it_waits_for(state: GuardState) -> None:
+    call = new_call(state, Stake.TRANSACTION)
+
+    told = play(call, state, conflict, paused, 1)
+
+    (pause,) = (step for step in told.asked if isinstance(step, Pause))
+    assert pause.at_most == (call.deadline - call.began) / 2
+
+
+def test_contention_ends_after_its_attempts_with_the_drivers_own_error(clock: ManualClock) -> None:
+    state = known_state(clock, retry=RetryPolicy(contention_attempts=5))
     told = play(new_call(state, Stake.TRANSACTION), state, *[conflict, paused] * 4, conflict)
 
     assert isinstance(told.error, DriverError)

@@ -370,7 +370,7 @@ def test_a_procedure_that_answered_with_an_error_may_have_applied_parts() -> Non
     [(Family.HARD, 4), (Family.ROLE, 4), (Family.NEUTRAL, 4), (Family.CONTENTION, 5), (Family.SOFT, 3)],
 )
 def test_attempts_are_limited_by_family(family: Family, allowed: int) -> None:
-    tally, policy = Tally(), RetryPolicy()
+    tally, policy = Tally(), RetryPolicy(contention_attempts=5)
 
     for _ in range(allowed - 1):
         tally.count(failed(Phase.CONNECT, family))
@@ -386,6 +386,15 @@ def test_each_family_has_a_limit_of_its_own() -> None:
     for _ in range(3):
         tally.count(failed(Phase.CONNECT))
     for _ in range(4):
+        tally.count(failed(Phase.ERROR, Family.CONTENTION))
+
+    assert tally.exhausted(RetryPolicy(contention_attempts=5)) is None
+
+
+def test_contention_has_no_limit_but_the_deadline() -> None:
+    tally = Tally()
+
+    for _ in range(10_000):
         tally.count(failed(Phase.ERROR, Family.CONTENTION))
 
     assert tally.exhausted(RetryPolicy()) is None

@@ -257,7 +257,7 @@ async def test_terminate_ends_calls_at_once(calm_cluster, open_guard, all_given_
 
 
 async def test_a_functions_repeats_share_one_deadline(calm_cluster, open_guard, table):
-    guard = await open_guard(calm_cluster, config={"retry": {"contention_attempts": 100, "floor": 1000}})
+    guard = await open_guard(calm_cluster)
     attempts = []
 
     async def conflict(tx):

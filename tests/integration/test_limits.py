@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from itertools import pairwise
 
 import asyncpg
 import pytest
@@ -80,6 +82,36 @@ async def test_the_budget_bounds_what_repeats_cost(calm_cluster, open_guard):
     guard = await open_guard(calm_cluster, config={"retry": {"budget": 0, "floor": 0}})
     attempts = []
 
+    async def lose(tx):
+        attempts.append(tx.attempt)
+        await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(asyncpg.PostgresConnectionError) as caught:
+        await guard.run_in_transaction(lose)
+
+    assert attempts == [1]
+    assert "budget" in "".join(caught.value.__notes__)
+
+
+async def test_beyond_the_budget_contention_is_repeated_slowly(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster, config={"retry": {"budget": 0, "floor": 0}})
+    at = []
+
+    async def conflict(tx):
+        at.append(time.monotonic())
+        if tx.attempt < 3:
+            await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+    await guard.run_in_transaction(conflict)
+
+    assert len(at) == 3
+    assert all(later - earlier >= 0.25 for earlier, later in pairwise(at))
+
+
+async def test_contention_attempts_can_be_limited(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster, config={"retry": {"contention_attempts": 3}})
+    attempts = []
+
     async def conflict(tx):
         attempts.append(tx.attempt)
         await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
@@ -87,8 +119,8 @@ async def test_the_budget_bounds_what_repeats_cost(calm_cluster, open_guard):
     with pytest.raises(asyncpg.SerializationError) as caught:
         await guard.run_in_transaction(conflict)
 
-    assert attempts == [1]
-    assert "budget" in "".join(caught.value.__notes__)
+    assert attempts == [1, 2, 3]
+    assert "retry.contention_attempts" in "".join(caught.value.__notes__)
 
 
 async def test_what_a_listener_raises_is_logged_and_felt_by_nobody(calm_cluster, configured, caplog):
@@ -111,7 +143,7 @@ async def test_what_a_listener_raises_is_logged_and_felt_by_nobody(calm_cluster,
 
 async def test_no_sql_and_no_argument_is_logged(calm_cluster, open_guard, table, caplog, events):
     with caplog.at_level(logging.DEBUG, "dbguard"):
-        guard = await open_guard(calm_cluster)
+        guard = await open_guard(calm_cluster, config={"retry": {"contention_attempts": 3}})
         with pytest.raises(asyncpg.UndefinedTableError):
             await guard.fetch("SELECT 's3cr3t' FROM no_such_table WHERE $1 = 's3cr3t'", "s3cr3t")
         with pytest.raises(asyncpg.SerializationError):

@@ -74,6 +74,13 @@ def test_pause_is_cut_to_what_is_left_of_the_call() -> None:
     assert seconds(RetryPolicy(wait=tenacity.wait_fixed(60)), pause(at_most=0.25)) == [0.25]
 
 
+def test_pause_takes_at_least_what_the_plan_says() -> None:
+    slow = Pause(30.0, 1, Family.CONTENTION, gate=False, failure=conflict("a"), at_least=0.25)
+    short = Pause(0.1, 1, Family.CONTENTION, gate=False, failure=conflict("a"), at_least=0.25)
+
+    assert seconds(RetryPolicy(wait=tenacity.wait_fixed(0.01)), slow, short) == [0.25, 0.1]
+
+
 def test_stop_strategy_ends_the_call() -> None:
     policy = RetryPolicy(wait=tenacity.wait_fixed(1), stop=tenacity.stop_after_attempt(3))
 

@@ -189,12 +189,24 @@ def test_backoff_lasts_as_long_as_it_was_told_to(room: Room, clock: ManualClock,
     assert run(scene()) == pytest.approx(0.25)
 
 
+def test_backoff_that_is_deaf_to_the_topology_goes_on(room: Room, clock: ManualClock, run: Run) -> None:
+    async def scene() -> float:
+        began = clock.now
+        task = asyncio.ensure_future(room.pause(10.0, deaf=True))
+        await asyncio.sleep(0.5)
+        room.changed()
+        await task
+        return clock.now - began
+
+    assert run(scene()) == pytest.approx(10.0)
+
+
 def test_closing_wakes_everybody(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
     async def scene() -> None:
         lose_primary(state, clock)
         waits = [
             asyncio.ensure_future(wait)
-            for wait in (room.turn(60.0, reads=False), room.turn(60.0, reads=True), room.pause(60.0))
+            for wait in (room.turn(60.0, reads=False), room.turn(60.0, reads=True), room.pause(60.0, deaf=True))
         ]
         await asyncio.sleep(0)
         began = clock.now

@@ -74,7 +74,7 @@ class SimulatedGuard:
             name: Pool(state.nodes[name], link, size, self._check, self.dialled) for name, link in links.items()
         }
         self._turns: dict[Signal, bool] = {}
-        self._pauses: dict[Signal, None] = {}
+        self._pauses: dict[Signal, bool] = {}
         self._release_at: float | None = None
 
     # ------------------------------------------------------------------ calls
@@ -119,7 +119,7 @@ class SimulatedGuard:
             seconds = backoff.seconds(step, now)
             if seconds is None:
                 return Stopped()
-            yield from self._wait(self._pauses, now + seconds, None)
+            yield from self._wait(self._pauses, now + seconds, step.deaf)
             return None
 
         try:
@@ -263,8 +263,9 @@ class SimulatedGuard:
         if effects.hurry:
             self.hurry()
         if effects.changed:
-            for signal in self._pauses:
-                signal.wake()
+            for signal, deaf in self._pauses.items():
+                if not deaf:
+                    signal.wake()
             self._give()
         for event in effects.events:
             self.listen(event)

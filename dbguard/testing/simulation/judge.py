@@ -83,7 +83,7 @@ class Judge:
         self.unprovable = 0
         self._retry = retry
         self._firsts: list[float] = []
-        self._paid: dict[bool, list[float]] = {True: [], False: []}
+        self._paid: list[float] = []
 
     def break_(self, promise: str, at: float, what: str) -> None:
         """Note a broken promise."""
@@ -182,10 +182,10 @@ class Judge:
         self._firsts.append(at)
 
     def repeats(self, last: Failure, at: float, *, free: bool) -> None:
-        """Another attempt follows *last*; *free*: the one that our own drain is owed."""
-        if free or last.phase in (Phase.CONNECT, Phase.UNSENT):
+        """Another attempt follows *last*; *free*: the one that our own drain is owed. After contention none is refused."""
+        if free or last.phase in (Phase.CONNECT, Phase.UNSENT) or last.family is Family.CONTENTION:
             return
-        paid = self._paid[last.family is Family.CONTENTION]
+        paid = self._paid
         paid.append(at)
         firsts = sum(1 for first in self._firsts if first > at - EXPIRY)
         allowed = self._retry.budget * firsts + self._retry.floor * EXPIRY
