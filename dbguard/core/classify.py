@@ -36,7 +36,6 @@ CACHED_LENGTH: Final = 4096
 """Longest text that is remembered, in characters; longer ones are classified each time."""
 
 _HINT: Final = re.compile(r"dbguard:\s*(primary|replica)\b", re.IGNORECASE)
-_QUICK: Final = QUERIES - {"with"}
 _WORST: Final = (Kind.READ, Kind.UNKNOWN, Kind.SESSION, Kind.WRITE, Kind.TRANSACTION)
 _CHANGES: Final = {
     verb: Statement.of(kind=Kind.WRITE, reason=verb.upper(), verb=verb.upper(), one_transaction=True, token=Token.CTE)
@@ -82,7 +81,7 @@ class Classifier:
         begin = head.start(1) if verb and head is not None else 0
         if verb in DML and _is_single(sql):
             statement = _CHANGES[verb].but(text=sql)
-        elif verb in _QUICK and plainly_read(sql, self._trust.names):
+        elif verb in QUERIES and plainly_read(sql, self._trust.backwards, verb):
             statement = _READS[verb].but(text=sql)
         else:
             statement = self._read(sql, verb)

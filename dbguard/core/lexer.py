@@ -9,7 +9,7 @@ back (possessive quantifiers), and whatever is not closed swallows the rest of t
 * Operators are the longest run of operator characters, cut before `--` and `/*`, as in the server. Only those of
   pg_catalog are known: a user's operator runs a user's function.
 * psycopg's `%s`, `%b`, `%t`, `%(name)s` and `%%` are taken as psycopg means them, unless a parenthesis follows.
-* A digit must not run into a letter: older servers read `1into` as two words, newer ones refuse it.
+* A letter behind a digit begins a word: servers before 15 read `1into` as two, newer ones refuse it.
 * Anything else is *odd*, an empty token. A text with an odd token is not understood, so it is never a read.
 
 Plain strings are read with `standard_conforming_strings` on, and the text as the server's encoding has it: where either
@@ -23,7 +23,7 @@ from typing import Final
 
 from dbguard.core.functions import OPERATORS
 
-__all__ = ["HEAD", "NESTING", "line_of", "spelled", "tokens", "written"]
+__all__ = ["HEAD", "NESTING", "line_of", "lower", "spelled", "tokens", "written"]
 
 NESTING: Final = 8
 """How deep comments may nest."""
@@ -50,10 +50,9 @@ _ESCAPED: Final = r"'[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*+'"
 _E_STRING: Final = rf"[eE]{_ESCAPED}(?:{_BREAK}{_ESCAPED})*+"
 _QUOTED: Final = r'"[^"]*+(?:""[^"]*+)*+"'
 _NUMBER: Final = (
-    r"(?:0[xX][0-9a-fA-F_]++|0[oO][0-7_]++|0[bB][01_]++|\d[\d_]*+(?:\.(?!\.)[\d_]*+)?(?:[eE][-+]?\d[\d_]*+)?)"
-    rf"(?!{_IN_WORD})"
+    r"0[xX][0-9a-fA-F_]++|0[oO][0-7_]++|0[bB][01_]++|\d[\d_]*+(?:\.(?!\.)[\d_]*+)?(?:[eE][-+]?\d[\d_]*+)?"
 )
-_PLACE: Final = rf"\$\d++(?!{_IN_WORD})|%(?:\(\w++\))?[sSbBtT](?!{_IN_WORD}|\s*+(?:\(|--|/\*))"
+_PLACE: Final = rf"\$\d++|%(?:\(\w++\))?[sSbBtT](?!{_IN_WORD}|\s*+(?:\(|--|/\*))"
 _PAREN_PLACE: Final = r"%(?:\(\w++\))?[sSbBtT](?![\w$])"
 _RUN: Final = rf"(?:(?!--|/\*|{_PAREN_PLACE}){_OP})++"
 _END: Final = rf"(?!(?!--|/\*|{_PAREN_PLACE}){_OP})"
@@ -108,7 +107,7 @@ def tokens(sql: str) -> list[str]:
     """
     if "$" in sql and _DOLLAR.search(sql):
         sql = _without_dollar_quotes(sql)
-    low = sql.lower() if sql.isascii() else _lower(sql)
+    low = lower(sql)
     return _TOKEN.findall(low, _BLANK.match(low).end())  # type: ignore[union-attr]  # the pattern matches nothing too
 
 
@@ -131,8 +130,10 @@ def line_of(sql: str, index: int) -> int:
     return 1
 
 
-def _lower(sql: str) -> str:
+def lower(sql: str) -> str:
     """Lower ASCII letters only: the Kelvin sign is no k to the server."""
+    if sql.isascii():
+        return sql.lower()
     return sql.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 

@@ -17,6 +17,7 @@ from dbguard.core.functions import (
     VOLATILE_FUNCTIONS,
 )
 from dbguard.core.lexer import spelled, written
+from dbguard.core.quick import backwards
 from dbguard.core.statement import Kind, Touch
 
 if TYPE_CHECKING:
@@ -129,18 +130,18 @@ class Trust:
     """Which functions a classifier may trust: PostgreSQL's own, and those declared.
 
     reads, writes: declared, as `schema.name`, or `name` for calls without a schema.
-    names: what is harmless before a parenthesis wherever it stands, in lower case: PostgreSQL's own reading functions and
-        words of syntax. before_paren: what a parenthesis may follow without being a call that must be looked at.
+    before_paren: what a parenthesis may follow without being a call that must be looked at: PostgreSQL's own reading
+        functions, words of syntax, operators. backwards: the names among these, for `plainly_read`.
     """
 
-    __slots__ = ("before_paren", "names", "reads", "writes")
+    __slots__ = ("backwards", "before_paren", "reads", "writes")
 
     def __init__(self, reads: frozenset[str], writes: frozenset[str]) -> None:
         self.reads = reads
         self.writes = writes
-        syntax = CALL_PROOF - NEWER_WORDS - {"into", "for"}
-        self.names = syntax | ((READ_FUNCTIONS | NEWER_WORDS) - writes)
-        self.before_paren = self.names | _PLAIN | {"into", "for"}
+        names = (CALL_PROOF - NEWER_WORDS) | ((READ_FUNCTIONS | NEWER_WORDS) - writes)
+        self.before_paren = names | _PLAIN
+        self.backwards = backwards(names, frozenset(f"pg_catalog.{name}" for name in READ_FUNCTIONS) - writes)
 
 
 def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -> list[Finding]:

@@ -1,9 +1,16 @@
-"""The fast answer for most reads: one expression that can only say "plainly a read" or "look closer".
+"""The fast answer for most reads: a few passes that can only say "plainly a read" or "look closer".
 
-It knows a part of the language and nothing else: ASCII letters, plain strings, quoted names, parameters, common
-operators, no comment, no semicolon inside. Whatever it does not match, a word that might make the text more than a read,
-or a name before a parenthesis that is not on the list, sends the text the long way. It must never say yes where the long
-way would not: a test asks both about every text it can get.
+Nothing is taken apart into tokens. What stands in plain strings is cut out; what is left may hold nothing that hides
+text (comments, dollar quotes, backslashes before a quote), no operator and no character that is not known, no semicolon
+but at the end, none of the words that make a query more than a read, and before each parenthesis only names that are
+harmless there. Each of these is asked of the whole text at once, so that the loops run in C; what is asked first may
+rely on nothing that is asked later. Quoted identifiers are looked at as if they were not quoted, which can only make the
+answer "look closer".
+
+Calls are found in the text read backwards: a parenthesis is rare and a word is not, so it is the parenthesis that is
+looked for, and then the word behind it, which ends before it.
+
+It must never say yes where the long way would not: a test asks both about every text it can get.
 """
 
 from __future__ import annotations
@@ -11,38 +18,93 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["plainly_read"]
+from dbguard.core.functions import OPERATORS
+from dbguard.core.lexer import lower
 
-_LONGEST: Final = 16384
-"""Longer texts go the long way, in characters."""
+__all__ = ["backwards", "plainly_read"]
 
-_MORE: Final = r"(?:delete|for|insert|into|merge|operator|update)\b"
-_PLACE: Final = r"%(?:\(\w++\))?s(?![\w$])"
-_END: Final = rf"(?![-+*/<>=~!@#^&|`?]|%(?!{_PLACE[1:]}))"
-_MEMBERS: Final = r"(?:\.[a-z_]\w*+)*+(?!\$)\s*+(?!\()"
-_PLAIN: Final = rf"""
-    [abcghjklnpqrstvwxyz_]\w*+{_MEMBERS}
-  | [\s,()\[\]]++
-  | (?!{_MORE}|e'|u&)[defimou]\w*+{_MEMBERS}
-  | "[^"]*+"(?!")(?:\."[^"]*+"(?!"))*+\s*+(?!\()
-  | (?:[=*+<>/-]|::|<=|>=|<>|!=|\|\||->>?|\#>>?|@>|<@|@@|&&|\?[|&]?|!?~\*?){_END}
-  | \$\d++(?![\w$]) | {_PLACE}(?!\s*+[(/-])
-  | \.(?=["*]) | \.[a-z_]\w*+(?!\$)\s*+(?!\()
-  | \d++(?:\.\d++)?(?![\w$.])
-  | '[^']*+'(?!')
-"""
-# Every match ends in a name before a parenthesis, at the end of the text (""), or in a character that is not understood.
-_NAMES: Final = re.compile(
-    rf"(?:{_PLAIN})*+ (?:;\s*+(?=\Z))?+ ( [a-z_]\w*+(?=\s*+\() | \Z | . )", re.ASCII | re.DOTALL | re.VERBOSE
+# A run of operator characters: one of pg_catalog, as it is or with psycopg's doubled percent, or a plain one and a sign.
+_SIGNED: Final = {f"{op}{sign}" for op in ("=", "<", ">", "<=", ">=", "<>", "*", "/", "+") for sign in "+-"}
+_KNOWN: Final = frozenset(
+    op.encode() for op in OPERATORS | {op.replace("%", "%%") for op in OPERATORS} | _SIGNED if op not in {"/*", "--"}
+)
+_LETTERS: Final = b"0123456789abcdefghijklmnopqrstuvwxyz_" + bytes(range(0x80, 0x100))
+_FINE: Final = _LETTERS + b" \t\n\r\f\v'\"(),.:;[]$"
+# Leaves blanks in the place of what is fine, so that operators and unknown characters are the words of the result.
+_ONLY_OPERATORS: Final = bytes(0x20 if char in _FINE else char for char in range(0x100))
+
+_PLACE: Final = re.compile(r"%(?:\(\w++\))?[sbt](?![\w$\x80-\U0010ffff])", re.ASCII)
+_NO_PLACE: Final = re.compile(r"\$(?!\d)", re.ASCII)
+_MORE: Final = re.compile(r"(?:delete|for|insert|into|merge|update)\b", re.ASCII)
+_MAIN_OF_WITH: Final = re.compile(r"\)\s*+(?:select|values|table)\b", re.ASCII)
+
+_IN_WORD: Final = r"[\w$\x80-\xff]"
+
+
+def _behind(words: str) -> str:
+    """Return a pattern for blanks and then, read backwards, one of these words."""
+    return rf"\s++(?:{'|'.join(word[::-1] for word in words.split())})(?!{_IN_WORD})"
+
+
+# What a parenthesis follows: words that are harmless behind certain others, or else (captured) a name with its schema.
+_BEFORE_PAREN: Final = re.compile(
+    rf"""\(\s*+ (?:
+        (?:{"over"[::-1]}|{"filter"[::-1]}) \s*+ \)
+      | {"join"[::-1]} {_behind("left right full inner outer cross natural")}
+      | {"by"[::-1]} {_behind("group order partition")}
+      | {"on"[::-1]} (?!{_IN_WORD}) (?!{_behind("distinct")})
+      | {"materialized"[::-1]} (?:{_behind("not")})? {_behind("as")}
+      | {_IN_WORD}++ {_behind("as with recursive")}
+      | ( " | [\w$.\x80-\xff]*+ (?:\s++\.)? )
+    )""".encode("latin-1"),
+    re.VERBOSE,
 )
 
 
-def plainly_read(sql: str, names: frozenset[str]) -> bool:
-    """Whether a text that begins with SELECT, VALUES or TABLE is a read beyond doubt.
+def backwards(names: frozenset[str], qualified: frozenset[str]) -> frozenset[bytes]:
+    """Return the names as `plainly_read` wants them.
 
-    names: what may stand before a parenthesis, in lower case: harmless functions and words of syntax; none of one letter.
+    names: what may stand before a parenthesis, in lower case; none of one letter. qualified: the same for names with
+    their schema, as `schema.name`.
     """
-    if len(sql) > _LONGEST or not sql.isascii():
+    return frozenset(" ".join((names - {"on"}) | qualified)[::-1].encode().split()) | {b""}
+
+
+def plainly_read(sql: str, names: frozenset[bytes], verb: str) -> bool:
+    """Whether a text whose first word is *verb* (SELECT, VALUES, TABLE or WITH) is a read beyond doubt.
+
+    names: see `backwards`.
+    """
+    code = lower(sql)
+    if "'" in code:
+        pieces = code.split("'")[::2]
+        if code.count("'") % 2 or ("\\" in code and any(piece.endswith("e") for piece in pieces)):
+            return False  # not closed, or of the E kind
+        if '"' in code and any(piece.count('"') % 2 for piece in pieces):
+            return False  # a quote within a quoted identifier
+        code = "'".join(pieces)
+    elif '"' in code and code.count('"') % 2:
         return False
-    low = sql.lower()
-    return names.issuperset(filter(None, _NAMES.findall(low))) and low.count("(") == low.count(")")
+    if (
+        (";" in code and code.find(";") != len(code.rstrip(" \t\n\r\f\v")) - 1)
+        or ("$" in code and _NO_PLACE.search(code))
+        or ('"' in code and 'u&"' in code)
+    ):
+        return False
+    raw = code.encode("utf-8", "surrogatepass")
+    operators = raw.translate(_ONLY_OPERATORS).split()
+    if not _KNOWN.issuperset(operators):
+        if b"%" not in raw or _PLACE.search(code) is None:
+            return False
+        raw = _PLACE.sub(" $1 ", code).encode("utf-8", "surrogatepass")
+        if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
+            return False
+    more = "for" in code or "into" in code or "insert" in code or "update" in code or "delete" in code
+    if (more or "merge" in code) and _MORE.search(code):
+        return False
+    before = _BEFORE_PAREN.findall(raw[::-1])
+    return (
+        names.issuperset(before)
+        and len(before) == raw.count(b")")
+        and (verb != "with" or _MAIN_OF_WITH.search(code) is not None)
+    )
