@@ -35,6 +35,10 @@ CACHED_TEXTS: Final = 4096
 CACHED_LENGTH: Final = 4096
 """Longest text that is remembered, in characters; longer ones are classified each time."""
 
+# How most texts begin, so that the first word is looked up and not looked for.
+_BEGINNINGS: Final = {
+    f"{word} ": verb for verb in ("select", "insert", "update", "delete") for word in (verb, verb.upper())
+}
 _HINT: Final = re.compile(r"dbguard:\s*(primary|replica)\b", re.IGNORECASE)
 _WORST: Final = (Kind.READ, Kind.UNKNOWN, Kind.SESSION, Kind.WRITE, Kind.TRANSACTION)
 _CHANGES: Final = {
@@ -76,16 +80,18 @@ class Classifier:
         return statement
 
     def _look(self, sql: str) -> Statement:
-        head = HEAD.match(sql)
-        verb = head[1].lower() if head is not None and head[1] else ""
-        begin = head.start(1) if verb and head is not None else 0
+        verb = _BEGINNINGS.get(sql[:7], "")
+        lead = ""
+        if not verb and (head := HEAD.match(sql)) is not None and head[1]:
+            verb = head[1].lower()
+            lead = sql[: head.start(1)]
         if verb in DML and _is_single(sql):
-            statement = _CHANGES[verb].but(text=sql)
+            statement = _CHANGES[verb].about(sql)
         elif verb in QUERIES and plainly_read(sql, self._trust.backwards, verb):
-            statement = _READS[verb].but(text=sql)
+            statement = _READS[verb].about(sql)
         else:
             statement = self._read(sql, verb)
-        if begin > 8 and (hint := _hint(sql[:begin])):
+        if lead and (hint := _hint(lead)):
             statement = statement.but(hint=hint)
         return statement
 

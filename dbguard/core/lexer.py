@@ -49,9 +49,7 @@ _BREAK: Final = r"[ \t\f\v]*+(?:--[^\n\r]*+)?[\n\r](?:\s++|--[^\n\r]*+[\n\r])*+"
 _ESCAPED: Final = r"'[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*+'"
 _E_STRING: Final = rf"[eE]{_ESCAPED}(?:{_BREAK}{_ESCAPED})*+"
 _QUOTED: Final = r'"[^"]*+(?:""[^"]*+)*+"'
-_NUMBER: Final = (
-    r"0[xX][0-9a-fA-F_]++|0[oO][0-7_]++|0[bB][01_]++|\d[\d_]*+(?:\.(?!\.)[\d_]*+)?(?:[eE][-+]?\d[\d_]*+)?"
-)
+_NUMBER: Final = r"0[xX][0-9a-fA-F_]++|0[oO][0-7_]++|0[bB][01_]++|\d[\d_]*+(?:\.(?!\.)[\d_]*+)?(?:[eE][-+]?\d[\d_]*+)?"
 _PLACE: Final = rf"\$\d++|%(?:\(\w++\))?[sSbBtT](?!{_IN_WORD}|\s*+(?:\(|--|/\*))"
 _PAREN_PLACE: Final = r"%(?:\(\w++\))?[sSbBtT](?![\w$])"
 _RUN: Final = rf"(?:(?!--|/\*|{_PAREN_PLACE}){_OP})++"

@@ -118,6 +118,7 @@ _EXPRESSION_WORDS: Final = frozenset(
     | {"passing", "path", "prepare", "range", "recursive", "ref", "return", "rows", "set", "sets", "uescape", "value"}
     | {"version", "within", "zone"}
 )
+_BEFORE_EXPRESSION: Final = (["distinct", "on"], ["returning", "with"])  # in parentheses, and then an expression
 _ROW_LOCKS: Final = {"update": "FOR UPDATE", "share": "FOR SHARE", "no": "FOR NO KEY UPDATE", "key": "FOR KEY SHARE"}
 _DML_PARTNER: Final = {"insert": "into", "delete": "from", "merge": "into"}
 _WATCHED: Final = frozenset({"(", ")", "", "into", "for", "insert", "update", "delete", "merge"})
@@ -231,7 +232,7 @@ def _call(
     before = toks[at - 1] if at > start else ""
     if path == ["operator"]:
         # operator(*) is a call where an expression begins.
-        called = toks[paren + 1] == "*" and not _ends_operand(toks, start, at - 1, closed)
+        called = toks[paren + 1 : paren + 2] == ["*"] and not _ends_operand(toks, start, at - 1, closed)
         if toks[paren + 2 : paren + 3] == [")"] and _is_operator(toks[paren + 1]) and not called:
             return None
         return Finding(Kind.UNKNOWN, "an operator of another schema", at, Touch.SETTINGS, planned=True, user=True)
@@ -340,7 +341,7 @@ def _ends_operand(toks: Sequence[str], start: int, i: int, closed: int) -> bool:
     word = toks[i]
     if word == ")":
         # Behind DISTINCT ON (...), RETURNING WITH (...) and OPERATOR(...) an expression begins.
-        begins = toks[closed - 1] == "operator" or toks[closed - 2] in {"distinct", "returning"}
+        begins = toks[closed - 1] == "operator" or toks[closed - 2 : closed] in _BEFORE_EXPRESSION
         return not (closed > start + 1 and begins)
     if word[-1:] in {"'", '"', "]"} or word[:1] == "$" or word[:1].isdigit():
         return True

@@ -29,14 +29,17 @@ _KNOWN: Final = frozenset(
     op.encode() for op in OPERATORS | {op.replace("%", "%%") for op in OPERATORS} | _SIGNED if op not in {"/*", "--"}
 )
 _LETTERS: Final = b"0123456789abcdefghijklmnopqrstuvwxyz_" + bytes(range(0x80, 0x100))
-_FINE: Final = _LETTERS + b" \t\n\r\f\v'\"(),.:;[]$"
+_FINE: Final = _LETTERS + b' \t\n\r\f\v"(),.:[]$'
 # Leaves blanks in the place of what is fine, so that operators and unknown characters are the words of the result.
 _ONLY_OPERATORS: Final = bytes(0x20 if char in _FINE else char for char in range(0x100))
 
-_PLACE: Final = re.compile(r"%(?:\(\w++\))?[sbt](?![\w$\x80-\U0010ffff])", re.ASCII)
+_ODD: Final = "\\"  # a character that is not known
+
+_END_OF_WORD: Final = r"(?![\w$\x80-\U0010ffff])"
+_PLACE: Final = re.compile(rf"%(?:\(\w++\))?[sbt]{_END_OF_WORD}", re.ASCII)
 _NO_PLACE: Final = re.compile(r"\$(?!\d)", re.ASCII)
-_MORE: Final = re.compile(r"(?:delete|for|insert|into|merge|update)\b", re.ASCII)
-_MAIN_OF_WITH: Final = re.compile(r"\)\s*+(?:select|values|table)\b", re.ASCII)
+_MORE: Final = re.compile(r"(?:delete|for|into|update)\b", re.ASCII)
+_MAIN_OF_WITH: Final = re.compile(rf"\)\s*+(?:select|values|table){_END_OF_WORD}", re.ASCII)
 
 _IN_WORD: Final = r"[\w$\x80-\xff]"
 
@@ -54,7 +57,7 @@ _BEFORE_PAREN: Final = re.compile(
       | {"by"[::-1]} {_behind("group order partition")}
       | {"on"[::-1]} (?!{_IN_WORD}) (?!{_behind("distinct")})
       | {"materialized"[::-1]} (?:{_behind("not")})? {_behind("as")}
-      | {_IN_WORD}++ {_behind("as with recursive")}
+      | (?!{"operator"[::-1]}) {_IN_WORD}++ {_behind("as with recursive")}
       | ( " | [\w$.\x80-\xff]*+ (?:\s++\.)? )
     )""".encode("latin-1"),
     re.VERBOSE,
@@ -75,36 +78,40 @@ def plainly_read(sql: str, names: frozenset[bytes], verb: str) -> bool:
 
     names: see `backwards`.
     """
-    code = lower(sql)
-    if "'" in code:
-        pieces = code.split("'")[::2]
-        if code.count("'") % 2 or ("\\" in code and any(piece.endswith("e") for piece in pieces)):
-            return False  # not closed, or of the E kind
-        if '"' in code and any(piece.count('"') % 2 for piece in pieces):
-            return False  # a quote within a quoted identifier
-        code = "'".join(pieces)
-    elif '"' in code and code.count('"') % 2:
-        return False
-    if (
-        (";" in code and code.find(";") != len(code.rstrip(" \t\n\r\f\v")) - 1)
-        or ("$" in code and _NO_PLACE.search(code))
-        or ('"' in code and 'u&"' in code)
-    ):
-        return False
+    code = sql.lower() if sql.isascii() else lower(sql)
     raw = code.encode("utf-8", "surrogatepass")
-    operators = raw.translate(_ONLY_OPERATORS).split()
-    if not _KNOWN.issuperset(operators):
-        if b"%" not in raw or _PLACE.search(code) is None:
-            return False
-        raw = _PLACE.sub(" $1 ", code).encode("utf-8", "surrogatepass")
+    if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
+        code = _reduced(code)
+        raw = code.encode("utf-8", "surrogatepass")
         if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
             return False
-    more = "for" in code or "into" in code or "insert" in code or "update" in code or "delete" in code
-    if (more or "merge" in code) and _MORE.search(code):
+    if '"' in code and (code.count('"') % 2 or 'u&"' in code):
+        return False
+    if "$" in code and _NO_PLACE.search(code):
         return False
     before = _BEFORE_PAREN.findall(raw[::-1])
-    return (
-        names.issuperset(before)
-        and len(before) == raw.count(b")")
-        and (verb != "with" or _MAIN_OF_WITH.search(code) is not None)
-    )
+    # INSERT and MERGE have their INTO, and without a parenthesis no second statement begins.
+    more = "for" in code or "into" in code or (before and ("update" in code or "delete" in code))
+    if more and _MORE.search(code):
+        return False
+    if verb == "with":
+        main = _MAIN_OF_WITH.search(code)
+        if main is None or code.count("(", 0, main.end()) != code.count(")", 0, main.end()):
+            return False
+    return names.issuperset(before) and len(before) == raw.count(b")")
+
+
+def _reduced(code: str) -> str:
+    """Return a text with numbers for its strings and parameters, without its last semicolon; _ODD if that fails."""
+    if "'" in code:
+        pieces = code.split("'")
+        inside = len(pieces) % 2 == 0  # the last string is not closed
+        del pieces[1::2]
+        if inside or any(piece.count('"') % 2 for piece in pieces):  # or a quote stands in a quoted identifier
+            return _ODD
+        if "\\" in code and any(piece.endswith("e") for piece in pieces):  # of the E kind
+            return _ODD
+        code = " 0 ".join(pieces)
+    if ";" in code:
+        code = code.rstrip(" \t\n\r\f\v").removesuffix(";")
+    return _PLACE.sub(" $1 ", code) if "%" in code else code

@@ -39,6 +39,7 @@ READS = [
     "WITH a(x) AS (SELECT 1), b AS MATERIALIZED (SELECT 1) ((TABLE a))",
     "COPY (SELECT 1) TO STDOUT WITH (FORMAT csv)",
     "SELECT 1; SELECT 2;",
+    "SELECT 1x, 2y FROM t",
     "SELECT relname FROM pg_class WHERE relname OPERATOR(pg_catalog.~) '^t' COLLATE pg_catalog.default",
 ]
 WRITES = [
@@ -47,6 +48,7 @@ WRITES = [
     "WITH x AS (SELECT 1) UPDATE t SET a = 1",
     "WITH a AS (WITH b AS (SELECT 1) INSERT INTO t SELECT * FROM b RETURNING 1) TABLE a",
     "SELECT * INTO x FROM t",
+    "SELECT 1into x",
     "SELECT nextval('s')",
     "SELECT DISTINCT ON (a) nextval('s') FROM t",
     "SELECT 1 FROM t FOR UPDATE",
@@ -122,7 +124,6 @@ UNKNOWNS = [
     "SELECT /* not closed",
     "SELECT $$ not closed",
     'SELECT U&"\\0061"(1)',
-    "SELECT 1x",
     "SELECT a\x00b",
     "EXPLAIN SELECT a === b",
     "EXPLAIN DROP TABLE t",
