@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from dbguard.core.lexer import HEAD, tokens
 from dbguard.core.query import Trust, closing, examine
 from dbguard.core.quick import plainly_read
-from dbguard.core.statement import Effects, Kind, Statement, Token, Touch
+from dbguard.core.statement import Effects, Kind, Statement, Token, Touch, about
 from dbguard.core.verbs import DML, QUERIES, UTILITIES, not_understood
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class Classifier:
             verb = head[1].lower()
             lead = sql[: head.start(1)]
         if verb in DML and _is_single(sql):
-            statement = _CHANGES[verb].about(sql)
+            statement = about(sql, _CHANGES[verb])
         elif verb in QUERIES and plainly_read(sql, self._trust.backwards, verb):
-            statement = _READS[verb].about(sql)
+            statement = about(sql, _READS[verb])
         else:
             statement = self._read(sql, verb)
         if lead and (hint := _hint(lead)):

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from dbguard.core.lexer import line_of
 
-__all__ = ["Effects", "Kind", "Statement", "Token", "Touch"]
+__all__ = ["Effects", "Kind", "Statement", "Token", "Touch", "about"]
 
 
 class Kind(Enum):
@@ -113,12 +113,6 @@ class Statement:
         """Return a copy with other values; for statements of which nothing was worked out yet."""
         return self.of(**{**vars(self), **changes})
 
-    def about(self, text: str) -> Self:
-        """Return a copy for this text."""
-        new = object.__new__(type(self))
-        object.__setattr__(new, "__dict__", {**vars(self), "text": text})
-        return new
-
     @property
     def why(self) -> str:
         """One short phrase that names the word or function that decided, and its line."""
@@ -175,3 +169,10 @@ class Statement:
         Session advisory locks, LISTEN, prepared statements and cursors stay with their backend, so they do not count.
         """
         return self.kind is Kind.READ or self.locks_only or self.sets_only
+
+
+def about(text: str, pattern: Statement) -> Statement:
+    """Return a copy of *pattern* for this text; what `Statement.but` does, at half the cost."""
+    new = object.__new__(Statement)
+    object.__setattr__(new, "__dict__", {**vars(pattern), "text": text})
+    return new
