@@ -6,6 +6,8 @@
             ...                                           # b's replies are swallowed; b still streams from a
         with cluster.link("b", "a").down():
             ...                                           # b does not stream any more, and still answers
+        with cluster.link("app", "a").hole(), cluster.link("c", "a").hole():
+            ...                                           # a lives behind a partition; b alone hears of it
 
 A link leads from who dials to who listens; replies flow *downstream*, back to who dialled.
 """

@@ -266,6 +266,12 @@ class Proxy:
             if was:
                 self.enable()
 
+    @contextlib.contextmanager
+    def hole(self) -> Iterator[Proxy]:
+        """Swallow all that is said, both ways: nobody is refused, nothing is answered. Connections end with the hole."""
+        with self.toxic("timeout", stream="upstream", timeout=0), self.toxic("timeout", timeout=0):
+            yield self
+
     def toxic(
         self, kind: ToxicKind, *, stream: Stream = "downstream", toxicity: float = 1.0, **attributes: int
     ) -> Toxic:

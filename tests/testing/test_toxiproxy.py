@@ -283,6 +283,26 @@ def test_proxy_comes_up_again_whatever_happens(proxy: Proxy) -> None:
     assert answers(proxy)
 
 
+def test_hole_swallows_both_ways_keeps_connections_and_takes_new_ones(server: Toxiproxy, echo: str) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as silent:
+        proxy = server.proxy("hole", f"127.0.0.1:{silent.server_address[1]}")
+        with socket.create_connection((proxy.host, proxy.port), timeout=SOON) as client:
+            behind, _ = silent.socket.accept()
+            with behind, proxy.hole():
+                client.sendall(b"a request")
+                behind.sendall(b"a reply")
+                for end in (client, behind):
+                    end.settimeout(0.2)
+                    with pytest.raises(TimeoutError):  # neither what was said, nor an end
+                        end.recv(100)
+                assert not answers(proxy, within=0.1)
+                assert len(server.broken()) == 2
+
+            assert server.broken() == []
+            client.settimeout(SOON)
+            assert client.recv(100) == b""
+
+
 # --- toxics
 
 
