@@ -18,6 +18,7 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.deadlines import ambient
 from dbguard.dialect import Statements
+from dbguard.drivers.asyncpg.connection import not_ours
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import GuardClosed
 from dbguard.jobs import Checkout, Copy, Feed, Function, Run, again
@@ -80,6 +81,16 @@ class Calls(Statements):
         Use it with ``async with`` or ``await``. Nothing that is done on it is repeated.
         """
         return Acquiring(self, timeout, None)
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ARG002  asyncpg's signature
+        """Give back a connection taken with ``await acquire()``; what must be awaited happens in the background.
+
+        One that was given back already is let be. Raises `asyncpg.InterfaceError` if it is not of this guard.
+        """
+        session = getattr(connection, "_session", None)
+        if session is None or session.texts is not self._core.texts:
+            raise not_ours(connection)
+        session.give_back()
 
     def transaction(
         self,
@@ -295,6 +306,7 @@ class Acquiring:
         call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001
         job = Checkout(engine, calls._core.texts, call, calls._options.timeout, begin)  # noqa: SLF001
         self._session, self._transaction = await engine.call(call, job)
+        self._session.lend()
         return Connection(self._session)
 
     def __await__(self) -> Generator[Any, None, Connection]:

@@ -8,6 +8,7 @@ that no cancel request is sent and no exit hangs.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from dbguard.core.retry import Stake
@@ -48,6 +49,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         # asyncpg's own constructor wants a protocol; this object has none, it stands before one that has.
         self._session = session
         self.attempt = attempt
+        self._callbacks: dict[Any, Any] = {}
 
     def __del__(self) -> None:
         """Do nothing: the lease's connection belongs to its pool."""
@@ -149,23 +151,30 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
 
     # ------------------------------------------------------------------ the session
 
+    def _handed(self, callback: Any) -> Any:
+        """Return what calls *callback* with this connection, not the driver's own; the same for the same callback."""
+        if callback not in self._callbacks and callable(callback):
+            self._callbacks[callback] = with_connection(self, callback)
+        return self._callbacks.get(callback, callback)
+
     async def add_listener(self, channel: str, callback: Callable[..., Any]) -> None:
-        """Listen to a channel; as `asyncpg.Connection.add_listener`."""
+        """Listen to a channel; as `asyncpg.Connection.add_listener`. *callback* gets this connection."""
         self._session.touch(Touch.SETTINGS)
-        await self._session.do(lambda: self._session.con.add_listener(channel, callback), Stake.READ)
+        call = self._handed(callback)
+        await self._session.do(lambda: self._session.con.add_listener(channel, call), Stake.READ)
 
     async def remove_listener(self, channel: str, callback: Callable[..., Any]) -> None:
         """Stop listening; as `asyncpg.Connection.remove_listener`."""
-        await self._session.do(lambda: self._session.con.remove_listener(channel, callback), Stake.READ)
+        await self._session.do(lambda: self._session.con.remove_listener(channel, self._handed(callback)), Stake.READ)
 
     def add_log_listener(self, callback: Callable[..., Any]) -> None:
         """Hear of the server's notices; as `asyncpg.Connection.add_log_listener`."""
         self._session.touch(Touch.SETTINGS)
-        self._session.con.add_log_listener(callback)
+        self._session.con.add_log_listener(self._handed(callback))
 
     def remove_log_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.remove_log_listener`."""
-        self._session.con.remove_log_listener(callback)
+        self._session.con.remove_log_listener(self._handed(callback))
 
     def add_query_logger(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.add_query_logger`."""
@@ -183,11 +192,11 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     def add_termination_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.add_termination_listener`."""
         self._session.touch(Touch.LOST)
-        self._session.con.add_termination_listener(callback)
+        self._session.con.add_termination_listener(self._handed(callback))
 
     def remove_termination_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.remove_termination_listener`."""
-        self._session.con.remove_termination_listener(callback)
+        self._session.con.remove_termination_listener(self._handed(callback))
 
     async def set_type_codec(
         self,
@@ -268,6 +277,21 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         self._session.touch(Touch.LOST)
         if not self.is_closed():
             self._session.con.terminate()
+
+
+def with_connection(connection: Connection, callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *callback* with *connection* in the place of its first argument; awaited by the driver if it must be."""
+    if inspect.iscoroutinefunction(callback):
+
+        async def handed_over(_: Any, *rest: Any) -> None:
+            await callback(connection, *rest)
+
+        return handed_over
+
+    def called(_: Any, *rest: Any) -> None:
+        callback(connection, *rest)
+
+    return called
 
 
 class Transaction:

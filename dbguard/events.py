@@ -17,6 +17,7 @@ __all__ = [
     "BreakerChanged",
     "CallRepeated",
     "ClassifierMissed",
+    "ConnectionDropped",
     "Contested",
     "ContextOutlivedReign",
     "Drained",
@@ -281,3 +282,20 @@ class ClassifierMissed(Event):
     def text(self) -> str:
         """Return the line for the log."""
         return f"{self.node} refused a statement called a read ({self.sqlstate}; {self.why}); it goes to the primary from now on"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionDropped(Event):
+    """The application dropped an acquired connection without giving it back; it was terminated.
+
+    taken_at: the line that took it, in asyncio's debug mode; else None.
+    """
+
+    level: ClassVar[int] = logging.WARNING
+    node: str
+    taken_at: str | None
+
+    def text(self) -> str:
+        """Return the line for the log."""
+        where = self.taken_at or "a place that asyncio's debug mode would tell"
+        return f"a connection to {self.node}, taken at {where}, was dropped without release(): it was terminated"

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
 from dbguard.drivers.asyncpg.failures import dress
-from dbguard.errors import ConfigError, NoPrimary, NotAttempted
+from dbguard.errors import ConfigError, GuardClosed
 from dbguard.status import Status, status_of
 from dbguard.texts import Direction, Texts
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator, Mapping, Sequence
+    from types import TracebackType
 
     import asyncpg
 
     from dbguard.config.settings import Settings
     from dbguard.events import Listener
-    from dbguard.refresh import Refresh
-    from dbguard.runtime.engine import Engine
-    from dbguard.runtime.monitor import Monitor
+    from dbguard.lifetime import Lifetime
 
 __all__ = ["Connecting", "Guard", "connect"]
 
@@ -62,8 +61,7 @@ class Guard(Calls):
         self._wait = retry_wait
         self._stop = retry_stop
         self._listeners: list[Listener] = [on_event] if on_event is not None else []
-        self._monitor: Monitor | None = None
-        self._refresh: Refresh | None = None
+        self._life: Lifetime | None = None
         functions = self._settings.routing.functions
         self._core = Core(Texts(frozenset(functions.read), frozenset(functions.write), _directions(self._settings)))
         self._options = Options(
@@ -103,95 +101,76 @@ class Guard(Calls):
     # ------------------------------------------------------------------ life cycle
 
     async def open(self) -> Self:
-        """Connect, and wait until what ``startup.need`` says answers.
+        """Connect, and wait until what ``startup.need`` says answers. A guard that was closed may be opened again.
 
         Raises `ConfigError` if every node that answered refuses the configuration (password, database, TLS, another
-        cluster); `NoPrimary` or `NotAttempted` if nobody answered within ``startup.wait``.
+        cluster); `NoPrimary` or `NotAttempted` if nobody answered within ``startup.wait``; `GuardClosed` if it is
+        closed meanwhile; `RuntimeError` if it is open on another event loop.
         """
-        if self._core.engine is not None:
-            return self
-        from dbguard.refresh import Refresh  # noqa: PLC0415  as below
-        from dbguard.wiring import wire  # noqa: PLC0415  the machinery is loaded when it runs: `import dbguard` is quick
+        while (life := self._life) is not None and life.over:
+            await life.gone()
+            if self._life is life:
+                self._life = None
+        if life is None:
+            life = self._life = self._begin()
+        await life.opened()
+        return self
+
+    def _begin(self) -> Lifetime:
+        # The machinery is loaded when it runs: `import dbguard` is quick.
+        from dbguard.lifetime import Lifetime  # noqa: PLC0415
+        from dbguard.refresh import Refresh  # noqa: PLC0415
+        from dbguard.wiring import wire  # noqa: PLC0415
 
         engine, monitor, own = wire(self._settings, self._arguments, self._wrapped, wait=self._wait, stop=self._stop)
         engine.listeners = self._listeners
-        for pool in own:
-            await pool.open()
-        engine.closed = False
-        engine.flights.start()
-        self._monitor = monitor
-        monitor.start()
-        try:
-            await self._start(engine, monitor)
-        except BaseException:
-            engine.closed = True
-            engine.flights.stop()
-            await monitor.stop()
-            for node_pool in engine.pools.values():
-                await node_pool.close(0.1)
-            raise
-        self._core.engine = engine
-        self._refresh = Refresh(self._core.texts, self.using(role="primary", writes="wait"))
-        await self._refresh.start(wait=engine.state.view.primary is not None)
-        warm = self._arguments.get("min_size", self._settings.pool.min_size)
-        for name, node in engine.state.nodes.items():
-            if node.view.reachable and node.view.misconfigured is None:
-                await engine.pools[name].warm(warm, self._settings.pool.acquire_timeout)
-        return self
-
-    async def _start(self, engine: Engine, monitor: Monitor) -> None:
-        """Wait for the first answers."""
-        startup = self._settings.startup
-        loop = asyncio.get_running_loop()
-        until = loop.time() + startup.wait
-        while True:
-            answered = monitor.round_done
-            left = until - loop.time()
-            try:
-                async with asyncio.timeout(max(0.05, left)):
-                    await answered.wait()
-            except TimeoutError:
-                if loop.time() >= until and monitor.rounds:
-                    raise dress(_nobody(monitor, startup.wait)) from None
-                continue
-            wrong = [f"{name}: {why}" for name, why in monitor.misconfigured().items()]
-            if wrong:
-                raise ConfigError(
-                    "no node can be used as it is configured:\n  " + "\n  ".join(wrong), problems=tuple(wrong)
-                )
-            if _started(engine, startup.need):
-                return
-            if loop.time() >= until:
-                raise dress(_nobody(monitor, startup.wait))
+        return Lifetime(
+            self._core,
+            engine,
+            monitor,
+            own,
+            Refresh(self._core.texts, self.using(role="primary", writes="wait")),
+            startup=self._settings.startup,
+            warm=self._arguments.get("min_size", self._settings.pool.min_size),
+            warm_within=self._settings.pool.acquire_timeout,
+        )
 
     async def close(self, *, timeout: float = CLOSE_WITHIN) -> None:
-        """Let calls end for *timeout* seconds, then end them; close what the guard opened. May be called twice."""
-        engine, self._core.engine = self._core.engine, None
-        if engine is None:
-            return
-        engine.closed = True
-        if self._refresh is not None:
-            await self._refresh.stop()
-            self._refresh = None
-        engine.room.release_all()
-        await asyncio.gather(*(pool.close(timeout) for pool in engine.pools.values()))
-        engine.flights.stop()
-        if self._monitor is not None:
-            await self._monitor.stop()
-            self._monitor = None
+        """Let calls end for *timeout* seconds, then end them; close what the guard opened.
+
+        timeout: seconds, >= 0. Default 10. What is left then is terminated, which takes some tenths of a second more
+            at most, in a black hole too.
+
+        Calls that have sent nothing yet (they wait for a primary, for a connection, or to be repeated) raise
+        `GuardClosed` at once, as new ones do. May be called twice, and while the guard is being opened; a second call
+        waits for the first one and can only shorten it. If it is cancelled, everything is terminated.
+        """
+        life = self._life
+        if life is not None:
+            await life.close(timeout)
+            if self._life is life:
+                self._life = None
 
     def terminate(self) -> None:
-        """End everything at once, as `asyncpg.Pool.terminate`; `close` is to be awaited afterwards."""
-        engine = self._core.engine
-        if engine is not None:
-            engine.closed = True
-            for pool in engine.pools.values():
-                pool.end_in_use()
+        """End everything at once, as `asyncpg.Pool.terminate`: calls, connections, probes. Nothing need be awaited.
+
+        A write that was sent may have been applied: its call raises `OutcomeUnknown`.
+        """
+        if self._life is not None:
+            self._life.terminate()
 
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave(error)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        """Close the guard; at once if the block is being cancelled, or the program interrupted."""
+        if error is not None and not isinstance(error, Exception):
+            self.terminate()
         await self.close()
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -214,13 +193,20 @@ class Guard(Calls):
         return remove
 
     async def ready(self, *, role: str = "primary", timeout: float = 30.0) -> None:
-        """Wait until a node serves in *role*: ``primary`` or ``replica``. Raises `NoPrimary` or `NotAttempted`."""
-        engine = self._engine()
+        """Wait until a node serves in *role*: ``primary`` or ``replica``.
+
+        Raises `NoPrimary` after *timeout* seconds; `GuardClosed` if the guard is closed meanwhile.
+        """
+        from dbguard.lifetime import is_fit, nobody  # noqa: PLC0415  as `open`
+
+        engine, life = self._engine(), self._life
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
-        while not _started(engine, role):
+        while not is_fit(engine, role):
+            if engine.closed or life is None:
+                raise dress(GuardClosed("the guard was closed while it was waited for"))
             if loop.time() >= until:
-                raise dress(_nobody(self._monitor, timeout))
+                raise dress(nobody(life.monitor, timeout))
             await engine.room.pause(min(0.5, until - loop.time()))
 
     def trust(self, node: str) -> None:
@@ -239,10 +225,6 @@ class Guard(Calls):
         engine.flush()
 
     # ------------------------------------------------------------------ asyncpg.Pool's own words
-
-    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ARG002  asyncpg's signature
-        """Give back a connection taken with ``await guard.acquire()``; what must be awaited happens in the background."""
-        connection._session.give_back()  # noqa: SLF001  two halves of one thing
 
     async def expire_connections(self) -> None:
         """Replace all connections: idle ones now, those in use when they are given back."""
@@ -302,8 +284,10 @@ class Connecting:
     async def __aenter__(self) -> Guard:
         return await self._guard.open()
 
-    async def __aexit__(self, *error: object) -> None:
-        await self._guard.close()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._guard._leave(error)  # noqa: SLF001  two halves of one thing
 
 
 def connect(config: Settings | Mapping[str, Any] | str | os.PathLike[str], **arguments: Any) -> Connecting:
@@ -343,23 +327,3 @@ def _directions(settings: Settings) -> list[Direction]:
         else Direction(re.compile(rule.match), "replica", frozenset(groups[rule.to]))
         for rule in settings.routing.rules
     ]
-
-
-def _started(engine: Engine, need: str) -> bool:
-    nodes = engine.state.view.nodes.values()
-    fit = [node for node in nodes if node.reachable and node.misconfigured is None]
-    match need:
-        case "primary":
-            return engine.state.view.primary is not None and engine.state.gate.writable
-        case "replica":
-            return any(node.role.value == "replica" for node in fit)
-        case "all":
-            return len(fit) == len(nodes) and engine.state.view.primary is not None
-        case _:
-            return bool(fit)
-
-
-def _nobody(monitor: Monitor | None, waited: float) -> NotAttempted:
-    missed = monitor.missed() if monitor is not None else {}
-    why = "; ".join(f"{name}: {reason}" for name, reason in missed.items()) or "no node has that role"
-    return NoPrimary(f"no node that is needed answered within {waited:g} s ({why})", retry_after=1.0)

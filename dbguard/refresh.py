@@ -44,6 +44,7 @@ class Refresh:
 
     async def start(self, *, wait: bool) -> None:
         """Begin; with *wait*, give the first reading a moment, so that the first statements are known for what they are."""
+        self._texts.begin()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard catalogue")
         if not wait:
             return
@@ -51,8 +52,13 @@ class Refresh:
             async with asyncio.timeout(FIRST_WITHIN):
                 await self._read.wait()
 
+    def cancel(self) -> None:
+        """Stop; the task ends by itself."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def stop(self) -> None:
-        """Stop."""
+        """Stop, and wait for the task to end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

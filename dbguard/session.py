@@ -8,6 +8,7 @@ sent and no exit hangs; what may have been left on the session is noted for the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Phase
@@ -19,6 +20,7 @@ from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
+from dbguard.dropped import caller, dropped
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
 
@@ -49,6 +51,9 @@ class Session:
     writes: something in the open transaction may have written. whole: nothing in it has ended the transaction.
     """
 
+    _loop: asyncio.AbstractEventLoop | None = None
+    _taken_at: str | None = None
+
     def __init__(
         self, engine: Engine, texts: Texts, call: Call, node: Node, lease: Any, *, limit: float, within: bool = False
     ) -> None:
@@ -64,6 +69,17 @@ class Session:
         self.whole = True
         self.over = False
         self._ddl = False
+
+    def lend(self) -> None:
+        """Note that the application has it. Dropped without being given back, its lease is ended, and that is told."""
+        self._loop = asyncio.get_running_loop()
+        self._taken_at = caller() if self._loop.get_debug() else None
+
+    def __del__(self) -> None:
+        """Give up a lease that nobody can give back any more; on whatever thread the collector runs."""
+        if self._loop is not None and not self.over and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(dropped, self.engine, self.node.name, self.lease, self._taken_at)
 
     @property
     def con(self) -> Any:

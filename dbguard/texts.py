@@ -155,6 +155,11 @@ class Texts:
             self.knowledge = replace(self.knowledge, plain=frozenset(), unsure=True)
             self._forget()
 
+    def begin(self) -> None:
+        """Begin a time in which the guard is open: what was read in another one may be long past."""
+        self.changed()
+        self.changed_event = asyncio.Event()  # for this event loop
+
     def _forget(self) -> None:
         """Forget what follows from the catalogue; what replicas have refused stays known."""
         refused = [query for query, text in self._known.items() if text.refused]

@@ -27,6 +27,8 @@ FLOORS = [
         "status",
         "refresh",
         "wiring",
+        "dropped",
+        "lifetime",
         "guard",
     ],
     ["__init__"],

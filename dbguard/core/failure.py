@@ -50,6 +50,8 @@ class Family(Enum):
     """The server did its job and said no: constraints, data, syntax, rights."""
     CONFIG = "config"
     """The node cannot be used as it is configured: password, role, database, TLS."""
+    SHUT = "shut"
+    """The application has closed its own way to the node: the pool that was wrapped."""
     NEUTRAL = "neutral"
     """Says nothing about the node: a cancellation, our own pool's wait, an exception of the client."""
 
@@ -78,6 +80,11 @@ class Failure:
     timed_out: bool = False
     ours: bool = False
     unparsed: bool = False
+
+    @property
+    def unsent(self) -> bool:
+        """Whether nothing of the call was sent."""
+        return self.phase is Phase.CONNECT or self.phase is Phase.UNSENT
 
     @property
     def why(self) -> str:

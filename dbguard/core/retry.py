@@ -168,7 +168,7 @@ def ending(failure: Failure) -> Ending:
         case Phase.DONE:
             return Ending.DONE
         case Phase.CONNECT | Phase.UNSENT:
-            if failure.family is Family.CONFIG:
+            if failure.family is Family.CONFIG or failure.family is Family.SHUT:
                 return Ending.UNUSABLE
             refused = failure.family is Family.ANSWERED or (failure.family is Family.NEUTRAL and not lost)
             return Ending.FINAL if refused else Ending.NOT_SENT

@@ -45,9 +45,10 @@ class Node:
     doubted_at: when a call last met a hard failure or a role error here; only a probe sent later answers the doubt.
     seen_at: when the last probe that answered was sent.
     soft_until: its weight is halved until then (the node is overloaded, not dead).
+    shut: the application has closed its own way there, for good: waiting is of no use.
     """
 
-    __slots__ = ("breaker", "doubted_at", "epoch", "load", "name", "seen_at", "soft_until", "view", "weight")
+    __slots__ = ("breaker", "doubted_at", "epoch", "load", "name", "seen_at", "shut", "soft_until", "view", "weight")
 
     def __init__(self, name: str, breaker: Breaker, view: NodeView, *, weight: int = 1) -> None:
         self.name = name
@@ -59,6 +60,7 @@ class Node:
         self.doubted_at = -2.0
         self.seen_at = -1.0
         self.soft_until = -1.0
+        self.shut = False
 
     @property
     def doubted(self) -> bool:

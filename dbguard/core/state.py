@@ -120,6 +120,7 @@ class GuardState:
             for name, view in topology.view.nodes.items()
         }
         self.primary: Node | None = None
+        self._holder: Node | None = None  # of the office, now or last
         self.readers: tuple[Node, ...] = ()
         self.eventual: tuple[Node, ...] = ()
         self.counts = dict.fromkeys(COUNTED, 0)
@@ -151,6 +152,8 @@ class GuardState:
             node.soft_until = now + SOFT_FOR
             if failure.timed_out:
                 self.effects.hurry = True
+        elif family is Family.SHUT:
+            node.shut = self.effects.hurry = True
         elif family is Family.ROLE:
             self._doubt(node, now, failure.why)
             self._absorb(self.topology.lost(node.name, now), now)
@@ -177,6 +180,8 @@ class GuardState:
                     self._note_breaker(node, node.breaker.close_at_once(now, "a probe reached it"))
                 if result.node == view.primary and result.position is not None and result.at > self.learnt_at:
                     self.learnt, self.learnt_at = result.position, result.at
+            elif result.shut:
+                node.shut = True
             elif full and not result.alive and not result.config:
                 if view.nodes[result.node].role is not Role.PRIMARY:
                     # What is under way on a silent primary may still succeed; it is ended when another one is accepted.
@@ -254,6 +259,7 @@ class GuardState:
             self.learnt, self.learnt_at = None, -1.0
             self.effects.changed = True
         self.primary = primary
+        self._holder = primary or self._holder
         live = [
             node
             for node in self.nodes.values()
@@ -344,6 +350,8 @@ class GuardState:
 
     def _writer(self, call: Call, avoid: frozenset[str], why: str, *, queued: bool) -> Route | Nowhere:
         primary = self.primary
+        if self._holder is not None and self._holder.shut:
+            return Nowhere(f"the application has closed its pool of {self._holder.name}", NoPrimary, waits=False)
         if primary is None or not self.gate.writable:
             refused = self.view.refused
             error = SplitBrain if refused and "split brain" in refused else NoPrimary

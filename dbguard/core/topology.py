@@ -140,6 +140,7 @@ class Missed:
     alive: the node is alive and not usable now: 53300, 57P03. Overload is not death: the node keeps what it is.
     closed: with *alive*: it takes nobody in (57P03: starting up, shutting down), so it does not keep the primary's
         office as a node with 53300 does.
+    shut: with *config*: the application has closed its own way to it, for good.
     """
 
     node: str
@@ -148,6 +149,7 @@ class Missed:
     config: bool = False
     alive: bool = False
     closed: bool = False
+    shut: bool = False
 
     @property
     def overloaded(self) -> bool:

@@ -86,7 +86,10 @@ class NodePool(Protocol):
         """Dial until *count* connections are at hand."""
 
     async def close(self, timeout: float) -> None:
-        """Close what this pool opened, by *timeout* at the latest."""
+        """Close what this pool opened: what is in use when it comes back, or after *timeout* seconds."""
+
+    def terminate(self) -> None:
+        """End everything now: `close` has nothing to wait for any more."""
 
 
 class Control(Protocol):

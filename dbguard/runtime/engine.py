@@ -10,6 +10,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dbguard.core.failure import Failure
 from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
 from dbguard.errors import DbGuardError, GuardClosed
 from dbguard.events import Drained, Event
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dbguard.core.causal import Orphan
-    from dbguard.core.failure import Failure
     from dbguard.core.plan import Call
     from dbguard.core.state import GuardState
     from dbguard.drivers.base import Driver, NodePool
@@ -86,15 +86,20 @@ class Engine:
                 if isinstance(reply, Done):
                     return reply.value
                 last = reply
+                if last.unsent:
+                    self._still_open("waited for a connection")
         backoff: Backoff | None = None
 
         async def one(step: Attempt) -> Done | Failure:
-            if self.closed:
-                raise GuardClosed("the guard was closed while this call waited to be repeated")
-            return await attempt(self, call, state.nodes[step.node], job)
+            self._still_open("waited to be repeated")
+            reply = await attempt(self, call, state.nodes[step.node], job)
+            if isinstance(reply, Failure) and reply.unsent:
+                self._still_open("waited for a connection")
+            return reply
 
         async def pause(step: Pause) -> Stopped | None:
             nonlocal backoff
+            self._still_open("waited to be repeated")
             now = state.clock()
             if step.gate:
                 refusal = state.admit(call)
@@ -110,8 +115,7 @@ class Engine:
                     return Stopped()
                 await self.room.pause(seconds, deaf=step.deaf)
                 call.spent["backoff"] = call.spent.get("backoff", 0.0) + state.clock() - now
-            if self.closed:
-                raise GuardClosed("the guard was closed while this call waited")
+            self._still_open("waited")
             return None
 
         try:
@@ -121,6 +125,11 @@ class Engine:
             raise dressed from error.__cause__
         finally:
             self.flush()
+
+    def _still_open(self, doing: str) -> None:
+        """Raise `GuardClosed` if the guard was closed while a call was *doing* something."""
+        if self.closed:
+            raise self.driver.dress(GuardClosed(f"the guard was closed while this call {doing}"))
 
     # ------------------------------------------------------------------ effects
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Family
 from dbguard.core.gate import GateState
@@ -70,11 +71,12 @@ class Pace:
 class _Target:
     """One node and the monitor's connection to it."""
 
-    __slots__ = ("control", "dial", "dialled_at", "fails", "name", "next_dial", "reason", "renew_at", "renewal")
+    __slots__ = ("asked", "control", "dial", "dialled_at", "fails", "name", "next_dial", "reason", "renew_at", "renewal")
 
     def __init__(self, name: str, control: Control) -> None:
         self.name = name
         self.control = control
+        self.asked: asyncio.Task[Sighting] | None = None
         self.dial: asyncio.Task[Sighting | Missed] | None = None
         self.dialled_at = 0.0
         self.next_dial = 0.0
@@ -99,20 +101,26 @@ class Monitor:
         self.last: dict[str, Sighting | Missed] = {}
         self.round_done = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin; needs a running loop."""
+    def start(self) -> asyncio.Task[None]:
+        """Begin; needs a running loop. Returns the task, which ends by being cancelled alone."""
         self._engine.hurry = self._wanted.set
         self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard monitor")
+        return self._task
 
-    async def stop(self) -> None:
-        """Stop asking and close the connections."""
-        dials = [dial for target in self._targets for dial in (target.dial, target.renewal)]
-        tasks = [task for task in (self._task, *dials) if task is not None]
+    def cancel(self) -> list[asyncio.Task[Any]]:
+        """Stop asking and close the connections; returns the tasks, which end by themselves."""
+        begun = [self._task, *(task for target in self._targets for task in (target.asked, target.dial, target.renewal))]
+        tasks = [task for task in begun if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for target in self._targets:
             target.control.drop()
+        return tasks
+
+    async def stop(self) -> None:
+        """Stop, and wait for the tasks to end."""
+        await asyncio.gather(*self.cancel(), return_exceptions=True)
+        self.cancel()  # what was dialled meanwhile
 
     def missed(self) -> dict[str, str]:
         """Return why each node that is not fit was not fit when last asked."""
@@ -193,19 +201,12 @@ class Monitor:
             target.dial = None
             return result
         reason = target.reason
-        return Missed(
-            node=target.name,
-            at=at,
-            why=reason.why if reason else "no answer in time",
-            config=reason.config if reason else False,
-            alive=reason.alive if reason else False,
-            closed=reason.closed if reason else False,
-        )
+        return Missed(node=target.name, at=at, why="no answer in time") if reason is None else replace(reason, at=at)
 
     async def _ask(self, target: _Target, at: float) -> Sighting | None:
         """Ask over the live connection; None: it has to be dialled, and perhaps that has begun."""
         limit = self._pace.limit
-        asked = asyncio.get_running_loop().create_task(target.control.ask(limit))
+        asked = target.asked = asyncio.get_running_loop().create_task(target.control.ask(limit))
         try:
             done, _ = await asyncio.wait({asked}, timeout=limit / 2)
             if not done:
@@ -275,7 +276,8 @@ class Monitor:
             node=target.name,
             at=at,
             why=self._engine.driver.describe(error),
-            config=failure.family is Family.CONFIG,
+            config=failure.family is Family.CONFIG or failure.family is Family.SHUT,
+            shut=failure.family is Family.SHUT,
             alive=failure.sqlstate in ("53300", "57P03") or failure.family is Family.SOFT,
             closed=failure.sqlstate == "57P03",
         )

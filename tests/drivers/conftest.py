@@ -130,6 +130,12 @@ async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
             await asyncio.sleep(0.005)
 
 
+def tasks_but(known: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    """Return the tasks that are there now and are none of the *known*; this one and a wire's own do not count."""
+    now = asyncio.all_tasks() - known - {asyncio.current_task()}
+    return [task for task in now if not task.get_coro().__qualname__.startswith("Wire.")]
+
+
 @pytest.fixture(scope="session")
 def single(binaries: Binaries) -> Iterator[Cluster]:
     """One server, which nobody breaks."""

@@ -176,6 +176,39 @@ async def test_the_application_may_close_its_pools_at_any_time(calm_cluster, poo
     await asyncio.wait_for(guard.close(timeout=1), 3)
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["first call", "probed"])
+async def test_calls_say_at_once_that_the_primarys_pool_was_closed(calm_cluster, pools, wrap, until, known):
+    (a,) = await pools(calm_cluster, "a")
+    guard = await wrap(a)
+    await guard.fetchval("SELECT 1")
+
+    await asyncio.wait_for(a.close(), 3)
+    if known:
+        await until(lambda: guard.status().nodes[0].problem)
+
+    for call in (
+        lambda: guard.execute("CREATE TABLE never ()"),
+        lambda: guard.fetchval("SELECT 1"),
+        lambda: guard.run_in_transaction(lambda tx: tx.execute("CREATE TABLE never ()")),
+        lambda: guard.copy_records_to_table("never", records=[(1,)]),
+    ):
+        with pytest.raises(
+            (asyncpg.InterfaceError, dbguard.NoPrimary), match="the application has closed its pool of primary"
+        ):
+            await asyncio.wait_for(call(), 5)  # far below the 30 s of a call
+
+
+async def test_reads_go_on_when_the_primarys_pool_was_closed(calm_cluster, pools, wrap):
+    a, b, c = await pools(calm_cluster)
+    guard = await wrap(a, b, c)
+
+    await asyncio.wait_for(a.close(), 3)
+
+    assert {await guard.fetchval(WHERE) for _ in range(20)} <= {"b", "c"}
+    with pytest.raises((asyncpg.InterfaceError, dbguard.NoPrimary), match="has closed its pool of primary"):
+        await asyncio.wait_for(guard.execute("CREATE TABLE never ()"), 5)
+
+
 async def test_a_replicas_closed_pool_is_no_error_for_reads(calm_cluster, pools, wrap):
     a, b, c = await pools(calm_cluster)
     guard = await wrap(a, b, c)

@@ -9,7 +9,7 @@ import asyncpg
 if TYPE_CHECKING:
     from dbguard.drivers.asyncpg.lease import Tag
 
-__all__ = ["DriverConnection", "GuardedConnection", "Record", "connection_class", "released"]
+__all__ = ["DriverConnection", "GuardedConnection", "Record", "connection_class", "not_ours", "released"]
 
 if TYPE_CHECKING:
     DriverConnection = asyncpg.Connection[asyncpg.Record]
@@ -21,6 +21,11 @@ Record = asyncpg.Record
 def released() -> asyncpg.InterfaceError:
     """Return the error for a connection that was given back and is used again."""
     return asyncpg.InterfaceError("the connection was given back: its block has ended")
+
+
+def not_ours(connection: object) -> asyncpg.InterfaceError:
+    """Return the error for something given back that this guard has not lent."""
+    return asyncpg.InterfaceError(f"release() received {connection!r}, which is no connection of this guard")
 
 
 class GuardedConnection:

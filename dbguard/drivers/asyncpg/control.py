@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from dbguard.drivers.asyncpg.borrow import borrow
 from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.probe import ask, sighting
 
@@ -114,7 +115,7 @@ class BorrowedControl:
         pool = self._pool
         full = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
         try:
-            con = await pool.acquire(timeout=timeout)
+            con = await borrow(pool, self._node, timeout)
         except TimeoutError:
             if full and self._seen is not None:
                 return self._seen
@@ -140,7 +141,7 @@ class BorrowedControl:
         timeout: float,
     ) -> bool:
         """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
-        con = await self._pool.acquire(timeout=timeout)
+        con = await borrow(self._pool, self._node, timeout)
         try:
             rows = await con.fetch(_END, pid, started, doomed, timeout=timeout)
         except BaseException:

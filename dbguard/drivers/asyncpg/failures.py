@@ -23,6 +23,7 @@ from dbguard.core.sqlstates import family as family_of
 __all__ = [
     "AsyncpgDriver",
     "NotReplicated",
+    "PoolClosed",
     "PoolExhausted",
     "WrongNode",
     "describe",
@@ -42,6 +43,10 @@ class NotReplicated(Exception):
     """A commit was answered, but its wait for a synchronous standby was cut short: no acknowledgement."""
 
 
+class PoolClosed(asyncpg.InterfaceError):
+    """The application has closed the pool that was wrapped: it will not open again."""
+
+
 class WrongNode(Exception):
     """A new connection reached a server that must not be used: an old primary, or one of another cluster."""
 
@@ -58,6 +63,8 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         family = Family.NEUTRAL
     elif isinstance(error, WrongNode):
         family = Family.ROLE
+    elif isinstance(error, PoolClosed):
+        family = Family.SHUT
     elif isinstance(error, (ssl.SSLCertVerificationError, asyncpg.ClientConfigurationError)):
         family = Family.CONFIG
     elif isinstance(error, OSError) and "rejected SSL" in str(error):

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from dbguard.core.route import Node
     from dbguard.core.topology import Instance
 
-__all__ = ["RETURN_WITHIN", "Books", "Lease", "Tag"]
+__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Tag"]
 
 RETURN_WITHIN = 2.0
 """Seconds a reset or a close may take in the background before the connection is terminated."""
+
+SETTLE_WITHIN = 0.1
+"""Seconds for what needs no answer from the server any more: for who was woken or cancelled to end."""
 
 
 class Tag:
@@ -108,7 +111,7 @@ class Books:
         self.node.load.size = max(1, size)
         self.clock = clock
         self.out: dict[Lease, None] = {}  # in the order of leaving, so that a run can be replayed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._empty: asyncio.Event | None = None
 
     def end_in_use(self) -> int:
@@ -128,10 +131,14 @@ class Books:
 
     def _later(self, work: Awaitable[None], then: Callable[[], object] | None = None) -> None:
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._watch(task)
         if then is not None:
             task.add_done_callback(lambda _: then())
+
+    def _watch(self, task: asyncio.Future[Any]) -> None:
+        """Keep hold of a task until it is done."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _returned(self, lease: Lease) -> None:
         """Note that a lease came back."""
@@ -141,13 +148,31 @@ class Books:
             self._empty.set()
 
     async def _drained(self, timeout: float) -> None:
-        """Wait until no lease is out, for *timeout* seconds at most."""
+        """Wait until no lease is out, or `_hurry` is called, for *timeout* seconds at most."""
         if self.out:
             self._empty = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._empty.wait()
 
-    async def _settle(self, timeout: float) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+    def _hurry(self) -> None:
+        """Let nobody wait for leases to come back."""
+        if self._empty is not None:
+            self._empty.set()
+
+    async def _quiet(self, timeout: float) -> None:
+        """Wait until nothing is under way in the background, for *timeout* seconds at most.
+
+        What ends may begin something else: a lease that was reset goes back to its pool.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while self._tasks and (left := end - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+
+    async def _end_tasks(self) -> None:
+        """Let what runs in the background end: its connections are terminated."""
+        await self._quiet(SETTLE_WITHIN)
+        for task in self._tasks:
+            task.cancel()
+        await self._quiet(SETTLE_WITHIN)

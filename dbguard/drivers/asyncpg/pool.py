@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import dress
-from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
+from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 from dbguard.errors import GuardClosed
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.route import Node
     from dbguard.core.topology import Sighting
+    from dbguard.errors import DbGuardError
 
 __all__ = ["OwnPool"]
 
@@ -73,6 +74,7 @@ class OwnPool(Books):
         self._waiters: deque[asyncio.Future[Lease | None]] = deque()
         self._taken = 0
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+        self._ready = False
         self._closing = False
         self.pool = make(self._connect)
 
@@ -89,6 +91,7 @@ class OwnPool(Books):
     async def open(self) -> None:
         """Make the pool ready; nothing is dialled."""
         await self.pool
+        self._ready = True
 
     async def _connect(self, *args: Any, **kwargs: Any) -> Any:
         """Dial, and ask the server once who it is."""
@@ -105,6 +108,8 @@ class OwnPool(Books):
             tag.quiet = bool(row["quiet"])
             tag.plain_role = bool(row["plain_role"])
             self._check(seen)
+            if self._closing:
+                raise _closed("it was being dialled")  # noqa: TRY301  not to be held by anybody any more
         except BaseException:
             con.terminate()
             raise
@@ -165,7 +170,7 @@ class OwnPool(Books):
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 handed = turn.result()
                 if handed is None:
                     self._spare()
@@ -234,6 +239,7 @@ class OwnPool(Books):
             if self._hold:
                 await con.reset()
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, it is not used again
+            con.terminate()  # no new task to hang up with: cancelled is this one where the loop comes to its end
             self._close(lease)
         else:
             self._pass(lease)
@@ -292,23 +298,57 @@ class OwnPool(Books):
         if missing <= 0 or self._closing:
             return
         takes = [asyncio.ensure_future(self.take()) for _ in range(missing)]
-        _, late = await asyncio.wait(takes, timeout=timeout)
-        for take in late:
-            take.cancel()
-        for lease in await asyncio.gather(*takes, return_exceptions=True):
-            if isinstance(lease, Lease):
-                self.give(lease, Touch.NOTHING)
+        for take in takes:
+            self._watch(take)
+            take.add_done_callback(self._keep_warm)
+        try:
+            await asyncio.wait(takes, timeout=timeout)
+        finally:
+            for take in takes:
+                take.cancel()
+
+    def _keep_warm(self, take: asyncio.Future[Lease]) -> None:
+        if not take.cancelled() and take.exception() is None:
+            self.give(take.result(), Touch.NOTHING)
 
     async def close(self, timeout: float) -> None:
-        """Close all connections: idle ones now, those in use when they come back, all by *timeout*."""
+        """Close all connections: idle ones now, those in use when they come back.
+
+        After *timeout* seconds what is left is terminated; that takes some tenths of a second more at most.
+        """
+        self._shut()
+        end = asyncio.get_running_loop().time() + timeout
+        while self._free:
+            self._close(self._free.pop())
+        await self._drained(timeout)
+        self.end_in_use()
+        await self._drained(SETTLE_WITHIN)
+        await self._quiet(max(SETTLE_WITHIN, end - asyncio.get_running_loop().time()))
+        self._end_all()
+        await self._end_tasks()
+
+    def terminate(self) -> None:
+        """Terminate all connections now."""
+        self._shut()
+        self.end_in_use()
+        while self._free:
+            lease = self._free.pop()
+            lease.terminate()
+            self._close(lease)
+        self._end_all()
+        self._hurry()
+
+    def _shut(self) -> None:
+        """Lend nothing any more, and send those home who wait."""
         self._closing = True
         for turn in self._waiters:
             if not turn.done():
-                turn.set_exception(dress(GuardClosed("the guard was closed while this call waited for a connection")))
-        while self._free:
-            self._close(self._free.pop())
-        end = self.clock() + timeout
-        await self._drained(timeout)
-        self.end_in_use()
-        await self._settle(max(0.1, end - self.clock()))
-        self.pool.terminate()
+                turn.set_exception(_closed("this call waited for a connection"))
+
+    def _end_all(self) -> None:
+        if self._ready:
+            self.pool.terminate()
+
+
+def _closed(when: str) -> DbGuardError:
+    return dress(GuardClosed(f"the guard was closed while {when}"))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from dbguard.core.statement import Touch
-from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, Books, Lease, Tag
+from dbguard.drivers.asyncpg.borrow import borrow
+from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class WrappedPool(Books):
             await asyncio.shield(self._expiry)
             self._expiry = None
         while True:
-            con = Borrowed(await self.pool.acquire())
+            con = Borrowed(await borrow(self.pool, self.node.name))
             known = self._tags.get(id(con.get_settings()))
             try:
                 tag = await self._meet(con) if known is None else known[1]
@@ -138,22 +139,29 @@ class WrappedPool(Books):
         return self._return(lease.con)
 
     async def _return(self, con: Borrowed) -> None:
-        """Release *con*; asyncpg goes on with that by itself where the caller is cancelled meanwhile."""
+        """Release *con*. Cancelled meanwhile, it is terminated: asyncpg would go on with its reset, without a limit."""
         try:
             await self.pool.release(con.lent)
+        except asyncio.CancelledError:
+            con.terminate()
+            raise
         except Exception:  # noqa: BLE001  asyncpg has terminated it
             return
 
     def expire(self, how: str) -> tuple[int, int]:
         """End what was born under an older epoch."""
         idle = self.pool.get_idle_size()
-        if not self.pool.is_closing():
-            self._expiry = asyncio.ensure_future(self.pool.expire_connections())
+        self._expiry = asyncio.ensure_future(self._expire())
+        self._watch(self._expiry)
         self._tags.clear()
         in_use = len(self.out)
         if how == "now":
             self.end_in_use()
         return idle, in_use
+
+    async def _expire(self) -> None:
+        with contextlib.suppress(asyncpg.InterfaceError):  # its owner has closed it: there is nothing to expire
+            await self.pool.expire_connections()
 
     def rest(self) -> None:
         """Nothing is held."""
@@ -162,8 +170,15 @@ class WrappedPool(Books):
         """The application's pool warms itself."""
 
     async def close(self, timeout: float) -> None:
-        """Give back what is out; the pool itself stays open, it is the application's."""
-        end = self.clock() + timeout
+        """Give back what is out, for *timeout* seconds; the pool itself stays open, it is the application's."""
+        end = asyncio.get_running_loop().time() + timeout
         await self._drained(timeout)
         self.end_in_use()
-        await self._settle(max(0.1, end - self.clock()))
+        await self._drained(SETTLE_WITHIN)
+        await self._quiet(max(SETTLE_WITHIN, end - asyncio.get_running_loop().time()))
+        await self._end_tasks()
+
+    def terminate(self) -> None:
+        """End what is out now; the pool itself stays open."""
+        self.end_in_use()
+        self._hurry()

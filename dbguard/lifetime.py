@@ -1,0 +1,232 @@
+"""What one `Guard.open` starts, and what ends it: `close`, `terminate`, or the end of its event loop.
+
+Opening and closing run in tasks of their own, so that several may wait for either, and whoever is cancelled meanwhile
+goes at once: `terminate` needs no await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from dbguard.drivers.asyncpg.failures import dress
+from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NotAttempted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dbguard.calls import Core
+    from dbguard.config.settings import StartupSettings
+    from dbguard.core.topology import NodeView
+    from dbguard.drivers.asyncpg.pool import OwnPool
+    from dbguard.refresh import Refresh
+    from dbguard.runtime.engine import Engine
+    from dbguard.runtime.monitor import Monitor
+
+__all__ = ["Lifetime", "is_fit", "nobody"]
+
+
+class Lifetime:
+    """One time for which a guard is open, on one event loop. Made with that loop running; it begins to open at once.
+
+    own: the pools to make ready. refresh: reads the catalogue once the guard is open.
+    warm: connections to dial per node; warm_within: seconds for that.
+    over: it ends, or has ended.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        engine: Engine,
+        monitor: Monitor,
+        own: Sequence[OwnPool],
+        refresh: Refresh,
+        *,
+        startup: StartupSettings,
+        warm: int,
+        warm_within: float,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.engine = engine
+        self.monitor = monitor
+        self._core = core
+        self._own = own
+        self._refresh = refresh
+        self._startup = startup
+        self._warm = (warm, warm_within)
+        self._openers = 0
+        self._wanted = False
+        self._ended = False
+        self._closing: asyncio.Task[None] | None = None
+        self._opening = self.loop.create_task(self._open(), name="dbguard open")
+        self._opening.add_done_callback(_heard)
+
+    @property
+    def over(self) -> bool:
+        """Whether it ends, or has ended, by whatever cause."""
+        return self._ended or self._closing is not None or self.loop.is_closed()
+
+    # ------------------------------------------------------------------ opening
+
+    async def opened(self) -> None:
+        """Wait until the guard is open. Raises what opening it raised; `GuardClosed` if it was closed meanwhile."""
+        self._check_loop()
+        if not self._opening.done():
+            self._openers += 1
+            try:
+                await asyncio.wait({self._opening})
+            except asyncio.CancelledError:
+                if self._openers == 1 and not self._wanted:
+                    self.terminate()  # nobody else waits for it, or has it
+                raise
+            finally:
+                self._openers -= 1
+        if not self._opening.cancelled():
+            self._opening.result()
+            if not self.over:
+                self._wanted = True
+                return
+        raise dress(GuardClosed("the guard was closed while it was being opened"))
+
+    async def _open(self) -> None:
+        engine, monitor = self.engine, self.monitor
+        try:
+            for pool in self._own:
+                await pool.open()
+            engine.closed = False
+            engine.flights.start()
+            # Who cancels the monitor, if not we, is the loop's end: with it, everything ends.
+            monitor.start().add_done_callback(lambda _: self.terminate())
+            await self._first_answers()
+            self._core.engine = engine
+            await self._refresh.start(wait=engine.state.view.primary is not None)
+            fit = [name for name, node in engine.state.nodes.items() if is_usable(node.view)]
+            await asyncio.gather(*(engine.pools[name].warm(*self._warm) for name in fit))
+        except BaseException:
+            self.terminate()
+            await self._wait_for_tasks()
+            raise
+
+    async def _first_answers(self) -> None:
+        engine, monitor, startup = self.engine, self.monitor, self._startup
+        until = self.loop.time() + startup.wait
+        while True:
+            answered = monitor.round_done
+            left = until - self.loop.time()
+            try:
+                async with asyncio.timeout(max(0.05, left)):
+                    await answered.wait()
+            except TimeoutError:
+                if self.loop.time() >= until and monitor.rounds:
+                    raise dress(nobody(monitor, startup.wait)) from None
+                continue
+            wrong = [f"{name}: {why}" for name, why in monitor.misconfigured().items()]
+            if wrong:
+                raise ConfigError(
+                    "no node can be used as it is configured:\n  " + "\n  ".join(wrong), problems=tuple(wrong)
+                )
+            if is_fit(engine, startup.need):
+                return
+            if self.loop.time() >= until:
+                raise dress(nobody(monitor, startup.wait))
+
+    # ------------------------------------------------------------------ ending
+
+    async def close(self, timeout: float) -> None:
+        """Let calls end for *timeout* seconds, then end them. A second call only shortens; a cancelled one ends all."""
+        if self.loop.is_closed():
+            return
+        self._check_loop()
+        if self._closing is None:
+            self._closing = self.loop.create_task(self._close(timeout), name="dbguard close")
+        else:
+            self.loop.call_later(timeout, self.terminate)
+        try:
+            await asyncio.wait({self._closing})
+        except asyncio.CancelledError:
+            self.terminate()
+            raise
+
+    async def gone(self) -> None:
+        """Wait until nothing of it is left; used once it is `over`."""
+        if not self.loop.is_closed():
+            self._check_loop()
+            await (asyncio.wait({self._closing}) if self._closing is not None else self._wait_for_tasks())
+
+    def terminate(self) -> None:
+        """End everything now: calls, connections, and what runs in the background. Nothing is awaited."""
+        if self._ended or self.loop.is_closed():
+            return
+        self._ended = True
+        self._refuse()
+        for pool in self.engine.pools.values():
+            pool.terminate()
+        self._refresh.cancel()
+        self.monitor.cancel()
+        self.engine.flights.stop()
+
+    async def _close(self, timeout: float) -> None:
+        try:
+            self._refuse()
+            self._refresh.cancel()
+            limit = 0.0 if self._ended else timeout
+            await asyncio.gather(*(pool.close(limit) for pool in self.engine.pools.values()))
+        finally:
+            self.terminate()
+        await self._wait_for_tasks()
+
+    def _refuse(self) -> None:
+        """Take no more calls, and send home those that have nothing under way: nothing of theirs was sent."""
+        engine = self.engine
+        engine.closed = True
+        if self._core.engine is engine:
+            self._core.engine = None
+        if self._opening is not asyncio.current_task(self.loop):
+            self._opening.cancel()
+        engine.room.release_all()
+        for name in engine.pools:
+            engine.flights.dismiss(name)
+
+    async def _wait_for_tasks(self) -> None:
+        """Wait for what was cancelled; each has nothing left to wait for."""
+        await self.monitor.stop()
+        await self._refresh.stop()
+        if self._opening is not asyncio.current_task():
+            await asyncio.wait({self._opening})
+
+    def _check_loop(self) -> None:
+        if self.loop is not asyncio.get_running_loop():
+            raise RuntimeError("the guard is open on another event loop: close it there first")
+
+
+def _heard(opening: asyncio.Task[None]) -> None:
+    """Take note of how it ended: whoever waited for it may be gone."""
+    if not opening.cancelled():
+        opening.exception()
+
+
+def is_usable(view: NodeView) -> bool:
+    """Say whether a node answers, and can be used as it is configured."""
+    return view.reachable and view.misconfigured is None
+
+
+def is_fit(engine: Engine, need: str) -> bool:
+    """Say whether what is needed answers: ``primary``, ``replica``, ``all`` or ``any``."""
+    nodes = engine.state.view.nodes.values()
+    fit = [node for node in nodes if is_usable(node)]
+    match need:
+        case "primary":
+            return engine.state.view.primary is not None and engine.state.gate.writable
+        case "replica":
+            return any(node.role.value == "replica" for node in fit)
+        case "all":
+            return len(fit) == len(nodes) and engine.state.view.primary is not None
+        case _:
+            return bool(fit)
+
+
+def nobody(monitor: Monitor, waited: float) -> NotAttempted:
+    """Return the error for a node that was waited for in vain."""
+    missed = monitor.missed()
+    why = "; ".join(f"{name}: {reason}" for name, reason in missed.items()) or "no node has that role"
+    return NoPrimary(f"no node that is needed answered within {waited:g} s ({why})", retry_after=1.0)
