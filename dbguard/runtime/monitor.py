@@ -71,7 +71,18 @@ class Pace:
 class _Target:
     """One node and the monitor's connection to it."""
 
-    __slots__ = ("asked", "control", "dial", "dialled_at", "fails", "name", "next_dial", "reason", "renew_at", "renewal")
+    __slots__ = (
+        "asked",
+        "control",
+        "dial",
+        "dialled_at",
+        "fails",
+        "name",
+        "next_dial",
+        "reason",
+        "renew_at",
+        "renewal",
+    )
 
     def __init__(self, name: str, control: Control) -> None:
         self.name = name
@@ -109,7 +120,10 @@ class Monitor:
 
     def cancel(self) -> list[asyncio.Task[Any]]:
         """Stop asking and close the connections; returns the tasks, which end by themselves."""
-        begun = [self._task, *(task for target in self._targets for task in (target.asked, target.dial, target.renewal))]
+        begun = [
+            self._task,
+            *(task for target in self._targets for task in (target.asked, target.dial, target.renewal)),
+        ]
         tasks = [task for task in begun if task is not None]
         for task in tasks:
             task.cancel()
