@@ -8,11 +8,12 @@ with `take_effects`, so that no user code runs in here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
 from dbguard.core.budget import Budget
+from dbguard.core.effects import Effects
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate, GateState
 from dbguard.core.outcome import Applied, NotApplied, left_open, result_lost
@@ -26,7 +27,6 @@ from dbguard.events import (
     CallRepeated,
     ClassifierMissed,
     ContextOutlivedReign,
-    Event,
     GateChanged,
     OutcomeLeftOpen,
 )
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dbguard.core.merge import Topology
     from dbguard.errors import OutcomeUnknown, ResultLost
 
-__all__ = ["Effects", "GuardState", "ReadPolicy"]
+__all__ = ["GuardState", "ReadPolicy"]
 
 COUNTED = ("repeats", "unknown", "applied", "not_applied", "result_lost", "waited", "misread", "would_go_to_replica")
 SOFT_FOR = 10.0
@@ -58,23 +58,6 @@ class ReadPolicy:
     from_replicas: bool = True
     max_lag: float = 5.0
     balance: str = "least-busy"
-
-
-@dataclass(slots=True)
-class Effects:
-    """What the runtime has to do once the lock is free.
-
-    epochs: nodes whose connections became stale, and how: ``"now"`` or ``"drain"``.
-    silent: nodes that do not answer, and that nobody writes to: whoever waits for them goes elsewhere.
-    hurry: probe all nodes at once.
-    changed: wake whoever waits for the topology.
-    """
-
-    events: list[Event] = field(default_factory=list)
-    epochs: dict[str, tuple[int, str]] = field(default_factory=dict)
-    silent: list[str] = field(default_factory=list)
-    hurry: bool = False
-    changed: bool = False
 
 
 class GuardState:
