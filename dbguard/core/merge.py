@@ -53,6 +53,8 @@ class Topology:
     """Who was seen to claim a timeline above the accepted one, by its number."""
     _doubted: set[int]
     """Numbers that two reigns were seen to bear."""
+    _rivalled: bool
+    """A probe saw another server claim the accepted timeline; until a full round has judged it, no number proves anything."""
     _acknowledged: int | None
     _refused: str | None
     _split: int
@@ -154,6 +156,7 @@ class Topology:
     def _forget(self) -> None:
         self._office = self._system_id = self._trusted = self._acknowledged = self._refused = None
         self._dismissed, self._bearers, self._doubted = {}, {}, set()
+        self._rivalled = False
         self._split, self._split_said, self._unbroken = 0, (), True
 
     def _place(self, heard: set[str], now: float, *, full: bool) -> None:
@@ -221,6 +224,10 @@ class Topology:
         for claim in claims:
             if office is None and claim.node == self._trusted:
                 return Accept(claim)
+        self._rivalled = not full and (
+            self._rivalled
+            or (holder is Holder.ANSWERS and office is not None and any(_rivals(office, claim) for claim in claims))
+        )
         if self._split and not full:
             return Keep(doubt=True)
         doubted = office is not None and office.reign.timeline in self._doubted
@@ -368,5 +375,10 @@ class Topology:
     def _see(self, node: Node, before: NodeView, reign: Reign | None, primary: str | None, now: float) -> NodeView:
         told = node.told_position if node.replica else None
         lag = self._samples.lag(told[0], None if primary is None else now) if told is not None else None
-        after = node.view(lag=lag, reign=reign, doubted=reign is not None and reign.timeline in self._doubted)
+        doubted = self._rivalled or (reign is not None and reign.timeline in self._doubted)
+        after = node.view(lag=lag, reign=reign, doubted=doubted)
         return before if after == before else after
+
+
+def _rivals(office: Office, claim: Claim) -> bool:
+    return claim.compared_to(office.reign) == 0 and claim.instance.differs(office.instance)

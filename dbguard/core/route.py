@@ -12,7 +12,7 @@ from dbguard.core.topology import Role
 
 if TYPE_CHECKING:
     from dbguard.core.breaker import Breaker
-    from dbguard.core.topology import NodeView
+    from dbguard.core.topology import Instance, NodeView
 
 __all__ = ["STRATEGIES", "Load", "Node", "Rng", "Strategy", "caught_up", "why_unfit"]
 
@@ -66,6 +66,17 @@ class Node:
     def doubted(self) -> bool:
         """Whether a call's failure here has not been answered by a probe yet."""
         return self.doubted_at >= self.seen_at
+
+    def is_here(self, instance: Instance | None) -> bool:
+        """Whether a connection to *instance* is one to this node, as far as is known now.
+
+        Asked of a new connection: what its server said may have been overtaken by news of another server under the same
+        name. Where several replicas answer under it, each is as good as any; beside a primary, none is.
+        """
+        view = self.view
+        if instance is None or (view.group and view.role is Role.REPLICA):
+            return True
+        return not view.instance.differs(instance)
 
     def cost(self, now: float) -> float:
         """Return leases out per pool slot, per weight; doubled while the node is overloaded."""

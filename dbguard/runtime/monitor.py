@@ -26,10 +26,11 @@ from dbguard.core.topology import Missed, Sighting
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dbguard.core.topology import View
     from dbguard.drivers.base import Control
     from dbguard.runtime.engine import Engine
 
-__all__ = ["Monitor", "Pace"]
+__all__ = ["Monitor", "Pace", "moved"]
 
 log = logging.getLogger("dbguard")
 
@@ -66,6 +67,15 @@ class Pace:
         self.limit = limit
         self.urgent = urgent
         self.dial_limit = 2 * limit
+
+
+def moved(view: View, seen: Sighting) -> bool:
+    """Whether a name leads elsewhere by now than the connection over which its node was *seen*, as *view* knows.
+
+    Where several servers answer under a name, each connection is as good as any.
+    """
+    known = view.nodes[seen.node]
+    return known.instance.differs(seen.instance) and not known.group
 
 
 class _Target:
@@ -235,9 +245,8 @@ class Monitor:
             return None
         finally:
             asked.cancel()
-        known = self._state.view.nodes[target.name]
-        if known.instance.differs(seen.instance) and not known.group:
-            target.fails, target.next_dial = 0, at  # the name leads elsewhere by now
+        if moved(self._state.view, seen):
+            target.fails, target.next_dial = 0, at
             return None
         if target.dial is not None:
             target.dial.cancel()

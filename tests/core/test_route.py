@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dbguard.core.breaker import Breaker, BreakerPolicy
 from dbguard.core.route import STRATEGIES, Node, caught_up, least_busy
-from dbguard.core.topology import NodeView, Role
+from dbguard.core.topology import Instance, NodeView, Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,3 +148,25 @@ def test_doubt_is_answered_only_by_a_probe_sent_later() -> None:
     for sent, answered in ((9.0, False), (10.0, False), (10.1, True)):
         doubted.seen_at = sent
         assert doubted.doubted is not answered
+
+
+@pytest.mark.parametrize(
+    ("role", "group", "other", "here"),
+    [
+        (Role.REPLICA, False, "two", False),
+        (Role.REPLICA, True, "two", True),
+        (Role.PRIMARY, True, "two", False),
+        (Role.PRIMARY, False, "two", False),
+        (Role.PRIMARY, False, "one", True),
+        (Role.PRIMARY, False, None, True),
+    ],
+    ids=["moved", "one of several replicas", "beside a primary", "another primary", "the same", "not told"],
+)
+def test_a_connection_is_to_its_node_only_if_it_reached_the_server_last_seen_there(
+    role: Role, *, group: bool, other: str | None, here: bool
+) -> None:
+    view = NodeView(name="a", role=role, group=group, instance=Instance("42", "one"))
+    one = Node("a", Breaker(BreakerPolicy(), Chance(0.0)), view)
+
+    assert one.is_here(Instance("42", other)) is here
+    assert one.is_here(None)

@@ -137,7 +137,8 @@ class OwnPool(Books):
             if lease is not None:
                 return lease
             lease = await self._checkout()
-            if lease.tag.epoch == self.node.epoch and not lease.con.is_closed():
+            tag = lease.tag
+            if tag.epoch == self.node.epoch and self.node.is_here(tag.instance) and not lease.con.is_closed():
                 self.node.load.in_use += 1
                 self.out[lease] = None
                 return lease

@@ -89,7 +89,7 @@ class WrappedPool(Books):
                 con.terminate()
                 self._later(self._return(con))
                 raise
-            if tag.epoch == self.node.epoch:
+            if tag.epoch == self.node.epoch and self.node.is_here(tag.instance):
                 break
             con.terminate()
             self._later(self._return(con))

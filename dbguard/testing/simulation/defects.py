@@ -1,29 +1,41 @@
 """Deliberate defects: each switches one rule of no harm off, and the simulation has to find it.
 
-A judge that finds nothing proves nothing unless it finds what is there.
+A judge that finds nothing proves nothing unless it finds what is there. Beside the rules themselves stand defects that
+the simulation has found in dbguard and that were mended: switched on again, they are found again.
+
+A defect is a patch of what both engines run (``core``), or of both twins at once.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
 from dbguard.core import plan
+from dbguard.core.budget import Budget
 from dbguard.core.causal import Box
+from dbguard.core.node import Node as Memory
+from dbguard.core.plan import Pause
 from dbguard.core.retry import Act, Purse, Verdict
 from dbguard.core.state import GuardState
 from dbguard.core.topology import Role
+from dbguard.runtime import monitor
+from dbguard.testing.simulation import monitor as twin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from dbguard.core.failure import Failure
+    from dbguard.core.plan import Call
     from dbguard.core.retry import Work
     from dbguard.core.route import Node
-    from dbguard.core.topology import Changes, Sighting
+    from dbguard.core.topology import Changes, NodeView, Reign, Sighting
 
 __all__ = ["DEFECTS", "Defect"]
+
+_VIEW = Memory.view
 
 
 class Defect(NamedTuple):
@@ -77,8 +89,55 @@ class _Ungated(GuardState):
         return self.eventual
 
 
+class _Trusting(GuardState):
+    """Whatever a new connection's server says, the last word about its node counts."""
+
+    def _is_older(self, seen: Sighting) -> bool:  # noqa: ARG002  nobody is
+        return False
+
+
+class _Stubborn(GuardState):
+    """A call that waited for a connection goes where it wanted to go, whatever has become of that node."""
+
+    def overtaken(self, call: Call, node: Node, epoch: int) -> Failure | None:  # noqa: ARG002  never
+        return None
+
+
 def _no_pin(box: Box, orphan: object) -> None:
     """Let reads go on while a write of unknown fate may still be applied."""
+
+
+def _see_no_twin(node: Memory, *, lag: float | None, reign: Reign | None, doubted: bool) -> NodeView:  # noqa: ARG001
+    """Take a timeline's number for its identity."""
+    return _VIEW(node, lag=lag, reign=reign, doubted=False)
+
+
+def _pay(budget: Budget, now: float, purse: object) -> bool:  # noqa: ARG001  whatever it costs
+    """Pay for every repeat."""
+    return True
+
+
+def _wait_longer(at_most: float, *args: Any, **options: Any) -> Pause:
+    """Wait a little longer than the call may take."""
+    return Pause(at_most + 0.5, *args, **options)
+
+
+@contextmanager
+def _no_redial() -> Iterator[None]:
+    """Let the monitor keep the connection that it has, wherever its node's name leads by now."""
+    with patch.object(monitor, "moved", _never), patch.object(twin, "moved", _never):
+        yield
+
+
+@contextmanager
+def _no_renewal() -> Iterator[None]:
+    """Dial no node anew that answers, though there is no primary."""
+    with patch.object(monitor, "RENEW_FIRST", 1e9), patch.object(twin, "RENEW_FIRST", 1e9):
+        yield
+
+
+def _never(*args: object) -> bool:  # noqa: ARG001  whatever is asked
+    return False
 
 
 DEFECTS: dict[str, Defect] = {
@@ -88,4 +147,13 @@ DEFECTS: dict[str, Defect] = {
     "pin": Defect(
         "stale", "a write of unknown fate does not pin its reads", patch=lambda: patch.object(Box, "pin", _no_pin)
     ),
+    "number": Defect(
+        "stale", "a timeline's number is its identity", patch=lambda: patch.object(Memory, "view", _see_no_twin)
+    ),
+    "budget": Defect("budget", "repeats cost nothing", patch=lambda: patch.object(Budget, "take", _pay)),
+    "deadline": Defect("late", "waits outlast the call", patch=lambda: patch.object(plan, "Pause", _wait_longer)),
+    "older": Defect("fenced", "a connection to an older reign is used where newer news overtook it", state=_Trusting),
+    "overtaken": Defect("fenced", "a node is written to that changed while the call waited", state=_Stubborn),
+    "moved": Defect("dead", "the monitor stays with a server that its node's name has left", patch=_no_redial),
+    "renewal": Defect("dead", "a primary behind a name that was moved is never found", patch=_no_renewal),
 }

@@ -195,8 +195,8 @@ class SimulatedConnection:
         """Run `READ`, which is given the values that its reader expects; or end a backend."""
         if query == READ:
             answer = await self._ask(Request("read", args[0]), timeout)
-            server = self.connection.server
-            self._judge.reads(answer.value, server, self._state.view, self._world.agenda.now)
+            if answer.value is not None:
+                self._judge.reads(answer.value, self.connection.server, self._state.view, self._world.agenda.now)
             return []
         pid, started, doomed = args
         if started != self.connection.server.started:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.retry import RetryPolicy
     from dbguard.core.topology import Instance, Sighting, View
-    from dbguard.testing.simulation.servers import Answer, Server
+    from dbguard.testing.simulation.servers import Answer, Missing, Server
 
 __all__ = ["OVERSHOOT", "Judge", "Violation"]
 
@@ -156,21 +156,17 @@ class Judge:
 
     # ------------------------------------------------------------------ reads
 
-    def reads(self, missing: Iterable[str], server: Server, view: View, at: float) -> None:
+    def reads(self, missing: Missing, server: Server, view: View, at: float) -> None:
         """A read under own-writes missed these values, which the primary by right had at that moment.
 
         Where the guard has accepted another one, which lacks them too, it could not know: two successors may bear one
         timeline number, and only one of them answered.
         """
         accepted = self.watches(view)
-        for value in missing:
+        for value in missing.values:
             if accepted is not None and value not in accepted.visible:
                 continue
-            if (
-                server.timeline == server.rightful().timeline
-                and not server.rightful().is_ahead_of(server)
-                and len(self._shown.get(server.timeline, ())) <= 1
-            ):
+            if missing.twin is not None and len(self._shown.get(missing.twin, ())) <= 1:
                 self.unprovable += 1
                 continue
             self.break_("stale", at, f"a read on {server.name} missed {value}, which {server.rightful().name} has")

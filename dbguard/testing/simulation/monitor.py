@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbguard.core.gate import GateState
 from dbguard.core.topology import Missed, Sighting
+from dbguard.runtime.monitor import moved
 from dbguard.testing.simulation.agenda import LATE
 from dbguard.testing.simulation.network import LOST, Connection, dial
 from dbguard.testing.simulation.pool import name_dial
@@ -132,8 +133,7 @@ class SimulatedMonitor:
         node = target.link.node
         if answer is not LATE and answer.code is None and not answer.dead:
             seen: Sighting = answer.value.sighting(node, at, fresh=False)
-            view = self.guard.state.view.nodes[node]
-            if view.group or not view.instance.differs(seen.instance):
+            if not moved(self.guard.state.view, seen):
                 return seen
             answer = LOST
         if target.connection is not None:

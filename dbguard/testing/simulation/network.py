@@ -86,11 +86,10 @@ class Link:
         for connection in wounded:
             self.agenda.after(KEEPALIVE, connection.find_dead)
 
-    def reset(self, *, stale: bool = False) -> None:
-        """End every connection over it, as a firewall does that forgets them; *stale*: to where the name leads no more."""
+    def reset(self) -> None:
+        """End every connection over it, as a firewall does that forgets them."""
         for connection in sorted(self.open, key=lambda one: one.number):
-            if not (stale and connection.server in self.servers):
-                connection.break_off(LOST)
+            connection.break_off(LOST)
 
 
 class Connection:

@@ -112,7 +112,8 @@ class Pool:
                 if isinstance(fresh, Failure):
                     self._spare()
                     return fresh
-                if fresh.epoch == self.node.epoch and not fresh.connection.closed:
+                here = self.node.is_here(fresh.connection.server.instance)
+                if fresh.epoch == self.node.epoch and here and not fresh.connection.closed:
                     return self._lend(fresh)
                 self._close(fresh)
                 continue

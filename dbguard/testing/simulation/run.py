@@ -51,6 +51,7 @@ class Run:
 
     violations: the promises that were broken. history: every step of every call and every event, in order of time.
     calls, failed, repeats, unknown: of the clients. promotions, faults: of the world. happened: events of the agenda.
+    unprovable: stale reads that nobody could have known to be stale (see `judge.Judge`).
     seconds: virtual ones.
     """
 
@@ -63,6 +64,7 @@ class Run:
     unknown: int
     promotions: int
     faults: int
+    unprovable: int
     happened: int
     seconds: float
 
@@ -215,6 +217,7 @@ class _Stage:
             unknown=self.state.counts["unknown"],
             promotions=self.world.promotions,
             faults=self.world.faults,
+            unprovable=self.judge.unprovable,
             happened=self.agenda.happened,
             seconds=now - self.began,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-__all__ = ["NODES", "Fault", "Schedule", "draw"]
+__all__ = ["KINDS", "NODES", "RENAMED", "Fault", "Schedule", "draw"]
 
 NODES = ("a", "b", "c")
 
@@ -24,6 +24,10 @@ takes over under the same timeline number, while a replica may follow the wrong 
 CHOSEN = ("", "", "", "behind", "behind", "stranger", "newcomer")
 """Who is promoted: the replica that has most, or least; one that this application never reached before; or a server that
 no name led to, to which a name is moved."""
+
+RENAMED = ("moved", "swapped", "grouped", "aliased")
+"""What happens to names. Moved: one leads to a new replica, and the old one lives on for a while; swapped: two lead to
+each other's servers; grouped: a second server answers under one; aliased: a replica's leads to the primary for a while."""
 
 KINDS = (
     "restart",
@@ -41,14 +45,8 @@ KINDS = (
     "full",
     "slow",
     "switchover",
-    "moved",
-    "swapped",
-    "grouped",
-    "aliased",
+    *RENAMED,
 )
-"""What goes wrong besides promotions. The last four are about names. Moved: a name leads to a new replica, and the old
-one lives on for a while; swapped: two names lead to each other's servers; grouped: a second server answers under a
-name; aliased: a replica's name leads to the primary for a while."""
 
 
 @dataclass(frozen=True, slots=True)

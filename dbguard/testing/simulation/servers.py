@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dbguard.testing.simulation.agenda import Agenda
 
-__all__ = ["Answer", "Backend", "Commit", "Request", "Server"]
+__all__ = ["Answer", "Backend", "Commit", "Missing", "Request", "Server"]
 
 BASE = 1_000
 """The position at which every history begins, in bytes."""
@@ -50,10 +50,21 @@ class Request(NamedTuple):
     key: str | None = None
 
 
+class Missing(NamedTuple):
+    """What a read should have seen.
+
+    values: those that the primary by right has. twin: the timeline's number, where this server's history is another one
+        than that primary's under the same number; None if it is not.
+    """
+
+    values: tuple[str, ...]
+    twin: int | None
+
+
 class Answer(NamedTuple):
     """What the server says.
 
-    value: of a read the expected values that it does not see although the rightful primary does; of a commit the timeline that it lies on.
+    value: of a read what is `Missing`, or None; of a commit the timeline that it lies on.
     code: the SQLSTATE of its error; None: it succeeded. dead: the connection ends with it.
     unproven: a commit's wait for its standby was cut short, and a notice says so.
     """
@@ -144,6 +155,11 @@ class Server:
         return self.wal[done - 1].position if done else BASE
 
     @property
+    def instance(self) -> Instance:
+        """What it is known by until it is started again."""
+        return Instance(SYSTEM, f"{self.name} {self.started}")
+
+    @property
     def streaming(self) -> bool:
         """Whether its WAL receiver streams."""
         return self.source is not None and self.source.open
@@ -157,7 +173,7 @@ class Server:
             node=node,
             at=at,
             role=self.role,
-            instance=Instance(SYSTEM, f"{self.name} {self.started}"),
+            instance=self.instance,
             timeline=self.timeline if primary else received,
             control_timeline=self.control_timeline,
             position=self.position,
@@ -211,8 +227,7 @@ class Server:
         if kind == "ask":
             answer = Answer(self)
         elif kind == "read":
-            seen, rightful = self.visible, self.rightful().visible
-            answer = Answer(tuple(value for value in request.value if value not in seen and value in rightful))
+            answer = Answer(self._missing(request.value))
         elif kind == "end":
             answer = Answer(self._end(*request.value))
         elif kind == "begin":
@@ -240,6 +255,15 @@ class Server:
             self._append(())
             answer = Answer()
         self._done(backend, reply, answer)
+
+    def _missing(self, expected: tuple[str, ...]) -> Missing | None:
+        """Return what a reader expects, is not seen here, and is seen on the primary by right."""
+        seen, rightful = self.visible, self.rightful()
+        missing = tuple(value for value in expected if value not in seen and value in rightful.visible)
+        if not missing:
+            return None
+        twin = self.timeline == rightful.timeline and not rightful.is_ahead_of(self)
+        return Missing(missing, self.timeline if twin else None)
 
     def _done(self, backend: Backend, reply: Callable[[Answer], None], answer: Answer) -> None:
         backend.busy = False
@@ -304,6 +328,10 @@ class Server:
         for stream, replica in self.streams:
             self._stream(stream, replica, commit)
         return commit.position
+
+    def advance(self) -> None:
+        """Commit something that nobody asks for: other applications write, too."""
+        self._append(())
 
     def _stream(self, stream: Stream, replica: Server, commit: Commit) -> None:
         """Send one record on: in order, each after the one before."""

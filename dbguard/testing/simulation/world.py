@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dbguard.core.topology import Role
 from dbguard.testing.simulation.network import Link
-from dbguard.testing.simulation.schedule import NODES, Fault, Schedule
+from dbguard.testing.simulation.schedule import NODES, RENAMED, Fault, Schedule
 from dbguard.testing.simulation.servers import Server
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class World:
     """Three servers and the links to them, and later perhaps a fourth; the first begins as primary.
 
     promotions: how many there were. faults: how many things went wrong, promotions included.
-    lossless: every promotion took over what a standby had confirmed.
+    lossless: every promotion took over what a standby had confirmed. renamed: a name has come to lead elsewhere.
     """
 
     def __init__(self, schedule: Schedule, agenda: Agenda, rng: Random, tell: Callable[[str], None]) -> None:
@@ -49,7 +49,9 @@ class World:
         self.promotions = 0
         self.faults = 0
         self.lossless = True
+        self.renamed = False
         self._healed = False
+        self._misled: tuple[Server, ...] = ()
         self._promises = any(fault.kind == "promote" for fault in schedule.faults)
         for server in self.servers.values():
             server.follow(self.truth)
@@ -94,6 +96,7 @@ class World:
             return
         self.faults += 1
         self.tell(f"{fault.kind}: {server.name}, for {fault.lasts:.3f} s")
+        self.renamed = self.renamed or fault.kind in RENAMED
         links, after = self._links_of(server), self.agenda.after
         if not links:
             return
@@ -207,7 +210,7 @@ class World:
         lasts = fault.lasts
         self._enthrone(chosen)
         if fault.how == "twice":
-            self._again(chosen, fit, lasts)
+            self._again(old, chosen, fit, lasts)
         for server in fit:
             if server is not chosen:
                 self.agenda.after(lasts * self.rng.random(), self._follow, server)
@@ -225,25 +228,26 @@ class World:
         if who == "newcomer" and (spare := self._hire(chosen)) is not None:
             link = self._links_of(old if self.rng.random() < 0.7 and self._links_of(old) else chosen)[0]
             link.servers = [spare]
+            self.renamed = True
             self.tell(f"the name {link.node} leads to {spare.name}")
             return spare
         return chosen
 
-    def _again(self, first: Server, fit: list[Server], lasts: float) -> None:
+    def _again(self, old: Server, first: Server, fit: list[Server], lasts: float) -> None:
         """Lose the new primary too, before anybody follows it, and promote the other: both bear one timeline number."""
-        old = self.truth
         others = [server for server in fit if server is not first and self._links_of(server)]
         if others:
             first.die() if self.rng.random() < 0.5 else first.freeze()
             self._enthrone(others[0])
             self.agenda.after(lasts, self._return, first)
             if self.rng.random() < 0.5:
-                out = [server for server in self.servers.values() if server not in (first, others[0], old)]
-                self.agenda.after(lasts * self.rng.random(), self._mislead, first, [*out, old][0])
+                self._misled = (first, old)
+                self.agenda.after(0.1 * self.rng.random(), self._mislead, first, old)
+                self.agenda.after(0.5 + 1.5 * lasts, self._enlighten)
 
     def _mislead(self, first: Server, other: Server) -> None:
         """Let *first*, which is not the primary by right, go on as one, and *other* follow it."""
-        if self._healed or self.truth in (first, other) or first.role is not Role.PRIMARY:
+        if not self._misled or self.truth in self._misled:
             return
         first.thaw()
         self._start(first)
@@ -253,6 +257,18 @@ class World:
         other.start(RECOVERY)
         self.tell(f"{other.name} follows {first.name}")
         other.follow(first)
+        self._write_elsewhere(first)
+
+    def _write_elsewhere(self, server: Server) -> None:
+        """Let other applications write to it, so that positions alone do not show that its history is another one."""
+        if server in self._misled and server.up:
+            server.advance()
+            self.agenda.after(0.1 * self.rng.random(), self._write_elsewhere, server)
+
+    def _enlighten(self) -> None:
+        misled, self._misled = self._misled, ()
+        for server in misled:
+            self._return(server)
 
     def _enthrone(self, chosen: Server) -> None:
         """Make *chosen* the primary by right."""
@@ -369,12 +385,14 @@ class World:
         """Point a replica at the truth; if their histories have parted, make it a copy."""
         if server is self.truth or not server.up or server.role is Role.PRIMARY or server.frozen:
             return
+        if server in self._misled:
+            return
         if not server.follow(self.truth) and self.truth.up and not self.truth.frozen:
             self._return(server)
 
     def _return(self, server: Server) -> None:
         """Let a server come back as a copy of the truth; for a while it may claim what it was."""
-        if server is self.truth:
+        if server is self.truth or server in self._misled:
             return
         links = self._links_of(server)
         if not links:
@@ -409,12 +427,12 @@ class World:
     def heal(self) -> None:
         """Mend everything: one primary, all others its replicas."""
         self._healed = True
+        self._misled = ()
         self.tell("everything is healed")
         for link in self.links.values():
             link.heal()
             if len(link.servers) > 1 and any(server.role is Role.PRIMARY for server in link.servers):
                 self._ungroup(link)
-            link.reset(stale=True)
         truth = self.truth
         for server in self.servers.values():
             server.thaw()

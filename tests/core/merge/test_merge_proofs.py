@@ -218,3 +218,24 @@ def test_positions_that_a_crash_took_back_are_forgotten():
 
     assert samples.lag(150, 3.0) == 0.0
     assert samples.lag(100, 3.0) == 2.0
+
+
+def test_numbers_prove_nothing_from_the_moment_another_server_claims_the_timeline(cluster):
+    assert cluster.node("c").proven
+
+    cluster.restart("b")
+    cluster.promote("b", 1)
+    cluster.probe("b")
+    assert not cluster.node("c").proven, "whom of the two it follows, a number does not tell"
+
+    cluster.restart("b")
+    cluster.rejoin("b", 1)
+    cluster.round()
+    assert cluster.node("c").proven, "it was gone before a full round had seen them beside each other"
+
+
+def test_an_old_answer_of_the_holder_is_no_rival(cluster):
+    cluster.restart("a")
+    cluster.probe("a")
+
+    assert cluster.node("c").proven
