@@ -155,7 +155,7 @@ class Client:
         def job(lease: Lease, call: Call) -> Waits:
             answer = yield lease.connection.send(Request("read", expected), call.deadline)
             if answer is not LATE and answer.value:
-                self.judge.reads(answer.value, lease.connection.server, self.guard.state.view, self.guard.agenda.now)
+                self.judge.reads(answer.value, lease.connection.server, self.guard.agenda.now)
             return answer
 
         return job

@@ -196,7 +196,7 @@ class SimulatedConnection:
         if query == READ:
             answer = await self._ask(Request("read", args[0]), timeout)
             if answer.value is not None:
-                self._judge.reads(answer.value, self.connection.server, self._state.view, self._world.agenda.now)
+                self._judge.reads(answer.value, self.connection.server, self._world.agenda.now)
             return []
         pid, started, doomed = args
         if started != self.connection.server.started:

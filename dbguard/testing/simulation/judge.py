@@ -156,16 +156,13 @@ class Judge:
 
     # ------------------------------------------------------------------ reads
 
-    def reads(self, missing: Missing, server: Server, view: View, at: float) -> None:
+    def reads(self, missing: Missing, server: Server, at: float) -> None:
         """A read under own-writes missed these values, which the primary by right had at that moment.
 
-        Where the guard has accepted another one, which lacks them too, it could not know: two successors may bear one
-        timeline number, and only one of them answered.
+        (Where the guard has accepted another one, which lacks them too, it could not know: two successors may bear one
+        timeline number, and only one of them answered.)
         """
-        accepted = self.watches(view)
         for value in missing.values:
-            if accepted is not None and value not in accepted.visible:
-                continue
             if missing.twin is not None and len(self._shown.get(missing.twin, ())) <= 1:
                 self.unprovable += 1
                 continue

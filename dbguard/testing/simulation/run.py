@@ -142,6 +142,7 @@ class _Stage:
             reads=ReadPolicy(),
         )
         self.world.applied = self.judge.applied
+        self.world.accepted = lambda: self.judge.watches(self.state.view)
 
     def rng(self) -> Random:
         """Return another source of chance."""

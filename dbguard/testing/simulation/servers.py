@@ -53,7 +53,7 @@ class Request(NamedTuple):
 class Missing(NamedTuple):
     """What a read should have seen.
 
-    values: those that the primary by right has. twin: the timeline's number, where this server's history is another one
+    values: those that the primary by right has, and the one that the guard had accepted. twin: the timeline's number, where this server's history is another one
         than that primary's under the same number; None if it is not.
     """
 
@@ -110,7 +110,8 @@ class Server:
     replaying: replay is not paused. sync: commits wait for a standby. lag: seconds that replay takes, at most.
     conflicts: chance of 40001 per change.
     confirmed_upto: the position up to which a standby has what clients were told is committed.
-    applied: called with each value that is committed. rightful: says who is the primary by right.
+    applied: called with each value that is committed. rightful: says who is the primary by right. accepted: says whom
+        the guard accepted last as primary, None at first.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class Server:
         self.backends: dict[int, Backend] = {}
         self.confirmed_upto = 0
         self.applied: Callable[[Server, str], None]
-        self.rightful: Callable[[], Server] = lambda: self
+        self.rightful: Callable[[], Server]
+        self.accepted: Callable[[], Server | None]
         self._pids = 0
         self._locks: dict[str, Backend] = {}
         self._queues: dict[str, list[tuple[Backend, Request, Any]]] = {}
@@ -257,9 +259,11 @@ class Server:
         self._done(backend, reply, answer)
 
     def _missing(self, expected: tuple[str, ...]) -> Missing | None:
-        """Return what a reader expects, is not seen here, and is seen on the primary by right."""
+        """Return what a reader expects, is not seen here, and is seen on the primary by right, and the accepted one."""
         seen, rightful = self.visible, self.rightful()
         missing = tuple(value for value in expected if value not in seen and value in rightful.visible)
+        if missing and (accepted := self.accepted()) is not None:
+            missing = tuple(value for value in missing if value in accepted.visible)
         if not missing:
             return None
         twin = self.timeline == rightful.timeline and not rightful.is_ahead_of(self)

@@ -4,8 +4,6 @@
 does: one promotion at a time, of a replica of the truth; replicas are pointed at the new primary after a while; the old
 one comes back as a replica of it, at last. Now and then it is less careful: an old primary starts as what it was, or as a
 replica with a history of its own, or a replica follows the wrong one of two successors.
-
-Names are links, and may come to lead elsewhere; a server that no name leads to any more is retired.
 """
 
 from __future__ import annotations
@@ -13,39 +11,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dbguard.core.topology import Role
-from dbguard.testing.simulation.network import Link
+from dbguard.testing.simulation.names import RECOVERY, Names
 from dbguard.testing.simulation.schedule import NODES, RENAMED, Fault, Schedule
-from dbguard.testing.simulation.servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
     from dbguard.testing.simulation.agenda import Agenda
+    from dbguard.testing.simulation.network import Link
+    from dbguard.testing.simulation.servers import Server
 
 __all__ = ["World"]
 
-RECOVERY = 0.15
-"""Seconds that a server needs to start."""
 
-
-class World:
-    """Three servers and the links to them, and later perhaps a fourth; the first begins as primary.
+class World(Names):
+    """The servers and their names, what becomes of them, and what there was of it.
 
     promotions: how many there were. faults: how many things went wrong, promotions included.
     lossless: every promotion took over what a standby had confirmed. renamed: a name has come to lead elsewhere.
     """
 
     def __init__(self, schedule: Schedule, agenda: Agenda, rng: Random, tell: Callable[[str], None]) -> None:
-        self.agenda = agenda
-        self.rng = rng
+        super().__init__(schedule, agenda, rng)
         self.tell = tell
-        self._plan = schedule
-        self.applied: Callable[[Server, str], None] = _ignore
-        self.servers = {name: self._server(name) for name in NODES}
-        self.servers[NODES[0]].role = Role.PRIMARY
-        self.links = {name: Link(name, server, agenda, rng) for name, server in self.servers.items()}
-        self.truth = self.servers[NODES[0]]
         self.promotions = 0
         self.faults = 0
         self.lossless = True
@@ -55,26 +44,6 @@ class World:
         self._promises = any(fault.kind == "promote" for fault in schedule.faults)
         for server in self.servers.values():
             server.follow(self.truth)
-
-    def _server(self, name: str) -> Server:
-        """Make a server: an empty replica."""
-        plan = self._plan
-        server = Server(
-            name, self.agenda, self.rng, role=Role.REPLICA, sync=plan.sync, lag=plan.lag, conflicts=plan.conflicts
-        )
-        server.rightful = self._rightful
-        server.applied = self._applied
-        return server
-
-    def _rightful(self) -> Server:
-        return self.truth
-
-    def _applied(self, server: Server, value: str) -> None:
-        self.applied(server, value)
-
-    def _links_of(self, server: Server) -> list[Link]:
-        """Return the links that lead to *server*; none if it is retired."""
-        return [link for link in self.links.values() if server in link.servers]
 
     def schedule(self, faults: tuple[Fault, ...], healed_at: float) -> None:
         """Put the faults down, and the end of them all."""
@@ -300,70 +269,6 @@ class World:
         if server.source is not None:
             server.source.flows = False
 
-    # ------------------------------------------------------------------ names that lead elsewhere
-
-    def _hire(self, model: Server) -> Server | None:
-        """Return a new server, a copy of *model* that was a replica until now; None if there is one too many."""
-        if len(self.servers) > len(NODES) or not model.up or model.frozen:
-            return None
-        spare = self.servers["d"] = self._server("d")
-        spare.up = False
-        spare.rewind(model)
-        spare.start(RECOVERY)
-        return spare
-
-    def _move(self, link: Link, server: Server, lasts: float) -> None:
-        """Let a replica's name lead to a new one; the old one lives on for a while, as do connections to it."""
-        spare = self._hire(self.truth) if server is not self.truth and server.role is Role.REPLICA else None
-        if spare is None:
-            self._swap(link)
-            return
-        spare.follow(self.truth)
-        link.servers = [spare]
-        self.agenda.after(lasts, self._retire, server)
-
-    def _swap(self, link: Link) -> None:
-        """Let two names change places."""
-        others = [other for other in self.links.values() if other is not link]
-        other = others[self.rng.randrange(len(others))]
-        link.servers, other.servers = other.servers, link.servers
-
-    def _group(self, link: Link, server: Server, lasts: float) -> None:
-        """Let a second server answer under a name: for good under a replica's, for a while under the primary's."""
-        second = self._hire(self.truth) if server is not self.truth and self.rng.random() < 0.7 else None
-        if second is not None:
-            second.follow(self.truth)
-        else:
-            others = [other for other in self.servers.values() if other is not server and self._links_of(other)]
-            second = others[self.rng.randrange(len(others))]
-            self.agenda.after(2 * lasts, self._ungroup, link)
-        link.servers = [server, second]
-
-    def _ungroup(self, link: Link) -> None:
-        """Let a name lead to one server again: to the primary by right, where nothing else leads there."""
-        truth = self.truth
-        if truth in link.servers and self._links_of(truth) == [link]:
-            link.servers = [truth]
-        elif len(link.servers) > 1:
-            link.servers = [server for server in link.servers if server is not truth][:1]
-
-    def _alias(self, link: Link, server: Server, lasts: float) -> None:
-        """Let a replica's name lead to the primary, as reader endpoints do that have no reader left."""
-        if server is not self.truth and server.role is Role.REPLICA:
-            link.servers = [self.truth]
-            self.agenda.after(lasts, self._unalias, link, server)
-
-    def _unalias(self, link: Link, server: Server) -> None:
-        if len(self._links_of(link.servers[0])) > 1 and not self._links_of(server):
-            link.servers = [server]
-            if not server.up:
-                self._return(server)
-
-    def _retire(self, server: Server) -> None:
-        """End a server that no name leads to."""
-        if not self._links_of(server) and server is not self.truth:
-            server.die("57P01")
-
     # ------------------------------------------------------------------ how they are mended
 
     def _start(self, server: Server) -> None:
@@ -451,7 +356,3 @@ class World:
 
 def _received(server: Server) -> int:
     return len(server.wal)
-
-
-def _ignore(server: Server, value: str) -> None:
-    """Nobody watches."""
