@@ -10,7 +10,7 @@ from dbguard.core.retry import Stake, Work
 from dbguard.errors import DbGuardError, OutcomeUnknown
 from dbguard.testing.fake import DriverError
 from dbguard.testing.simulation.agenda import LATE
-from dbguard.testing.simulation.servers import Request
+from dbguard.testing.simulation.messages import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

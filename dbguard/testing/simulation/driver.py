@@ -17,8 +17,9 @@ import asyncpg
 
 from dbguard.core.topology import Role
 from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.messages import Answer, Request
 from dbguard.testing.simulation.network import Connection, dial
-from dbguard.testing.simulation.servers import Answer, Request, Server
+from dbguard.testing.simulation.servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from dbguard.events import Event
     from dbguard.testing.simulation.agenda import Agenda
     from dbguard.testing.simulation.judge import Judge
+    from dbguard.testing.simulation.messages import Answer
     from dbguard.testing.simulation.network import Link
     from dbguard.testing.simulation.pool import Lease
-    from dbguard.testing.simulation.servers import Answer
 
 __all__ = ["ACQUIRE_TIMEOUT", "DRAIN_TIMEOUT", "SimulatedGuard", "Waits"]
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from dbguard.core.retry import RetryPolicy
     from dbguard.core.topology import Instance, Sighting, View
-    from dbguard.testing.simulation.servers import Answer, Missing, Server
+    from dbguard.testing.simulation.messages import Answer, Missing
+    from dbguard.testing.simulation.servers import Server
 
 __all__ = ["OVERSHOOT", "Judge", "Violation"]
 

@@ -8,9 +8,9 @@ from dbguard.core.gate import GateState
 from dbguard.core.topology import Missed, Sighting
 from dbguard.runtime.monitor import moved
 from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.messages import Request
 from dbguard.testing.simulation.network import LOST, Connection, dial
 from dbguard.testing.simulation.pool import name_dial
-from dbguard.testing.simulation.servers import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

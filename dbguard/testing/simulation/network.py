@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dbguard.testing.simulation.servers import Answer, Backend, Request
+from dbguard.testing.simulation.messages import Answer, Request
+from dbguard.testing.simulation.servers import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable

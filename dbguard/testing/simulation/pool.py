@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.testing.fake import DriverError
 from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.messages import Request
 from dbguard.testing.simulation.network import Connection, dial
-from dbguard.testing.simulation.servers import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -1,0 +1,53 @@
+"""What clients and servers of the simulation say to each other, and what servers write down."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["Answer", "Commit", "Missing", "Request"]
+
+
+class Commit(NamedTuple):
+    """One record of the log: the position behind it, and what it commits (nothing, where a transaction only wrote)."""
+
+    position: int
+    values: tuple[str, ...]
+
+
+class Request(NamedTuple):
+    """What a client asks of its backend.
+
+    kind: ``ask`` (who are you?), ``read``, ``write`` (in autocommit), ``begin``, ``change`` (in a transaction),
+        ``commit``, ``rollback`` or ``end`` (another backend).
+    value: what is written; of ``read`` the values that the reader expects; of ``end`` the pid and whether it is doomed.
+    key: the row that is locked; None: a new one.
+    """
+
+    kind: str
+    value: Any = None
+    key: str | None = None
+
+
+class Missing(NamedTuple):
+    """What a read should have seen.
+
+    values: those that the primary by right has, and the one that the guard had accepted. twin: the timeline's number, where this server's history is another one
+        than that primary's under the same number; None if it is not.
+    """
+
+    values: tuple[str, ...]
+    twin: int | None
+
+
+class Answer(NamedTuple):
+    """What the server says.
+
+    value: of a read what is `Missing`, or None; of a commit the timeline that it lies on.
+    code: the SQLSTATE of its error; None: it succeeded. dead: the connection ends with it.
+    unproven: a commit's wait for its standby was cut short, and a notice says so.
+    """
+
+    value: Any = None
+    code: str | None = None
+    dead: bool = False
+    unproven: bool = False
