@@ -19,7 +19,6 @@ from dbguard.core.topology import Role
 from dbguard.testing.simulation.agenda import LATE
 from dbguard.testing.simulation.messages import Answer, Request
 from dbguard.testing.simulation.network import Connection, dial
-from dbguard.testing.simulation.servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from dbguard.core.state import GuardState
     from dbguard.testing.simulation.judge import Judge
     from dbguard.testing.simulation.network import Link
+    from dbguard.testing.simulation.servers import Server
     from dbguard.testing.simulation.world import World
 
 __all__ = ["CHANGE", "READ", "WRITE", "Dial", "LoopAgenda", "LoopSignal", "SimulatedPool"]

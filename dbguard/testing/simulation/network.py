@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbguard.testing.simulation.messages import Answer, Request
-from dbguard.testing.simulation.servers import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
     from dbguard.testing.simulation.agenda import Agenda, Signal
-    from dbguard.testing.simulation.servers import Server
+    from dbguard.testing.simulation.servers import Backend, Server
 
 __all__ = ["LOST", "Connection", "Link", "dial"]
 
