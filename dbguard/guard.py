@@ -168,10 +168,15 @@ class Guard(Calls):
         await self._leave(error)
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Close the guard; at once if the block is being cancelled, or the program interrupted."""
-        if error is not None and not isinstance(error, Exception):
-            self.terminate()
-        await self.close()
+        """Close the guard; in the background if the block is being cancelled, or the program interrupted.
+
+        A cancellation goes on at once. Calls of other tasks may end meanwhile, as in `close`; if the event loop comes
+        to its end first, they are cancelled with it, and the guard ends with the loop.
+        """
+        if error is None or isinstance(error, Exception):
+            await self.close()
+        elif self._life is not None:
+            self._life.begin_to_close(CLOSE_WITHIN)
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.open().__await__()

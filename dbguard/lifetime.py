@@ -137,15 +137,20 @@ class Lifetime:
         if self.loop.is_closed():
             return
         self._check_loop()
+        closing = self.begin_to_close(timeout)
+        try:
+            await asyncio.wait({closing})
+        except asyncio.CancelledError:
+            self.terminate()
+            raise
+
+    def begin_to_close(self, timeout: float) -> asyncio.Task[None]:
+        """Close it, as `close` does, in a task of its own."""
         if self._closing is None:
             self._closing = self.loop.create_task(self._close(timeout), name="dbguard close")
         else:
             self.loop.call_later(timeout, self.terminate)
-        try:
-            await asyncio.wait({self._closing})
-        except asyncio.CancelledError:
-            self.terminate()
-            raise
+        return self._closing
 
     async def gone(self) -> None:
         """Wait until nothing of it is left; used once it is `over`."""
