@@ -62,9 +62,12 @@ async def test_a_subscriber_without_the_schema_stops_at_the_installation_and_goe
     assert subscriber.sql("a", "SELECT count(*) FROM item") == [(0,)]
 
     await asyncio.to_thread(install_with_role, subscriber)
-    await writer.execute(STORE, new_token(), 2)
+    token = new_token()
+    await writer.execute(STORE, token, 2)
     await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM item", 30.0)
     assert subscriber.sql("a", "SELECT count(*) FROM dbguard.token") == [(0,)]  # not subscribed to: passed over
+    # So such a copy must not be asked what became of a write to its publisher, not even once it has taken its place.
+    assert await claim(await connect(subscriber), token) == "x"
 
 
 def install_with_role(cluster: Cluster) -> None:
@@ -87,6 +90,7 @@ async def test_a_subscriber_with_the_schema_has_the_tokens_and_their_deletion(
     assert await claim(writer, refused) == "x"
     assert await claim(writer, refused) == "x"
     await asyncio.to_thread(subscriber.wait_for, "a", "SELECT sum(n) = 1 AND count(*) = 3 FROM dbguard.token", 30.0)
+    assert await claim(await connect(subscriber), young) == "w"
     await writer.fetchval(outcome_sql.PRUNE, 3600.0, 100)
     await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM dbguard.token", 30.0)
 
