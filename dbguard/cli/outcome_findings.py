@@ -125,6 +125,13 @@ def _of_pruner(node: str, seen: TokenSchema) -> Iterator[Finding]:
             f"the horizon lies {in_words(seen.horizon_ahead)} in the future, so no outcome can be asked until then: the "
             "server's clock was wrong when the pruner ran",
         )
+    if seen.newest is not None and seen.newest < -SKEW:
+        yield Finding(
+            False,
+            node,
+            f"there are tokens dated up to {in_words(-seen.newest)} in the future, which are not deleted until then: a "
+            "client's clock was wrong, or somebody calls dbguard.mark() for other ends",
+        )
     retention = RETENTION if seen.retention is None else max(seen.retention, 60.0)
     if seen.oldest is not None and seen.oldest > 2 * retention:
         ran = "never ran" if seen.pruned is None else f"ran last {in_words(seen.pruned)} ago"

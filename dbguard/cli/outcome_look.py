@@ -84,6 +84,7 @@ FROM (
 # Asked only where the role that looks may read the tables.
 _CONTENT = """
 SELECT (SELECT token FROM dbguard.token WHERE kind = 'w' ORDER BY token LIMIT 1) AS oldest,
+    (SELECT token FROM dbguard.token ORDER BY token DESC LIMIT 1) AS newest,
     (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'dbguard.token'::regclass) AS rows,
     pg_total_relation_size('dbguard.token') AS bytes,
     pg_stat_get_dead_tuples('dbguard.token'::regclass) AS dead,
@@ -119,9 +120,10 @@ class TokenSchema:
     words. unlogged, without_identity: names of tables. published: publications that carry one of its tables.
     publish_all: publications of all tables of the database. others: the other schemas that have tables.
     grantee: the role whose rights these are: usage, token, horizon, reign, mark, prune; deletes: it can delete tokens.
-    mark_is_public: every role may call ``mark()``. oldest: age in seconds of the oldest token of a write; None: there is
-    none. rows: an estimate. bytes: of table and indexes. dead, live: row versions. retention: seconds that the pruner
-    kept when it ran last, pruned: seconds since; None: it never did. ahead: seconds by which this machine's clock is
+    mark_is_public: every role may call ``mark()``. oldest: age in seconds of the oldest token of a write, newest: of the
+    newest of all, negative: dated in the future; None: there is none. rows: an estimate. bytes: of table and indexes.
+    dead, live: row versions. retention: seconds that the pruner kept when it ran last, pruned: seconds since; None: it
+    never did. ahead: seconds by which this machine's clock is
     before the server's, negative: behind. horizon_ahead: seconds by which the horizon lies in the server's future.
     A right or a figure is None where the shape is not right, or the role that looks may not read it.
     """
@@ -150,6 +152,7 @@ class TokenSchema:
     deletes: bool | None = None
     mark_is_public: bool | None = None
     oldest: float | None = None
+    newest: float | None = None
     rows: int | None = None
     bytes: int | None = None
     dead: int | None = None
@@ -211,7 +214,7 @@ def _misfits(seen: Any) -> list[str]:
 
 def _content(seen: Any, now: float) -> dict[str, Any]:
     found: dict[str, Any] = {name: seen[name] for name in ("rows", "bytes", "dead", "live")}
-    found["oldest"] = None if seen["oldest"] is None else now - seconds_of(seen["oldest"])
+    found |= {name: now - seconds_of(seen[name]) for name in ("oldest", "newest") if seen[name] is not None}
     if seen["horizons"] != 1:
         return found | {"misfits": (f"{seen['horizons']} rows in horizon instead of one",)}
     if seen["horizon"].int:

@@ -349,6 +349,9 @@ def test_what_is_wrong_with_the_schema_is_found(
             "not open to PUBLIC",
             id="mark",
         ),
+        pytest.param(
+            "SELECT dbguard.mark('ffffffff-ffff-7000-8000-000000000000')", "dated up to", id="tokens of the future"
+        ),
         pytest.param("CREATE PUBLICATION p FOR TABLE dbguard.token", "published by p", id="published"),
     ],
 )
