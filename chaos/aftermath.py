@@ -31,7 +31,6 @@ _LOCKS = f"""
     SELECT pid || ' holds ' || mode || ' on ' || locktype || ' ' || coalesce(relation::regclass::text, '')
     FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE {_OURS} AND locktype <> 'virtualxid'
     UNION SELECT pid || ' is ' || state FROM pg_stat_activity WHERE {_OURS} AND state LIKE 'idle in transaction%'
-    UNION SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts
 """
 
 T = TypeVar("T")
@@ -59,7 +58,7 @@ async def tasks(before: Collection[asyncio.Task[object]]) -> list[Leak]:
 
 
 def locks(cluster: ProxiedCluster) -> list[Leak]:
-    """Look for locks of the client's sessions on any node that runs, and for transactions that are left open."""
+    """Look for locks of the client's sessions on any node that runs, and for transactions left open."""
     return _staying(cluster, LeakKind.LOCK, lambda node: {said for (said,) in cluster.sql(node, _LOCKS)}, _PATIENCE)
 
 

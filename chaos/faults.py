@@ -13,9 +13,11 @@ from dbguard.config.quantities import Number, Whole
 from dbguard.config.section import Section
 from dbguard.config.values import Choice, Fault, Rule, Unfit
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
-from dbguard.testing.toxiproxy import TOXICS, Stream, ToxicKind
+from dbguard.testing.toxiproxy import TOXICS, Proxy, Stream, ToxicKind
 
-__all__ = ["FAULTS", "Breakage", "Down", "Link", "Toxic"]
+__all__ = ["FAULTS", "Breakage", "Down", "Hole", "Link", "Toxic"]
+
+_FRESH = 0.3  # seconds in which a replica that streams has what its upstream wrote; usually 0.001
 
 
 class Breakage(Section):
@@ -27,6 +29,13 @@ class Breakage(Section):
         """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks."""
         raise NotImplementedError
 
+    def effect(self, cluster: ProxiedCluster) -> str | None:  # noqa: ARG002  see below
+        """Say what it does to the nodes themselves while it lasts; None if that is nothing. Blocks.
+
+        What it does to clients is theirs to tell.
+        """
+        return None
+
     def names(self) -> dict[str, str]:
         """Return the nodes that the fields name, by the field that does."""
         return {}
@@ -37,10 +46,6 @@ class Link(NamedTuple):
 
     source: str
     target: str
-
-    def names(self) -> dict[str, str]:
-        """Return the nodes at its ends, as of `Breakage.names`."""
-        return {f"link {end}": end for end in self if end != APPLICATION}
 
     def __str__(self) -> str:
         return f"{self.source}->{self.target}"
@@ -82,11 +87,38 @@ class _Attributes(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Toxic(Breakage):
-    """A toxic of Toxiproxy on one link."""
+class _OnLink(Breakage):
+    """A fault of one link."""
 
     link: Annotated[Link, _LinkRule()]
     """Where. No default."""
+
+    def proxy(self, cluster: ProxiedCluster) -> Proxy:
+        """Return the link's proxy."""
+        return cluster.link(*self.link)
+
+    def effect(self, cluster: ProxiedCluster) -> str | None:
+        """Say whether a replica gets what its upstream writes, where the link is between nodes."""
+        replica, upstream = self.link
+        if replica == APPLICATION:
+            return None
+        position = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END"
+        try:
+            (written,) = cluster.sql(upstream, f"SELECT ({position})::text")[0]
+            cluster.wait_for(replica, f"SELECT {position} >= '{written}'", _FRESH)
+        except OSError as e:  # TimeoutError is one; a node that is down is behind, too
+            return f"{replica} does not have what {upstream} wrote: {type(e).__name__}"
+        return None
+
+    def names(self) -> dict[str, str]:
+        """Return the nodes at the ends of the link."""
+        return {f"link {end}": end for end in self.link if end != APPLICATION}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Toxic(_OnLink):
+    """A toxic of Toxiproxy on one link."""
+
     kind: Annotated[ToxicKind, Choice(ToxicKind)]
     """Which, in Toxiproxy's words. No default."""
     stream: Annotated[Stream, Choice(Stream)] = "downstream"
@@ -98,12 +130,7 @@ class Toxic(Breakage):
 
     def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
         """Add the toxic."""
-        link = cluster.link(self.link.source, self.link.target)
-        return link.toxic(self.kind, stream=self.stream, toxicity=self.toxicity, **self.attributes)
-
-    def names(self) -> dict[str, str]:
-        """Return the nodes at the ends of the link."""
-        return self.link.names()
+        return self.proxy(cluster).toxic(self.kind, stream=self.stream, toxicity=self.toxicity, **self.attributes)
 
     def _contradictions(self) -> list[Fault]:
         known = TOXICS[self.kind]
@@ -119,23 +146,28 @@ class Toxic(Breakage):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Down(Breakage):
+class Down(_OnLink):
     """One link ends its connections and refuses new ones."""
-
-    link: Annotated[Link, _LinkRule()]
-    """Which. No default."""
 
     def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
         """Take it down."""
-        return cluster.link(self.link.source, self.link.target).down()
-
-    def names(self) -> dict[str, str]:
-        """Return the nodes at the ends of the link."""
-        return self.link.names()
+        return self.proxy(cluster).down()
 
     def __str__(self) -> str:
         return f"{self.link} is down"
 
 
-FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic, "down": Down}
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Hole(_OnLink):
+    """One link swallows everything, both ways; connections stay open, and new ones are taken."""
+
+    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+        """Make the hole."""
+        return self.proxy(cluster).hole()
+
+    def __str__(self) -> str:
+        return f"hole on {self.link}"
+
+
+FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic, "down": Down, "hole": Hole}
 """The faults, by their names in a scenario."""

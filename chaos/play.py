@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chaos import aftermath
+from chaos.checkers.course import SHOWN
 from chaos.clients import CLIENTS, Place
 from chaos.history import History, Kind
 from chaos.journal import Journal
@@ -198,6 +199,8 @@ class _Run:
             number = journal.broke(str(due.fault), start)
             self._tell(journal, f"broken: {due.fault}")
             await _until(journal, start + due.seconds)
+            if effect := await self._do(due.fault.effect, self._cluster):
+                journal.event({"event": SHOWN, "at": journal.now(), "fault": str(due.fault), "what": effect})
         finally:
             end = journal.now()
             await self._do(healing.close)

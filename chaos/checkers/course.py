@@ -11,10 +11,13 @@ from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
 from chaos.history import Fault, History
 from dbguard.config.quantities import Whole
 
-__all__ = ["NOTICED", "Felt", "Leaks"]
+__all__ = ["NOTICED", "SHOWN", "Felt", "Leaks"]
 
-NOTICED = frozenset({"CallRepeated", "NodeDown", "OutcomeLeftOpen"})
-"""Events of a client that tell of a fault: those of `dbguard.events`, and a naive client's own ``CallRepeated``."""
+SHOWN = "FaultShown"
+"""The harness's own event: a fault showed on the nodes themselves while it lasted."""
+
+NOTICED = frozenset({"CallRepeated", "NodeDown", "OutcomeLeftOpen", SHOWN})
+"""Events that tell of a fault: of `dbguard.events`, a naive client's own ``CallRepeated``, and the harness's."""
 
 STUCK = 0.25
 """Seconds that a call must have taken to be counted though it ended after the fault. To heal is to cut, too: removing a
@@ -23,7 +26,7 @@ toxic ends connections, and what was just under way fails, whether the fault did
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Felt(Checker):
-    """Every fault was felt by clients while it lasted: a call did not succeed, or the client told that it noticed.
+    """Every fault was felt while it lasted: a call failed, the client told that it noticed, or the nodes showed it.
 
     Never broken: a fault that was not felt makes the run prove nothing.
     """

@@ -26,6 +26,7 @@ __all__ = ["NaiveRetry", "Plain"]
 _DIAL = 2.0  # seconds for a new connection
 _CLOSE = 5.0  # seconds for closing a pool in peace
 _PAUSE = 0.05  # seconds before something is repeated
+_LEAST = 0.001  # seconds for an attempt whose time is almost over: asyncpg takes 0 for none at all
 
 
 class _NotSentError(Exception):
@@ -95,7 +96,7 @@ class Plain(Client):
         except Exception as e:
             raise _NotSentError(f"{type(e).__name__}: {e}") from e
         try:
-            row = await connection.fetchrow(query, *args, timeout=max(0.001, until - time.monotonic()))
+            row = await connection.fetchrow(query, *args, timeout=max(_LEAST, until - time.monotonic()))
         except asyncpg.PostgresError:
             raise
         except BaseException:
@@ -131,7 +132,7 @@ class NaiveRetry(Plain):
         while True:
             attempt += 1
             try:
-                return await super().call(kind, query, args, until - time.monotonic())
+                return await super().call(kind, query, args, max(_LEAST, until - time.monotonic()))
             except Exception as e:
                 if self.outcome_of(kind, e) is Outcome.UNKNOWN:
                     unknown = unknown or e

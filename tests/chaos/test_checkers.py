@@ -355,7 +355,8 @@ def test_fault_is_felt_by_a_call_under_way_that_does_not_succeed(outcome: Outcom
 def test_fault_that_the_client_told_of_is_felt_and_other_events_say_nothing() -> None:
     fault = Fault(what="a cut", start=1.0)  # never healed: the record ends before
 
-    for event, state in [("CallRepeated", State.OK), ("NodeDown", State.OK), ("NodeUp", State.UNKNOWN)]:
+    told = ["CallRepeated", "NodeDown", "OutcomeLeftOpen", "FaultShown"]
+    for event, state in [*((event, State.OK) for event in told), ("NodeUp", State.UNKNOWN)]:
         assert Felt().judge(History(faults=(fault,), events=({"event": event, "at": 50.0},))).state is state
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from chaos.checkers import State, Verdict
 from chaos.clients import CLIENTS_NAME
+from chaos.faults import Down, Hole, Toxic
 from chaos.history import History, Kind
 from chaos.journal import read
 from chaos.play import Result, play
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from chaos.faults import Breakage
     from dbguard.testing.binaries import Binaries
 
 pytestmark = pytest.mark.chaos
@@ -98,6 +100,28 @@ async def test_history_tells_who_served_and_what_was_broken(
     assert history.head == {"scenario": "replica-hole", "client": "guard", "seed": 3}
     assert read(file).operations == history.operations
     assert read(file).final == history.final
+
+
+@pytest.mark.parametrize(
+    ("fault", "shows"),
+    [
+        (Hole(link="b->a"), True),  # type: ignore[arg-type]  # parsed, as from a file
+        (Down(link="c->a"), True),  # type: ignore[arg-type]
+        (Toxic(link="b->a", kind="timeout", toxicity=0.0), False),  # type: ignore[arg-type]
+        (Hole(link="app->b"), False),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_fault_between_nodes_shows_there_and_one_that_is_none_does_not(
+    fault: Breakage, *, shows: bool, proxied: ProxiedCluster
+) -> None:
+    with fault.inject(proxied):
+        proxied.sql("a", "SELECT pg_logical_emit_message(true, 'something', 'to replicate')")
+        effect = fault.effect(proxied)
+
+    assert (effect is not None) is shows, effect
+    for replica in "bc":
+        proxied.wait_linked(replica, "a")
 
 
 # --- what is broken is healed

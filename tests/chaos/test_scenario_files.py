@@ -100,8 +100,8 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
             "timeline[0].for: ends after the run, at 7 s",
         ),
         (10, "  - ¦{at: 1s, toxic: {link: app->b, kind: timeout}}", "timeline[0].for: is missing"),
-        (10, "  - ¦{at: 1s, for: 1s}", "timeline[0]: should hold one of toxic, down"),
-        (10, "  - {at: 1s, for: 1s, poison: ¦{}}", "timeline[0].poison: unknown; known: toxic, down"),
+        (10, "  - ¦{at: 1s, for: 1s}", "timeline[0]: should hold one of toxic, down, hole"),
+        (10, "  - {at: 1s, for: 1s, poison: ¦{}}", "timeline[0].poison: unknown; known: toxic, down, hole"),
         (
             10,
             "  - {at: 1s, for: 1s, times: 4, every: ¦1s, down: {link: app->b}}",
