@@ -58,6 +58,11 @@ SELECT proname::text, bool_or(provolatile = 'v'),
   FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace GROUP BY proname
 """
 
+INFORMATION = """
+SELECT proname::text FROM pg_proc
+ WHERE pronamespace = 'information_schema'::regnamespace AND provolatile <> 'v' AND oid < 16384
+"""
+
 HEADER = '''# ruff: noqa: SIM905  # word lists are read more easily than quoted ones
 """The names that the classifier may trust. Made by tools/generate_functions.py; do not edit.
 
@@ -66,6 +71,7 @@ Read from {versions}.
 READ_FUNCTIONS: functions of pg_catalog that neither write, nor touch the session, nor act on the server. An allow-list:
 what is not on it is taken for a write, so a name missing here costs a trip to the primary, never a wrong one. A name that
 only newer versions have is listed too: a user's own function of that name on an older server is the catalogue's to find.
+INFORMATION_FUNCTIONS: those of information_schema, none of which is volatile.
 VOLATILE_FUNCTIONS: all others of pg_catalog that can be called: known, and not for a replica.
 OPERATORS: every operator of pg_catalog.
 CALL_PROOF: key words that cannot name a function: followed by a parenthesis, they are syntax.
@@ -78,6 +84,7 @@ from __future__ import annotations
 
 __all__ = [
     "CALL_PROOF",
+    "INFORMATION_FUNCTIONS",
     "NEWER_WORDS",
     "OPERATORS",
     "PLANNED_FUNCTIONS",
@@ -93,6 +100,7 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
     versions = []
     volatile: set[str] = set()
     callable_: set[str] = set()
+    information: set[str] = set()
     operators: set[str] = set()
     call_proof: list[set[str]] = []
     reserved: set[str] = set()
@@ -102,6 +110,7 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
             for name, is_volatile, is_callable in connection.execute(FUNCTIONS):
                 volatile |= {name} if is_volatile else set()
                 callable_ |= {name} if is_callable else set()
+            information |= {name for (name,) in connection.execute(INFORMATION)}
             operators |= {
                 name
                 for (name,) in connection.execute(
@@ -116,6 +125,7 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
     others = callable_ - reads - {name for name in callable_ if name.startswith("binary_upgrade_")}
     return versions, {
         "READ_FUNCTIONS": reads,
+        "INFORMATION_FUNCTIONS": information,
         "VOLATILE_FUNCTIONS": others,
         "OPERATORS": operators | {"!=", "=>"},
         "CALL_PROOF": set.union(*call_proof),

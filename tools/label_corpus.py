@@ -38,7 +38,8 @@ WRONG_START = re.compile(
 WRONG_CALL = re.compile(
     r"(?<![\w.'\"])(?:pg_catalog\.)?(setseed|dblink\w*|pg_advisory_\w+|pg_try_advisory_\w+|pg_export_snapshot|pg_reload_conf"
     r"|pg_terminate_backend|pg_cancel_backend|pg_stat_reset\w*|pg_rotate_logfile|pg_drop_replication_slot"
-    r"|pg_replication_slot_advance|pg_logical_slot_\w+|query_to_xml|ts_stat|lo_unlink|lo_open|set_config|nextval|setval"
+    r"|pg_replication_slot_advance|pg_logical_slot_\w+|pg_create_\w+|pg_wal_replay_pause|pg_wal_replay_resume"
+    r"|pg_log_backend_memory_contexts|pg_stat_clear_snapshot|query_to_xml\w*|ts_stat|lo_unlink|lo_open|set_config|nextval|setval"
     r"|currval|lastval|txid_current|pg_notify|app_write|app_rows|(?-i:\"Lower\"))\s*\(",
     re.IGNORECASE,
 )
@@ -125,9 +126,12 @@ class Oracle:
             sql = sql.replace("%%", "%")
         if not sql.startswith("CREATE") and TRANSACTION.search(LITERAL.sub("''", sql)):
             return "transaction"
-        labels = [self._label(PLACEHOLDER.sub(value, sql)) for value in ("'1'", "NULL", "ARRAY['1']")]
-        known = [label for label in labels if label != "invalid"]
-        return known[0] if known else "invalid"
+        # Parameters have no types here: the first value that fits all of them will do.
+        for filled in dict.fromkeys(PLACEHOLDER.sub(value, sql) for value in ("'1'", "NULL", "ARRAY['1']")):
+            label = self._label(filled)
+            if label != "invalid":
+                return label
+        return "invalid"
 
     def _label(self, sql: str) -> str:
         standby = self.connection(1)

@@ -6,6 +6,7 @@ Read from PostgreSQL 15.18, 16.14 and 18.4.
 READ_FUNCTIONS: functions of pg_catalog that neither write, nor touch the session, nor act on the server. An allow-list:
 what is not on it is taken for a write, so a name missing here costs a trip to the primary, never a wrong one. A name that
 only newer versions have is listed too: a user's own function of that name on an older server is the catalogue's to find.
+INFORMATION_FUNCTIONS: those of information_schema, none of which is volatile.
 VOLATILE_FUNCTIONS: all others of pg_catalog that can be called: known, and not for a replica.
 OPERATORS: every operator of pg_catalog.
 CALL_PROOF: key words that cannot name a function: followed by a parenthesis, they are syntax.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 __all__ = [
     "CALL_PROOF",
+    "INFORMATION_FUNCTIONS",
     "NEWER_WORDS",
     "OPERATORS",
     "PLANNED_FUNCTIONS",
@@ -273,6 +275,13 @@ varbitlt varbitne varbittypmodin varchar varcharsend varchartypmodin variance ve
 width width_bucket xid xid8_larger xid8_smaller xid8cmp xid8eq xid8ge xid8gt xid8le xid8lt xid8ne xid8send xideq
 xideqint4 xidneq xidneqint4 xidsend xml xml_is_well_formed xml_is_well_formed_content xml_is_well_formed_document
 xml_send xmlagg xmlcomment xmlconcat2 xmlexists xmltext xmlvalidate xpath xpath_exists
+""".split()
+)
+
+INFORMATION_FUNCTIONS = frozenset(
+    """
+_pg_char_max_length _pg_char_octet_length _pg_datetime_precision _pg_expandarray _pg_index_position _pg_interval_type
+_pg_numeric_precision _pg_numeric_precision_radix _pg_numeric_scale _pg_truetypid _pg_truetypmod
 """.split()
 )
 

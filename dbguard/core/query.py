@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dbguard.core.functions import (
     CALL_PROOF,
+    INFORMATION_FUNCTIONS,
     NEWER_WORDS,
     PLANNED_FUNCTIONS,
     READ_FUNCTIONS,
@@ -256,6 +257,8 @@ def _called(path: list[str], at: int, toks: Sequence[str], paren: int, trust: Tr
     name = path[-1]
     own = len(path) == 1 or path[:-1] == ["pg_catalog"]
     if own and name in READ_FUNCTIONS:
+        return None
+    if name in INFORMATION_FUNCTIONS and path[:-1] == ["information_schema"]:
         return None
     if own and name == "set_config":
         return _set_config(toks, paren, at)

@@ -1,4 +1,4 @@
-DROP SCHEMA public CASCADE; CREATE SCHEMA public;
+DROP SCHEMA public CASCADE; DROP SCHEMA IF EXISTS app CASCADE; CREATE SCHEMA public;
 CREATE TABLE users (id serial PRIMARY KEY, name varchar(50) NOT NULL, email text UNIQUE, age int, active bool DEFAULT true, joined timestamptz DEFAULT now(), data jsonb DEFAULT '{}', tags text[] DEFAULT '{}', manager_id int REFERENCES users, balance numeric(12,2) DEFAULT 0);
 CREATE TABLE orders (id bigserial PRIMARY KEY, user_id int REFERENCES users, total numeric(10,2), status varchar(20) DEFAULT 'new', created timestamptz DEFAULT now(), note text, ship date);
 CREATE TABLE items (id serial PRIMARY KEY, order_id bigint REFERENCES orders, sku text, qty int DEFAULT 1, price numeric(10,2), attrs jsonb, weight float8);
@@ -24,11 +24,19 @@ CREATE FUNCTION value(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO l
 CREATE FUNCTION "join"(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
 CREATE FUNCTION "by"(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
 CREATE FUNCTION materialized(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION second(x text) RETURNS text LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION "insert"(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION conflict(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION operator(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION app_default(x int DEFAULT 1) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION app_variadic(VARIADIC x int[]) RETURNS int[] LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
+CREATE FUNCTION "app.dotted"(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x';
 CREATE FUNCTION app_rows(x int) RETURNS TABLE (a int, b text) LANGUAGE sql VOLATILE AS 'INSERT INTO log (msg) VALUES (x::text); SELECT x, x::text';
 CREATE SCHEMA app;
 CREATE FUNCTION app.visit(x int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO public.log (msg) VALUES (x::text); SELECT x';
 CREATE FUNCTION app.now() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'INSERT INTO public.log (msg) VALUES (''now''); SELECT pg_catalog.now()';
 CREATE FUNCTION app.opw(int, int) RETURNS int LANGUAGE sql VOLATILE AS 'INSERT INTO public.log (msg) VALUES (''op''); SELECT 1';
+CREATE AGGREGATE app_sum(int) (SFUNC = app.opw, STYPE = int, INITCOND = '0');
 CREATE OPERATOR app.+ (LEFTARG = int, RIGHTARG = int, FUNCTION = app.opw);
 CREATE OPERATOR public.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = app.opw);
 CREATE PROCEDURE app.work(x int) LANGUAGE sql AS 'INSERT INTO public.log (msg) VALUES (''p'')';

@@ -52,4 +52,4 @@ def test_real_servers_say_of_each_statement_what_its_label_says(cluster_factory)
 
     assert wrong == []
     assert differing == []
-    assert asked >= 2000
+    assert asked >= 3500
