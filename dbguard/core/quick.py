@@ -79,16 +79,18 @@ def plainly_read(sql: str, names: frozenset[bytes], verb: str) -> bool:
     names: see `backwards`.
     """
     code = sql.lower() if sql.isascii() else lower(sql)
+    if "'" in code:
+        code = _without_strings(code)
+    if "$" in code and _NO_PLACE.search(code):
+        return False
+    if '"' in code and (code.count('"') % 2 or 'u&"' in code):
+        return False
     raw = code.encode("utf-8", "surrogatepass")
     if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
-        code = _reduced(code)
+        code = _PLACE.sub(" $1 ", code.rstrip(" \t\n\r\f\v").removesuffix(";"))
         raw = code.encode("utf-8", "surrogatepass")
         if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
             return False
-    if '"' in code and (code.count('"') % 2 or 'u&"' in code):
-        return False
-    if "$" in code and _NO_PLACE.search(code):
-        return False
     before = _BEFORE_PAREN.findall(raw[::-1])
     # INSERT and MERGE have their INTO, and without a parenthesis no second statement begins.
     more = "for" in code or "into" in code or (before and ("update" in code or "delete" in code))
@@ -98,20 +100,16 @@ def plainly_read(sql: str, names: frozenset[bytes], verb: str) -> bool:
         main = _MAIN_OF_WITH.search(code)
         if main is None or code.count("(", 0, main.end()) != code.count(")", 0, main.end()):
             return False
-    return names.issuperset(before) and len(before) == raw.count(b")")
+    return names.issuperset(before) and len(before) == code.count(")")
 
 
-def _reduced(code: str) -> str:
-    """Return a text with numbers for its strings and parameters, without its last semicolon; _ODD if that fails."""
-    if "'" in code:
-        pieces = code.split("'")
-        inside = len(pieces) % 2 == 0  # the last string is not closed
-        del pieces[1::2]
-        if inside or any(piece.count('"') % 2 for piece in pieces):  # or a quote stands in a quoted identifier
-            return _ODD
-        if "\\" in code and any(piece.endswith("e") for piece in pieces):  # of the E kind
-            return _ODD
-        code = " 0 ".join(pieces)
-    if ";" in code:
-        code = code.rstrip(" \t\n\r\f\v").removesuffix(";")
-    return _PLACE.sub(" $1 ", code) if "%" in code else code
+def _without_strings(code: str) -> str:
+    """Return a text with a number for each plain string; if they cannot be told, one that is not understood."""
+    pieces = code.split("'")
+    inside = len(pieces) % 2 == 0  # the last string is not closed
+    del pieces[1::2]
+    if inside or ('"' in code and any(piece.count('"') % 2 for piece in pieces)):  # or the quote stands in a name
+        return _ODD
+    if "\\" in code and any(piece.endswith("e") for piece in pieces):  # of the E kind
+        return _ODD
+    return " 0 ".join(pieces)

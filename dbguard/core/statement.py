@@ -111,7 +111,9 @@ class Statement:
 
     def but(self, **changes: object) -> Self:
         """Return a copy with other values; for statements of which nothing was worked out yet."""
-        return self.of(**{**vars(self), **changes})
+        new = object.__new__(type(self))
+        object.__setattr__(new, "__dict__", {**vars(self), **changes})
+        return new
 
     @property
     def why(self) -> str:
