@@ -19,7 +19,6 @@ import re
 from typing import Final
 
 from dbguard.core.functions import OPERATORS
-from dbguard.core.lexer import lower
 
 __all__ = ["backwards", "plainly_read"]
 
@@ -78,28 +77,31 @@ def plainly_read(sql: str, names: frozenset[bytes], verb: str) -> bool:
 
     names: see `backwards`.
     """
-    code = sql.lower() if sql.isascii() else lower(sql)
+    code = sql.lower() if sql.isascii() else sql.encode("utf-8", "surrogatepass").lower().decode("utf-8", "replace")
     if "'" in code:
         code = _without_strings(code)
     if "$" in code and _NO_PLACE.search(code):
         return False
     if '"' in code and (code.count('"') % 2 or 'u&"' in code):
         return False
-    raw = code.encode("utf-8", "surrogatepass")
+    raw = code.encode()
     if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
         code = _PLACE.sub(" $1 ", code.rstrip(" \t\n\r\f\v").removesuffix(";"))
-        raw = code.encode("utf-8", "surrogatepass")
+        raw = code.encode()
         if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
             return False
-    before = _BEFORE_PAREN.findall(raw[::-1])
-    # INSERT and MERGE have their INTO, and without a parenthesis no second statement begins.
-    more = "for" in code or "into" in code or (before and ("update" in code or "delete" in code))
-    if more and _MORE.search(code):
+    if ("for" in code or "into" in code) and _MORE.search(code):
+        return False
+    if "(" not in code:
+        return ")" not in code and verb != "with"
+    # Only behind a parenthesis can a second statement begin; INSERT and MERGE have their INTO.
+    if ("update" in code or "delete" in code) and _MORE.search(code):
         return False
     if verb == "with":
         main = _MAIN_OF_WITH.search(code)
         if main is None or code.count("(", 0, main.end()) != code.count(")", 0, main.end()):
             return False
+    before = _BEFORE_PAREN.findall(raw[::-1])
     return names.issuperset(before) and len(before) == code.count(")")
 
 
