@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.causal import Box
-from dbguard.core.plan import Call
+from dbguard.core.outcome import RESERVE, NotApplied, commit_until
+from dbguard.core.plan import Call, Done, Resolve
 from dbguard.core.retry import Stake, Work
 from dbguard.errors import DbGuardError, OutcomeUnknown
 from dbguard.testing.fake import DriverError
 from dbguard.testing.simulation.agenda import LATE
+from dbguard.testing.simulation.claims import PRUNED, resolve
 from dbguard.testing.simulation.messages import Request
+from dbguard.testing.simulation.tokens import new_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +87,10 @@ class Client:
             yield agenda.sleep(2 * spread / calls * rng.random())
             error = yield from self._some_call()
             if isinstance(error, OutcomeUnknown):
+                if error.token is not None and rng.random() < 0.5:
+                    answer = yield from resolve(self.guard, 0, Resolve(error.token, agenda.now + 5.0))
+                    if isinstance(answer, NotApplied):
+                        self.judge.denies([self.judge.value_of(error.token)], error)
                 for _ in range(CHECKS):  # it looks whether the write is there, and may well write it again if not
                     yield agenda.sleep(0.12 * rng.random())
                     yield from self._call(Stake.READ, 3.0, key=None)
@@ -122,6 +129,7 @@ class Client:
             deadline=now + seconds,
             began=now,
             consistency=consistency,
+            reserve=RESERVE if guard.tokens else 0.0,
         )
         value = f"{self.name}{self.calls}"
         job: Any
@@ -148,6 +156,9 @@ class Client:
             else:
                 self.context.sent.append(value)
         self.tell(number, f"ends: {'ok' if error is None else repr(error)}")
+        asked = isinstance(error, OutcomeUnknown) and error.token is not None
+        if asked and agenda.now < call.deadline - 0.001 and PRUNED not in str(error):
+            judge.break_("open", agenda.now, f"call {number} was not asked about until its deadline: {error}")
         judge.ends(f"call {number} ({self.name} {stake.value})", call.deadline, agenda.now)
         return error
 
@@ -169,8 +180,14 @@ class Client:
     def _commits(self, lease: Lease, call: Call, request: Request, value: str) -> Waits:
         """Send what commits *value*."""
         guard, judge, connection = self.guard, self.judge, lease.connection
-        judge.sends((value,), guard.agenda.now)
-        answer = yield connection.send(request, call.deadline)
+        now, until = guard.agenda.now, call.deadline
+        judge.sends((value,), now)
+        if guard.tokens:
+            call.token, call.result = new_token(now, self.count()), Done(None)
+            judge.carries(call.token, value)
+            request = request._replace(token=call.token)
+            until = commit_until(until, now, call.reserve)
+        answer = yield connection.send(request, until)
         if answer is not LATE and not answer.dead and not answer.unproven:
             if answer.code is None:
                 judge.acknowledges((value,), connection.server, answer, guard.state.view, guard.agenda.now)

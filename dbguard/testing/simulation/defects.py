@@ -12,19 +12,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
-from dbguard.core import plan
+from dbguard.core import merge, plan
 from dbguard.core.budget import Budget
 from dbguard.core.causal import Box
 from dbguard.core.node import Node as Memory
 from dbguard.core.plan import Pause
 from dbguard.core.retry import Act, Purse, Verdict
+from dbguard.core.route import Node as RoutedNode
 from dbguard.core.state import GuardState
 from dbguard.core.topology import Role
 from dbguard.runtime import monitor
 from dbguard.testing.simulation import monitor as twin
+from dbguard.testing.simulation import tokens
+from dbguard.testing.simulation.tokens import Claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from dbguard.core.failure import Failure
@@ -123,20 +126,24 @@ def _wait_longer(at_most: float, *args: Any, **options: Any) -> Pause:
 
 
 @contextmanager
-def _no_redial() -> Iterator[None]:
-    """Let the monitor keep the connection that it has, wherever its node's name leads by now."""
-    with patch.object(monitor, "moved", _never), patch.object(twin, "moved", _never):
-        yield
-
-
-@contextmanager
 def _no_renewal() -> Iterator[None]:
     """Dial no node anew that answers, though there is no primary."""
     with patch.object(monitor, "RENEW_FIRST", 1e9), patch.object(twin, "RENEW_FIRST", 1e9):
         yield
 
 
-def _never(*args: object) -> bool:  # noqa: ARG001  whatever is asked
+def _do_nothing(visible: Collection[str], token: str) -> Claimed:
+    """Claim by ON CONFLICT DO NOTHING: what is there already is taken for the write, and no standby is waited for."""
+    if f"w:{token}" in visible or f"x:{token}" in visible:
+        return Claimed("w", (), waits=False)
+    return Claimed("x", (f"x:{token}",), waits=True)
+
+
+def _believe_any(node: object, instance: object) -> bool:  # noqa: ARG001  every connection
+    return True
+
+
+def _no_rival(office: object, claim: object) -> bool:  # noqa: ARG001  nobody
     return False
 
 
@@ -153,7 +160,19 @@ DEFECTS: dict[str, Defect] = {
     "budget": Defect("budget", "repeats cost nothing", patch=lambda: patch.object(Budget, "take", _pay)),
     "deadline": Defect("late", "waits outlast the call", patch=lambda: patch.object(plan, "Pause", _wait_longer)),
     "older": Defect("fenced", "a connection to an older reign is used where newer news overtook it", state=_Trusting),
-    "overtaken": Defect("fenced", "a node is written to that changed while the call waited", state=_Stubborn),
-    "moved": Defect("dead", "the monitor stays with a server that its node's name has left", patch=_no_redial),
+    "overtaken": Defect("stale", "a node is written to that changed while the call waited", state=_Stubborn),
+    "nothing": Defect(
+        "lost", "tokens are claimed by DO NOTHING", patch=lambda: patch.object(tokens, "claim", _do_nothing)
+    ),
+    "elsewhere": Defect(
+        "stale",
+        "a new connection is used although its name leads elsewhere by now",
+        patch=lambda: patch.object(RoutedNode, "is_here", _believe_any),
+    ),
+    "rival": Defect(
+        "stale",
+        "a timeline's number proves something until a full round has seen who claims it",
+        patch=lambda: patch.object(merge, "_rivals", _no_rival),
+    ),
     "renewal": Defect("dead", "a primary behind a name that was moved is never found", patch=_no_renewal),
 }

@@ -200,7 +200,7 @@ class SimulatedConnection:
                 self._judge.reads(answer.value, self.connection.server, self._world.agenda.now)
             return []
         pid, started, doomed = args
-        if started != self.connection.server.started:
+        if started != self.connection.server.born:
             return []
         answer = await self._ask(Request("end", (pid, doomed)), timeout)
         return [] if answer.value else [False]
@@ -227,7 +227,7 @@ class SimulatedConnection:
             "synchronous": server.sync,
             "address": server.name,
             "pid": backend.pid if backend is not None else 0,
-            "backend_start": float(server.started),
+            "backend_start": server.born,
             "plain_role": True,
             "system_id": seen.instance.system_id,
             "control_timeline": seen.control_timeline,

@@ -66,6 +66,7 @@ class EngineGuard:
         self.state = state
         self.agenda = agenda
         self.judge = judge
+        self.tokens = False  # the runtime's own claims are not simulated yet
         self.texts = Texts()
         self._rng = rng
         self._calm_at = calm_at

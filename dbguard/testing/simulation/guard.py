@@ -17,6 +17,7 @@ from dbguard.core.retry import Stake
 from dbguard.runtime.backoff import Backoff
 from dbguard.testing.fake import DriverError
 from dbguard.testing.simulation.agenda import LATE, Signal
+from dbguard.testing.simulation.claims import resolve
 from dbguard.testing.simulation.pool import Pool
 from dbguard.testing.simulation.runner import drive_simulated
 
@@ -45,7 +46,8 @@ DRAIN_TIMEOUT = 1.0
 class SimulatedGuard:
     """One process's guard over the nodes behind *links*.
 
-    size: connections per node. fast: the first attempt is made without a plan, as `Engine.call` does.
+    size: connections per node. tokens: writes carry tokens. fast: the first attempt is made without a plan, as
+        `Engine.call` does.
     listen: called with each event. tell: called with each step of a call: its number, what happens, and where.
     """
 
@@ -57,13 +59,16 @@ class SimulatedGuard:
         judge: Judge,
         *,
         size: int,
+        tokens: bool,
         fast: bool,
         listen: Callable[[Event], None],
         tell: Callable[[int, str], None],
     ) -> None:
         self.state = state
+        self.links = links
         self.agenda = agenda
         self.judge = judge
+        self.tokens = tokens
         self.fast = fast
         self.listen = listen
         self.tell = tell
@@ -71,7 +76,7 @@ class SimulatedGuard:
         self.hurry: Callable[[], None] = _nobody
         self.dialled: Callable[[], int] = count(1).__next__
         self.pools = {
-            name: Pool(state.nodes[name], link, size, self._check, self.dialled) for name, link in links.items()
+            name: Pool(state.nodes[name], link, size, self.check, self.dialled) for name, link in links.items()
         }
         self._turns: dict[Signal, bool] = {}
         self._pauses: dict[Signal, bool] = {}
@@ -122,8 +127,12 @@ class SimulatedGuard:
             yield from self._wait(self._pauses, now + seconds, step.deaf)
             return None
 
+        def settle(step: Resolve | Bury) -> Waits:
+            assert isinstance(step, Resolve)  # noqa: S101  no call here is idempotent
+            return (yield from resolve(self, number, step))
+
         try:
-            return (yield from drive_simulated(recover(call, state, last), attempt, pause, _resolve))
+            return (yield from drive_simulated(recover(call, state, last), attempt, pause, settle))
         finally:
             self.flush()
 
@@ -205,19 +214,25 @@ class SimulatedGuard:
         backend = lease.connection.backend
         if backend is None:
             return
-        started = lease.connection.server.started
+        started = lease.connection.server.born
         orphan = Orphan(node=node.name, pid=backend.pid, started=started, reign=reign, doomed=not sent)
         self.orphans.append(orphan)
         self.hurry()
         if sent:
+            call.orphan = orphan
             call.box.pin(orphan)
 
-    def _check(self, seen: Any) -> str | None:
+    def check(self, seen: Any) -> str | None:
+        """Take in what a new connection's server said of itself; the reason if it must not be used."""
         refusal = self.state.met(seen)
         self.flush()
         return refusal
 
     # ------------------------------------------------------------------ waiting
+
+    def pause(self, until: float) -> Waits:
+        """Wait until the topology changes, or *until*."""
+        yield from self._wait(self._pauses, until, None)
 
     def _wait(self, room: dict[Signal, Any], until: float, mark: Any) -> Waits:
         signal = self.agenda.signal(until)
@@ -284,10 +299,6 @@ class SimulatedGuard:
         out = [f"{len(pool.out)} leases of {name}" for name, pool in self.pools.items() if pool.out]
         out += [f"{pool.taken} places of {name}" for name, pool in self.pools.items() if pool.taken != len(pool.free)]
         return out + ([f"{len(self._turns)} calls at the gate"] if self._turns or self.state.waiting else [])
-
-
-def _resolve(step: Resolve | Bury) -> Waits:
-    raise TypeError(f"the simulation's calls carry no tokens, so that nothing answers {step}")
 
 
 def _end_stale(pool: Pool) -> None:

@@ -1,13 +1,14 @@
 """What must hold in every run, whatever breaks: checked as it happens, and once more at the end.
 
 resent       a write was sent again although the first sending was never resolved
-duplicate    a value was committed twice
+duplicate    a value was committed twice, and not once in a history that was lost
 false        a call raised an error that says "not applied", and the value was committed
 fenced       a commit of an older reign was acknowledged after the guard had seen the new one
 lost         an acknowledged value is gone, and not because the cluster lost it before the guard could know
 stale        a read under own-writes missed a value that its context had finished, and that the primary has
 late         a call ended after its deadline
 budget       more repeats were paid for than the budget holds
+open         a write's fate was left open although its token could still be asked for
 unended      a call never ended, or something of it is still out at the end
 dead         the cluster is well again, and calls still fail
 """
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.topology import Role
+from dbguard.testing.simulation.messages import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dbguard.core.retry import RetryPolicy
     from dbguard.core.topology import Instance, Sighting, View
-    from dbguard.testing.simulation.messages import Answer, Missing
+    from dbguard.testing.simulation.messages import Missing
     from dbguard.testing.simulation.servers import Server
 
 __all__ = ["OVERSHOOT", "Judge", "Violation"]
@@ -55,6 +57,7 @@ class Write:
     open: sent, and neither answered nor refused. acknowledged: when, and by whom.
     lawful: by the server that the guard had accepted. safe: that one was the primary by right, and a standby has it.
     denied: the call ended with an error that says that nothing was applied.
+    refuted: tokens that were proved not applied.
     """
 
     sent: int = 0
@@ -65,6 +68,7 @@ class Write:
     safe: bool = False
     denied: str | None = None
     applied: list[str] = field(default_factory=list)
+    refuted: list[str] = field(default_factory=list)
 
 
 class Judge:
@@ -81,6 +85,7 @@ class Judge:
         self._servers = servers
         self._accepted: Server | None = None
         self._shown: dict[int, set[str]] = {}
+        self._carried: dict[str, str] = {}
         self.unprovable = 0
         self._retry = retry
         self._firsts: list[float] = []
@@ -126,8 +131,25 @@ class Judge:
         """A server has committed *value*."""
         write = self.writes.setdefault(value, Write())
         write.applied.append(server.name)
-        if len(write.applied) > 1:
+        if len(write.applied) > 1 and (not write.refuted or _times(server, value) > 1):
             self.break_("duplicate", server.agenda.now, f"{value} was committed on {' and '.join(write.applied)}")
+
+    def carries(self, token: str, value: str) -> None:
+        """The request that commits *value* carries *token*."""
+        self._carried[token] = value
+
+    def value_of(self, token: str) -> str:
+        """Return what the request that carries *token* commits."""
+        return self._carried[token]
+
+    def resolves(self, token: str, kind: str, server: Server, view: View, at: float) -> None:
+        """A claim of *token* was answered: ``w``, its write is there, or ``x``, it is not and cannot come any more."""
+        value = self._carried[token]
+        if kind == "w":
+            self.acknowledges((value,), server, Answer(server.timeline), view, at)
+        else:
+            self.writes[value].open = False
+            self.writes[value].refuted.append(token)
 
     def acknowledges(self, values: Iterable[str], server: Server, answer: Answer, view: View, at: float) -> None:
         """The attempt that committed *values* on *server* succeeded."""
@@ -199,14 +221,21 @@ class Judge:
 
         lossless: every promotion took over what a standby had confirmed, so nothing that was safe can be gone.
         """
+        kept = {entry for commit in truth.wal for entry in commit.values}
         for value, write in self.writes.items():
-            if write.denied is not None and write.applied:
+            burnt = [token for token in write.refuted if f"x:{token}" in kept]
+            if write.denied is not None and write.applied and (not write.refuted or (burnt and value in kept)):
                 self.break_(
                     "false", at, f"{value} was committed on {write.applied[0]}, and its call ended with {write.denied}"
                 )
             if write.acknowledged is None or value in truth.visible:
                 continue
-            if not write.lawful or (write.safe and lossless):
+            if not write.lawful or not write.applied or (write.safe and lossless):
                 self.break_("lost", at, f"{value}, acknowledged at {write.acknowledged:.3f} by {write.by}, is gone")
         if truth.role is not Role.PRIMARY:
             self.break_("dead", at, f"{truth.name} should be the primary: the model is wrong")
+
+
+def _times(server: Server, value: str) -> int:
+    """Return how often *value* stands in a server's history."""
+    return sum(value in commit.values for commit in server.wal)

@@ -18,14 +18,16 @@ class Request(NamedTuple):
     """What a client asks of its backend.
 
     kind: ``ask`` (who are you?), ``read``, ``write`` (in autocommit), ``begin``, ``change`` (in a transaction),
-        ``commit``, ``rollback`` or ``end`` (another backend).
-    value: what is written; of ``read`` the values that the reader expects; of ``end`` the pid and whether it is doomed.
-    key: the row that is locked; None: a new one.
+        ``commit``, ``rollback``, ``claim`` (a token) or ``end`` (another backend).
+    value: what is written; of ``read`` the values that the reader expects; of ``claim`` the token; of ``end`` the pid and
+        whether it is doomed.
+    key: the row that is locked; None: a new one. token: under which it commits; None: under none.
     """
 
     kind: str
     value: Any = None
     key: str | None = None
+    token: str | None = None
 
 
 class Missing(NamedTuple):
@@ -42,7 +44,8 @@ class Missing(NamedTuple):
 class Answer(NamedTuple):
     """What the server says.
 
-    value: of a read what is `Missing`, or None; of a commit the timeline that it lies on.
+    value: of a read what is `Missing`, or None; of a commit the timeline that it lies on; of a claim what it says; of one
+        that met a lock (55P03) who holds it.
     code: the SQLSTATE of its error; None: it succeeded. dead: the connection ends with it.
     unproven: a commit's wait for its standby was cut short, and a notice says so.
     """

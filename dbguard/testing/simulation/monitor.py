@@ -210,7 +210,7 @@ class SimulatedMonitor:
                 continue
             if connection is None or connection.closed or target.dialling is not None:
                 continue
-            gone = connection.server.started != orphan.started
+            gone = connection.server.born != orphan.started
             if not gone:
                 request = Request("end", (orphan.pid, orphan.doomed))
                 answer = yield connection.send(request, self.agenda.now + LIMIT)

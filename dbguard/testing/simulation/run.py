@@ -237,6 +237,7 @@ def _run_simulated(stage: _Stage, *, fast: bool) -> None:
         agenda,
         stage.judge,
         size=schedule.size,
+        tokens=schedule.tokens,
         fast=fast,
         listen=stage.listen,
         tell=stage.tell_call,

@@ -79,7 +79,7 @@ class Schedule:
 
     sync: commits wait for a standby. clients: how many; each makes *calls* calls. shared: clients that share a context.
     size: connections per node. lag: seconds that a replica takes to replay, at most. conflicts: chance of 40001 per change of a shared row.
-    budget, floor: of the retry policy. faults: in order; at least one promotion and three others.
+    budget, floor: of the retry policy. tokens: writes carry tokens, by which their fate is asked for. faults: in order; at least one promotion and three others.
     """
 
     seed: int
@@ -92,12 +92,13 @@ class Schedule:
     conflicts: float
     budget: float
     floor: float
+    tokens: bool
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
         head = (
             f"seed {self.seed}: {'synchronous' if self.sync else 'asynchronous'}, {self.clients} clients with"
-            f" {self.calls} calls each, {self.shared} of them in one context, {self.size} connections per node,"
+            f" {self.calls} calls each{' and tokens' if self.tokens else ''}, {self.shared} of them in one context, {self.size} connections per node,"
             f" replicas up to {self.lag:g} s behind, budget {self.budget:g}, floor {self.floor:g}"
         )
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
@@ -120,6 +121,7 @@ def draw(seed: int) -> Schedule:
         conflicts=rng.choice((0.02, 0.2)),
         budget=rng.choice((0.0, 0.1, 0.2)),
         floor=rng.choice((0.0, 0.3, 3.0)),
+        tokens=rng.random() < 0.5,
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
     )
 

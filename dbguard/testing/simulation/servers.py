@@ -1,11 +1,11 @@
 """A model of PostgreSQL servers: what a client and a replica can notice of one, and no more.
 
-A server has a role, a timeline and a log (`wal`): the commits of its history, each with the position behind it. A
-replica receives what its upstream appends and replays it a moment later; promoted, it goes on under the next timeline
-with what it had received. A commit is durable at once; with synchronous replication it is answered when a standby has
-it. Backends hold row locks until their transaction ends, and do not notice that their client is gone while they wait.
+A server has a role, a timeline and a log (`replication`): the commits of its history, each with the position behind it.
+Promoted, it goes on under the next timeline with what it had received. A commit is durable at once; with synchronous
+replication it is seen and answered when a standby has it. Backends hold row locks until their transaction ends, and do
+not notice that their client is gone while they wait.
 
-Left out: tables, SQL, disks that fail, cascades of replicas, time-outs of the server's own, standbys by name or quorum.
+Left out: tables, SQL, disks that fail, time-outs of the server's own, standbys by name or quorum.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dbguard.core.outcome import Holder
 from dbguard.core.topology import Instance, Role, Sighting
-from dbguard.testing.simulation.messages import Answer, Commit, Missing
+from dbguard.testing.simulation import tokens
+from dbguard.testing.simulation.messages import Answer, Missing
+from dbguard.testing.simulation.replication import Replicated, Stream
+from dbguard.testing.simulation.tokens import burnt, horizon, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "Server"]
 
-BASE = 1_000
-"""The position at which every history begins, in bytes."""
+LOCK_TIMEOUT = 0.2
+"""Seconds that a claim waits for a lock before it looks at who holds it."""
 
 SYSTEM = "42"
 
@@ -47,70 +51,38 @@ class Backend:
     locks: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
-class Stream:
-    """Replication from one server to another; a new one for each reconnection."""
-
-    upstream: Server
-    timeline: int
-    open: bool = True
-    flows: bool = True
-    """False: the link between the two is down, and neither has noticed."""
-    last: float = 0.0
+Waiting = tuple[int, Backend, "Callable[[Answer], None]", tuple[str, ...], Answer]
+"""A commit that waits for a standby: up to which position, whose, what is told, what it shows, and what is answered."""
 
 
-class Server:
+class Server(Replicated):
     """One PostgreSQL server.
 
-    up: its processes run. starting: it takes nobody in yet (57P03). frozen: nothing moves. full: no slot is left.
-    replaying: replay is not paused. sync: commits wait for a standby. lag: seconds that replay takes, at most.
+    starting: it takes nobody in yet (57P03). full: no slot is left. sync: commits wait for a standby.
     conflicts: chance of 40001 per change.
     confirmed_upto: the position up to which a standby has what clients were told is committed.
-    applied: called with each value that is committed. rightful: says who is the primary by right. accepted: says whom
-        the guard accepted last as primary, None at first.
+    rightful: says who is the primary by right. accepted: says whom the guard accepted last as primary, None at first.
     """
 
     def __init__(
         self, name: str, agenda: Agenda, rng: Random, *, role: Role, sync: bool, lag: float, conflicts: float
     ) -> None:
-        self.name = name
-        self.agenda = agenda
-        self.rng = rng
-        self.role = role
+        super().__init__(name, agenda, rng, role=role, lag=lag)
         self.sync = sync
-        self.lag = lag
         self.conflicts = conflicts
-        self.up = True
         self.starting = False
-        self.frozen = False
         self.full = False
-        self.replaying = True
-        self.started = 1
-        self.timeline = 1
         self.control_timeline = 1
-        self.wal: list[Commit] = []
-        self.replayed = 0
-        self.visible: set[str] = set()
-        self.source: Stream | None = None
-        self.streams: list[tuple[Stream, Server]] = []
         self.backends: dict[int, Backend] = {}
         self.confirmed_upto = 0
-        self.applied: Callable[[Server, str], None]
         self.rightful: Callable[[], Server]
         self.accepted: Callable[[], Server | None]
         self._pids = 0
         self._locks: dict[str, Backend] = {}
         self._queues: dict[str, list[tuple[Backend, Request, Any]]] = {}
-        self._waiting: list[tuple[int, Backend, Any]] = []
-        self._inbox: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._waiting: list[Waiting] = []
 
     # ------------------------------------------------------------------ what can be seen
-
-    @property
-    def position(self) -> int:
-        """Of a primary where it inserts, of a replica how far it has replayed."""
-        done = len(self.wal) if self.role is Role.PRIMARY else self.replayed
-        return self.wal[done - 1].position if done else BASE
 
     @property
     def instance(self) -> Instance:
@@ -118,9 +90,9 @@ class Server:
         return Instance(SYSTEM, f"{self.name} {self.started}")
 
     @property
-    def streaming(self) -> bool:
-        """Whether its WAL receiver streams."""
-        return self.source is not None and self.source.open
+    def born(self) -> float:
+        """When its backends began, as far as that tells its instance from all others."""
+        return 100.0 * ord(self.name[0]) + self.started
 
     def sighting(self, node: str, at: float, *, fresh: bool) -> Sighting:
         """Return what the server says of itself."""
@@ -151,18 +123,6 @@ class Server:
         self._pids += 1
         backend = self.backends[self._pids] = Backend(self._pids, hang_up)
         return backend
-
-    def later(self, delay: float, act: Callable[..., None], *args: Any) -> None:
-        """Do something in *delay* seconds, unless this instance has ended by then; frozen, when it thaws."""
-        self.agenda.after(delay, self._do, self.started, act, args)
-
-    def _do(self, instance: int, act: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if instance != self.started or not self.up:
-            return
-        if self.frozen:
-            self._inbox.append((act, args))
-        else:
-            act(*args)
 
     def take(self, backend: Backend, request: Request, reply: Callable[[Answer], None]) -> None:
         """Take in a request that has arrived; frozen, when it thaws."""
@@ -196,17 +156,23 @@ class Server:
         elif self.role is Role.REPLICA:
             self._release(backend)
             answer = Answer(code="25006")
-        elif kind == "commit":
-            self._commit(backend, reply)
+        elif kind == "claim":
+            self._claim(backend, request, reply)
             return
         elif not self._lock(backend, request, reply):
+            return
+        elif request.token is not None and burnt(self.visible, request.token):
+            self._release(backend)
+            answer = Answer(code="23505")
+        elif kind == "commit":
+            self._commit(backend, request.token, reply)
             return
         elif request.key is not None and self.rng.random() < self.conflicts:
             self._release(backend)
             answer = Answer(code="40001")
         elif kind == "write":
             backend.pending.append(request.value)
-            self._commit(backend, reply)
+            self._commit(backend, request.token, reply)
             return
         else:
             backend.pending.append(request.value)
@@ -232,14 +198,44 @@ class Server:
             self._bury(backend)
 
     def _lock(self, backend: Backend, request: Request, reply: Callable[[Answer], None]) -> bool:
-        """Lock the request's row, or wait for it."""
-        key = request.key
-        if key is None or self._locks.setdefault(key, backend) is backend:
-            if key is not None and key not in backend.locks:
+        """Lock the request's row and its token, one after the other, or wait for them."""
+        for key in _keys(request):
+            if self._locks.setdefault(key, backend) is not backend:
+                self._queues.setdefault(key, []).append((backend, request, reply))
+                return False
+            if key not in backend.locks:
                 backend.locks.append(key)
-            return True
-        self._queues.setdefault(key, []).append((backend, request, reply))
-        return False
+        return True
+
+    def _claim(self, backend: Backend, request: Request, reply: Callable[[Answer], None]) -> None:
+        """Claim a token, or wait for who holds it; not for long."""
+        token = request.token
+        assert token is not None  # noqa: S101  a claim names one
+        if not self._lock(backend, request, reply):
+            self.later(LOCK_TIMEOUT, self._give_up, backend, request, reply)
+            return
+        if time_of(token) < horizon(self.visible):
+            self._release(backend)
+            self._done(backend, reply, Answer(code="pruned"))
+            return
+        found = tokens.claim(self.visible, token)
+        self._append(found.writes, seen=not self.sync)
+        self._settle(backend, reply, found.writes, Answer(found.kind), waits=found.waits)
+
+    def _give_up(self, backend: Backend, request: Request, reply: Callable[[Answer], None]) -> None:
+        """End a wait for a lock."""
+        key = _keys(request)[0]
+        queue, waiting = self._queues.get(key, []), (backend, request, reply)
+        if waiting in queue:
+            queue.remove(waiting)
+            holder = self._locks[key]
+            held = Holder(holder.pid, self.born, "SyncRep" if holder.waits_for_standby else None)
+            self._done(backend, reply, Answer(held, code="55P03"))
+
+    def prune(self) -> None:
+        """Take away the tokens that are too old to be asked for, and say so with the horizon."""
+        if self.up and not self.frozen and self.role is Role.PRIMARY:
+            self._append((f"h:{self.agenda.now - tokens.RETENTION:.4f}",))
 
     def _release(self, backend: Backend) -> None:
         """End the backend's transaction, and let those go on that waited for it."""
@@ -268,51 +264,36 @@ class Server:
 
     # ------------------------------------------------------------------ the log
 
-    def _commit(self, backend: Backend, reply: Callable[[Answer], None]) -> None:
+    def _commit(self, backend: Backend, token: str | None, reply: Callable[[Answer], None]) -> None:
         values = tuple(backend.pending)
-        position = self._append(values)
-        self._release(backend)
-        if values and self.sync:
+        if token is not None and values:
+            values = (*values, f"w:{token}")
+        self._append(values, seen=not self.sync)
+        self._settle(backend, reply, values, Answer(self.timeline), waits=bool(values))
+
+    def _settle(
+        self,
+        backend: Backend,
+        reply: Callable[[Answer], None],
+        values: tuple[str, ...],
+        answer: Answer,
+        *,
+        waits: bool,
+    ) -> None:
+        """End a transaction: show what it wrote, and answer; where it waits for a standby, when one has it."""
+        entry = (self.wal[-1].position, backend, reply, values, answer)
+        if waits and self.sync:
             backend.waits_for_standby = True
-            self._waiting.append((position, backend, reply))
+            self._waiting.append(entry)
         else:
-            self._done(backend, reply, Answer(self.timeline))
+            self._show(entry)
 
-    def _append(self, values: tuple[str, ...]) -> int:
-        commit = Commit((self.wal[-1].position if self.wal else BASE) + self.rng.randrange(50, 250), values)
-        self.wal.append(commit)
+    def _show(self, entry: Waiting, *, unproven: bool = False) -> None:
+        _, backend, reply, values, answer = entry
+        backend.waits_for_standby = False
         self.visible.update(values)
-        self.replayed = len(self.wal)
-        for value in values:
-            self.applied(self, value)
-        for stream, replica in self.streams:
-            self._stream(stream, replica, commit)
-        return commit.position
-
-    def advance(self) -> None:
-        """Commit something that nobody asks for: other applications write, too."""
-        self._append(())
-
-    def _stream(self, stream: Stream, replica: Server, commit: Commit) -> None:
-        """Send one record on: in order, each after the one before."""
-        if stream.flows:
-            stream.last = max(stream.last, self.agenda.now + 0.001 + 0.004 * self.rng.random())
-            replica.later(stream.last - self.agenda.now, replica.receive, stream, commit)
-
-    def receive(self, stream: Stream, commit: Commit) -> None:
-        """Take in a record; tell the upstream, and replay it soon."""
-        if not (stream.open and stream.flows) or stream is not self.source:
-            return
-        self.wal.append(commit)
-        stream.upstream.later(0.001, stream.upstream.confirmed, stream, commit.position)
-        self.later(0.001 + self.lag * self.rng.random(), self.replay, len(self.wal))
-
-    def replay(self, upto: int) -> None:
-        """Replay what was received."""
-        if self.replaying and self.role is Role.REPLICA:
-            for commit in self.wal[self.replayed : upto]:
-                self.visible.update(commit.values)
-            self.replayed = max(self.replayed, upto)
+        self._release(backend)
+        self._done(backend, reply, answer._replace(unproven=True) if unproven else answer)
 
     def confirmed(self, stream: Stream, position: int) -> None:
         """A standby has everything up to *position*: answer the commits that waited for it."""
@@ -320,49 +301,18 @@ class Server:
             return
         waiting, self._waiting = self._waiting, []
         for entry in waiting:
-            upto, backend, reply = entry
-            if upto > position:
+            if entry[0] > position:
                 self._waiting.append(entry)
-            elif backend.alive:
-                self.confirmed_upto = max(self.confirmed_upto, upto)
-                backend.waits_for_standby = False
-                self._done(backend, reply, Answer(self.timeline))
+            elif entry[1].alive:
+                self.confirmed_upto = max(self.confirmed_upto, entry[0])
+                self._show(entry)
 
     def cut_waits_short(self) -> None:
         """Cancel every wait for a standby, as an operator does who sees everything hang: committed here, and only here."""
         waiting, self._waiting = self._waiting, []
-        for _, backend, reply in waiting:
-            if backend.alive:
-                backend.waits_for_standby = False
-                self._done(backend, reply, Answer(self.timeline, unproven=True))
-
-    def is_ahead_of(self, other: Server) -> bool:
-        """Return whether *other*'s log is the beginning of this one's."""
-        count = len(other.wal)
-        return count <= len(self.wal) and (not count or self.wal[count - 1] is other.wal[-1])
-
-    def follow(self, upstream: Server) -> bool:
-        """Stream from *upstream*, if the histories fit; say whether they do."""
-        self.unfollow()
-        if not (
-            self.up and upstream.up and not upstream.frozen and upstream is not self and upstream.is_ahead_of(self)
-        ):
-            return False
-        self.timeline = upstream.timeline
-        stream = self.source = Stream(upstream, upstream.timeline)
-        upstream.streams.append((stream, self))
-        for commit in upstream.wal[len(self.wal) :]:
-            upstream._stream(stream, self, commit)
-        if self.wal:
-            upstream.later(0.002, upstream.confirmed, stream, self.wal[-1].position)
-        return True
-
-    def unfollow(self) -> None:
-        """Stop streaming."""
-        stream, self.source = self.source, None
-        if stream is not None:
-            stream.open = False
-            stream.upstream.streams = [pair for pair in stream.upstream.streams if pair[0] is not stream]
+        for entry in waiting:
+            if entry[1].alive:
+                self._show(entry, unproven=True)
 
     # ------------------------------------------------------------------ life and death
 
@@ -429,3 +379,11 @@ class Server:
         self.replaying = on
         if on and self.up:
             self.replay(len(self.wal))
+
+
+def _keys(request: Request) -> list[str]:
+    """Return what a request locks, in order: a statement may store its token before or after it meets its row."""
+    keys = [request.key] if request.key is not None else []
+    if request.token is not None:
+        keys.insert(int(request.token[-1]) % 2 * len(keys), f"token {request.token}")
+    return keys

@@ -40,6 +40,7 @@ class World(Names):
         self.lossless = True
         self.renamed = False
         self._healed = False
+        self._tokens = schedule.tokens
         self._misled: tuple[Server, ...] = ()
         self._promises = any(fault.kind == "promote" for fault in schedule.faults)
         for server in self.servers.values():
@@ -327,6 +328,8 @@ class World(Names):
             lonely = server.role is Role.REPLICA and (server.source is None or server.source.upstream is not self.truth)
             if lonely and server.up and not server.starting and self.rng.random() < 0.5:
                 self._follow(server)
+        if self._tokens and self.rng.random() < 0.25:
+            self.truth.prune()
         self.agenda.after(0.25, self._operate)
 
     def heal(self) -> None:
