@@ -45,6 +45,7 @@ class Options:
     consistency: str = "own-writes"
     fallback: str = "primary"
     timeout: float = 30.0
+    limit: str = "the default timeout"
     wait: bool = True
     idempotent: bool = False
 
@@ -169,6 +170,7 @@ class Calls(Statements):
             consistency=consistency or options.consistency,
             fallback=fallback or options.fallback,
             timeout=options.timeout if timeout is None else timeout,
+            limit=options.limit if timeout is None else "using(timeout=)",
             wait=options.wait if writes is None else writes == "wait",
         )
         return view
@@ -210,9 +212,7 @@ class Calls(Statements):
         core = self._core
         now = engine.state.clock()
         engine.state.budget.deposit(now)
-        until, limit = (
-            (now + options.timeout, "the default timeout") if timeout is None else (now + timeout, "timeout=")
-        )
+        until, limit = (now + options.timeout, options.limit) if timeout is None else (now + timeout, "timeout=")
         outer = ambient()
         if outer is not None and outer < until:
             until, limit = outer, "deadline()"
@@ -304,7 +304,8 @@ class Acquiring:
         # Entering a block leaves nothing behind, so that it may be repeated as a read is.
         engine = calls._engine()  # noqa: SLF001
         call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001
-        job = Checkout(engine, calls._core.texts, call, calls._options.timeout, begin)  # noqa: SLF001
+        options = calls._options  # noqa: SLF001
+        job = Checkout(engine, calls._core.texts, call, (options.timeout, options.limit), begin)  # noqa: SLF001
         self._session, self._transaction = await engine.call(call, job)
         self._session.lend()
         return Connection(self._session)

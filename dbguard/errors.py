@@ -11,7 +11,11 @@ A database's own error reaches the caller as the driver raised it. The classes h
 
 from __future__ import annotations
 
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "ConfigError",
@@ -34,7 +38,15 @@ class DbGuardError(Exception):
 
     Instances can be pickled: what they carry beside the message travels in `__dict__`. The `__cause__`, a driver's
     exception, does not (Python's pickle leaves causes out).
+
+    limit: whose time ended the call: ``timeout=``, ``using(timeout=)``, ``deadline()`` or ``the default timeout``; None
+        where it was not the call's time that ended it.
+    spent: seconds by where they went, where time ended the call: ``acquire``, ``wait`` (for a primary), ``backoff``,
+        ``execute``; empty otherwise.
     """
+
+    limit: str | None = None
+    spent: Mapping[str, float] = MappingProxyType({})
 
 
 class ConfigError(DbGuardError):
@@ -133,15 +145,11 @@ class DeadlineExceeded(DbGuardError, TimeoutError):
 
     A write whose fate was open when time ran out raises `OutcomeUnknown` instead.
 
-    spent: seconds by where they went: ``acquire``, ``wait`` (for a primary), ``backoff``, ``execute``.
     retry_after: seconds after which another try makes sense; None if that is not known.
     """
 
-    def __init__(
-        self, message: str, *, spent: dict[str, float] | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.spent = spent or {}
         self.retry_after = retry_after
 
 

@@ -122,7 +122,7 @@ class Copy(Feed):
 class Checkout:
     """Take a connection out for the application; with *begin*, in a transaction.
 
-    limit: seconds that each thing done on it may take.
+    limit: seconds that each thing done on it may take, and whose limit that is.
     """
 
     __slots__ = ("begin", "call", "engine", "limit", "texts", "touched")
@@ -130,7 +130,7 @@ class Checkout:
     cancels = False
 
     def __init__(
-        self, engine: Engine, texts: Texts, call: Call, limit: float, begin: dict[str, Any] | None = None
+        self, engine: Engine, texts: Texts, call: Call, limit: tuple[float, str], begin: dict[str, Any] | None = None
     ) -> None:
         self.limit = limit
         self.engine = engine
@@ -181,7 +181,7 @@ class Function:
         self.number += 1
         node = self.engine.state.nodes[lease.pool.node.name]
         left = max(0.001, call.deadline - self.engine.state.clock())
-        session = Session(self.engine, self.texts, call, node, lease, limit=left, within=True)
+        session = Session(self.engine, self.texts, call, node, lease, limit=(left, call.limit), within=True)
         inner = lease.con.transaction(**self.begin)
         await inner.start()
         transaction = Transaction(session, inner)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Phase
@@ -21,6 +22,7 @@ from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.dropped import caller, dropped
+from dbguard.errors import DeadlineExceeded
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
 
@@ -45,7 +47,7 @@ COMMIT_NOTHING = frozenset({"BEGIN", "START", "SAVEPOINT", "RELEASE", "ROLLBACK"
 class Session:
     """One lease in the application's hands.
 
-    limit: seconds that each thing done on it may take, unless the application says less.
+    limit: seconds that each thing done on it may take, unless the application says less, and whose limit that is.
     within: it belongs to `run_in_transaction`, which judges what fails.
     failed: the server has refused a statement of the open transaction, so that it can only be rolled back.
     writes: something in the open transaction may have written. whole: nothing in it has ended the transaction.
@@ -55,7 +57,15 @@ class Session:
     _taken_at: str | None = None
 
     def __init__(
-        self, engine: Engine, texts: Texts, call: Call, node: Node, lease: Any, *, limit: float, within: bool = False
+        self,
+        engine: Engine,
+        texts: Texts,
+        call: Call,
+        node: Node,
+        lease: Any,
+        *,
+        limit: tuple[float, str],
+        within: bool = False,
     ) -> None:
         self.engine = engine
         self.texts = texts
@@ -142,9 +152,11 @@ class Session:
         *,
         whole: bool = True,
         cancels: bool = False,
+        whose: str = "timeout=",
     ) -> Any:
         """Do one thing on the connection, and tell the truth if it fails.
 
+        limit: seconds; None: what there is for each thing done on the connection. whose: whose limit it is.
         cancels: *act* is a call that feeds the server, or the application's own code is awaited in it (a COPY's source or
             output), so that ending it in time takes more than ending the connection.
         """
@@ -160,10 +172,13 @@ class Session:
         self.writes = self.writes or stake is not Stake.READ
         self.whole = self.whole and stake is not Stake.COMMIT
         generation = self.node.breaker.generation
-        until = state.clock() + (self.limit if limit is None else limit)
-        outer = ambient()
+        began = state.clock()
+        seconds, whose = self.limit if limit is None else (limit, whose)
+        until, outer = began + seconds, ambient()
+        if outer is not None and outer < until:
+            until, whose = outer, "deadline()"
         task = asyncio.current_task() if cancels else None
-        flight = Flight(until if outer is None else min(until, outer), task, cancels=cancels)
+        flight = Flight(until, task, cancels=cancels)
         flight.lease = lease
         engine.flights.add(flight)
         try:
@@ -176,21 +191,27 @@ class Session:
                 lease.end()
             error = raised
             if flight.over and (flight.absorb() or isinstance(raised, Exception)):
-                error = TimeoutError("no answer in time")
+                error = TimeoutError(f"no answer within {until - began:.3g} s ({whose})")
                 error.__cause__ = raised if isinstance(raised, Exception) else None
             self.failed = self.failed or (inside and is_refusal(error))
             if self.within:
                 raise error from error.__cause__
-            self.call.work = at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
-            failure = name_failed(engine, self.call, self.node, lease, error, reign, unsent=unsent, closed=closed)
+            at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
+            spent = {"execute": state.clock() - began}
+            self.call = call = replace(self.call, work=at_stake, began=began, deadline=until, limit=whose, spent=spent)
+            failure = name_failed(engine, call, self.node, lease, error, reign, unsent=unsent, closed=closed)
             if not isinstance(error, Exception):
                 raise
             state.failed(failure, generation)
             verdict = judge(failure, at_stake)
-            unknown = state.left_open(self.call, failure) if verdict.act is Act.UNKNOWN else None
+            unknown = state.left_open(call, failure) if verdict.act is Act.UNKNOWN else None
             engine.flush()
             if unknown is not None:
                 raise engine.driver.dress(unknown) from error
+            if flight.over and type(error) is TimeoutError:
+                late = call.ended(DeadlineExceeded(str(error)))
+                late.__cause__ = error.__cause__
+                error = engine.driver.dress(late)
             if verdict.note and failure.phase is not Phase.ERROR:
                 error.add_note(f"dbguard: {verdict.note}")
             raise error from error.__cause__
@@ -214,7 +235,7 @@ class Session:
     async def rollback(self, inner: Any) -> None:
         """End the transaction, or go back to the savepoint. A connection that does not answer is terminated instead."""
         if not self.closed:
-            await self.do(inner.rollback, Stake.READ, ROLLBACK_WITHIN)
+            await self.do(inner.rollback, Stake.READ, ROLLBACK_WITHIN, whose="for a ROLLBACK")
             self.failed = False
 
     def finish(self) -> None:

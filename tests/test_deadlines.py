@@ -36,6 +36,24 @@ async def test_child_tasks_share_it() -> None:
         assert await asyncio.create_task(_ambient()) == outer.until
 
 
+async def test_threads_started_by_asyncio_share_it() -> None:
+    with dbguard.deadline(5) as outer:
+        assert await asyncio.to_thread(ambient) == outer.until
+
+
+async def test_tasks_beside_it_do_not_see_it() -> None:
+    beside = asyncio.Event()
+    task = asyncio.create_task(_ambient_after(beside))
+    with dbguard.deadline(5):
+        beside.set()
+        assert await task is None
+
+
+async def _ambient_after(event: asyncio.Event) -> float | None:
+    await event.wait()
+    return ambient()
+
+
 async def _ambient() -> float | None:
     return ambient()
 

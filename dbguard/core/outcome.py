@@ -144,7 +144,7 @@ def left_open(call: Call, failure: Failure, where: str, why: str | None) -> Outc
     where: the node it was sent to, for people. why: what else is known, as one phrase.
     """
     what = "the COMMIT" if call.work.stake is Stake.COMMIT else "the write"
-    ended = "the time ran out" if failure.timed_out else "the connection was lost"
+    ended = f"the time ran out ({call.account})" if failure.timed_out else "the connection was lost"
     way_out = "Ask `await guard.resolve(error.token)` before" if call.token else "Check before"
     error = OutcomeUnknown(
         f"{what} was sent to {where} and {ended} before the answer came: it may have been applied"
@@ -153,8 +153,7 @@ def left_open(call: Call, failure: Failure, where: str, why: str | None) -> Outc
         phase=failure.phase.value,
         token=call.token,
     )
-    error.__dict__["timed_out"] = failure.timed_out
-    return error
+    return call.ended(error) if failure.timed_out else error
 
 
 def result_lost(call: Call, where: str) -> ResultLost:

@@ -18,12 +18,12 @@ twin on threads, a third in the simulation; all run the code below.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.outcome import Applied, NotApplied, StillOpen
 from dbguard.core.retry import Act, Purse, Stake, Tally, Verdict, Work, judge
-from dbguard.errors import DeadlineExceeded, NoPrimary, NoReplica, Overloaded
+from dbguard.errors import DbGuardError, DeadlineExceeded, NoPrimary, NoReplica, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -50,6 +50,8 @@ __all__ = [
     "recover",
     "settle",
 ]
+
+E = TypeVar("E", bound=DbGuardError)
 
 UNPAID = 0.25
 """Seconds that a repeat after contention pauses at least, and twice that at most, where its purse is empty.
@@ -111,6 +113,22 @@ class Call:
     result: Done | None = None
     orphan: Orphan | None = None
     spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """Where the time went, for people: ``acquire 0.012 s, execute 0.487 s``."""
+        spent = [f"{name} {seconds:.3f} s" for name, seconds in self.spent.items() if seconds >= 0.001]
+        return ", ".join(spent) or "at once"
+
+    @property
+    def account(self) -> str:
+        """Whose limit the deadline is, and where the time went."""
+        return f"{self.limit}; {self.where}"
+
+    def ended(self, error: E) -> E:
+        """Note on *error* that the call's time ended it."""
+        error.__dict__.update(timed_out=True, limit=self.limit, spent=dict(self.spent))
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,23 +256,23 @@ def recover(call: Call, state: GuardState, last: Failure | None = None) -> Gener
                     return settled.value
                 verdict = settled
             if verdict.act is Act.RAISE:
-                raise _noted(last, call, number, verdict.note)
+                raise _noted(last, call, number, verdict.note, state.clock())
             tally.count(last)
             exhausted = tally.exhausted(state.retry)
             if exhausted:
-                raise _noted(last, call, number, exhausted)
+                raise _noted(last, call, number, exhausted, state.clock())
             if state.clock() >= call.deadline:
-                raise _too_late(call, last, number)
+                raise _too_late(call, last, number, state.clock())
             free = verdict.purse is None or (last.ours and not forgiven)
             forgiven = forgiven or last.ours
             paid = free or state.budget.take(state.clock(), verdict.purse or Purse.INFRASTRUCTURE)
             if not paid and verdict.purse is not Purse.CONTENTION:
-                raise _noted(last, call, number, "retry budget exhausted")
+                raise _noted(last, call, number, "retry budget exhausted", state.clock())
             doubted = doubted | {last.node} if verdict.elsewhere or verdict.reresolve else doubted
             state.repeats(last, number, verdict.why)
             pause = _backoff(call, state, last, verdict, number, paid=paid)
             if pause is not None and isinstance((yield pause), Stopped):
-                raise _noted(last, call, number, "stopped by RetryPolicy.stop")
+                raise _noted(last, call, number, "stopped by RetryPolicy.stop", state.clock())
         waited = False
         while True:
             route = state.route(call, doubted, queued=waited)
@@ -266,7 +284,7 @@ def recover(call: Call, state: GuardState, last: Failure | None = None) -> Gener
                 waited = True
                 continue
             if now >= call.deadline:
-                raise _too_late(call, last, number)
+                raise _too_late(call, last, number, now)
             # What was proved under another reign is proved anew: this primary may have what that one lacked.
             stale = next((proof for proof in refuted.values() if proof.reign != state.view.reign), None)
             if stale is None:
@@ -343,10 +361,10 @@ def _backoff(
     return Pause(at_most, number, last.family, gate=False, failure=last, at_least=at_least)
 
 
-def _noted(last: Failure, call: Call, number: int, why: str | None) -> BaseException:
+def _noted(last: Failure, call: Call, number: int, why: str | None, now: float) -> BaseException:
     """Return the driver's own exception, with a note where dbguard has something to add."""
     if last.timed_out:
-        return _too_late(call, last, number)
+        return _too_late(call, last, number, now)
     if number > 1 or why:
         attempts = "1 attempt" if number == 1 else f"{number} attempts"
         note = f"dbguard: {attempts}, the last on {last.node}" + (f"; {why}" if why else "")
@@ -355,16 +373,22 @@ def _noted(last: Failure, call: Call, number: int, why: str | None) -> BaseExcep
     return last.cause
 
 
-def _too_late(call: Call, last: Failure | None, number: int) -> DeadlineExceeded:
-    limit = call.deadline - call.began
-    where = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in call.spent.items() if seconds >= 0.001)
-    error = DeadlineExceeded(
-        f"the call's {limit:.3g} s ({call.limit}) are over after {number} attempt{'' if number == 1 else 's'}"
-        + (f" ({where})" if where else "")
-        + (f"; last: {last.why}" if last is not None else "")
-        + "; nothing was applied",
-        spent=dict(call.spent),
-    )
+def _too_late(call: Call, last: Failure | None, number: int, now: float) -> DeadlineExceeded:
+    """Return the error for a call that time has ended: its own, or that of its last attempt."""
+    attempts = f"{number} attempt{'' if number == 1 else 's'}"
+    said = ""
+    if last is not None:
+        said = f"; last: {last.why}" + (f": {last.cause}" if last.timed_out and str(last.cause) else "")
+    if now >= call.deadline:
+        limit = call.deadline - call.began
+        error = call.ended(
+            DeadlineExceeded(
+                f"the call's {limit:.3g} s are over after {attempts} ({call.account}){said}; nothing was applied"
+            )
+        )
+    else:
+        error = DeadlineExceeded(f"no answer in time after {attempts} ({call.where}){said}; nothing was applied")
+        error.spent = dict(call.spent)
     if last is not None:
         error.__cause__ = last.cause
     return error
@@ -373,9 +397,8 @@ def _too_late(call: Call, last: Failure | None, number: int) -> DeadlineExceeded
 def _nowhere(route: Nowhere, call: Call, last: Failure | None, number: int, now: float) -> BaseException:
     late = now >= call.deadline
     if late and number and call.work.stake is Stake.READ:
-        return _too_late(call, last, number)
-    after = f" after {now - call.began:.3g} s" if late else ""
+        return _too_late(call, last, number, now)
+    after = f" after {now - call.began:.3g} s ({call.account})" if late else ""
     error = route.error(f"{route.why}{after}", retry_after=route.retry_after)
     error.__cause__ = last.cause if last is not None else None
-    error.__dict__["timed_out"] = late
-    return error
+    return call.ended(error) if late else error

@@ -69,7 +69,10 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             lease = await pool.take()
         except BaseException as error:
             engine.flights.remove(flight)
-            late = _late(flight, error)
+            said = None
+            if until < call.deadline:
+                said = f"no connection within {engine.acquire_timeout:g} s (pool.acquire_timeout)"
+            late = _late(flight, error, said)
             if late is None:
                 raise
             failure = engine.driver.name_dial(late, node.name, full=pool.full)
@@ -82,7 +85,9 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             state.failed(failure, generation)
             engine.flush()
             return failure
-        _spend(call, "acquire", clock() - began)
+        taken = clock()
+        _spend(call, "acquire", taken - began)
+        began = taken
         overtaken = state.overtaken(call, node, epoch)
         if overtaken is not None:
             engine.flights.remove(flight)
@@ -124,7 +129,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     if not job.keeps:
         settling = pool.settle(lease, job.touched)
         if settling is not None:
-            flight.deadline, flight.cancels = clock() + pool.return_within, False
+            # The value is there: at the deadline the lease is ended, and the call returns it.
+            flight.deadline, flight.cancels = min(call.deadline, clock() + pool.return_within), False
             engine.flights.add(flight)
             try:
                 await settling
@@ -133,8 +139,11 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     return Done(value)
 
 
-def _late(flight: Flight, error: BaseException) -> Exception | None:
-    """Return the exception to judge: a `TimeoutError` where our own sweep ended the attempt; None: pass it on."""
+def _late(flight: Flight, error: BaseException, said: str | None = None) -> Exception | None:
+    """Return the exception to judge: a `TimeoutError` where our own sweep ended the attempt; None: pass it on.
+
+    said: whose time it was; None: the call's.
+    """
     if not flight.over:
         return error if isinstance(error, Exception) else None
     ours = flight.absorb()
@@ -142,7 +151,9 @@ def _late(flight: Flight, error: BaseException) -> Exception | None:
         return None
     if isinstance(error, Exception | asyncio.CancelledError):
         late = (
-            ConnectionAbortedError("the node is gone") if flight.dismissed else TimeoutError("the call's time was up")
+            ConnectionAbortedError("the node is gone")
+            if flight.dismissed
+            else TimeoutError(said or "the call's time was up")
         )
         late.__cause__ = error if isinstance(error, Exception) else None
         return late

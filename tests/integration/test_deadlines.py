@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import time
 
 import asyncpg
@@ -277,3 +278,151 @@ async def test_a_function_that_waits_for_something_else_is_ended_too(calm_cluste
         await guard.run_in_transaction(lambda tx: asyncio.sleep(30), timeout=0.3)
 
     assert sum(leases(guard).values()) == 0
+
+
+# ---------------------------------------------------------------------- whose limit it was, and where the time went
+
+WHOSE = ["timeout=", "using(timeout=)", "deadline()", "the default timeout"]
+
+
+class Bounded:
+    """A guard's calls, bounded to 0.4 s in one of the ways there are."""
+
+    def __init__(self, guard, whose):
+        calls = guard.using(timeout=0.4) if whose == "using(timeout=)" else guard
+        self.calls = calls.using(role="primary")
+        self.given = {"timeout": 0.4} if whose == "timeout=" else {}
+        self.whose = whose
+
+    def ambient(self):
+        return dbguard.deadline(0.4) if self.whose == "deadline()" else contextlib.nullcontext()
+
+    async def ended(self, make):
+        """Make a call, which must end by its time, and return its error."""
+        with self.ambient(), pytest.raises(TimeoutError) as caught:
+            await make()
+        return caught.value
+
+
+@pytest.fixture
+async def bounded(freezable, open_guard, request):
+    config = {"timeout": "400ms"} if request.param == "the default timeout" else {}
+    guard = await open_guard(freezable, config=config, max_size=5, min_size=0)
+    yield guard, Bounded(guard, request.param)
+    await asyncio.to_thread(freezable.thaw, "a")
+
+
+@pytest.mark.parametrize("bounded", WHOSE, indirect=True)
+async def test_the_error_names_whose_time_it_was_and_where_it_went(freezable, bounded, until):
+    guard, way = bounded
+    calls, given = way.calls, way.given
+    for con in [await guard.acquire(timeout=20) for _ in range(3)]:
+        await guard.release(con)
+    await asyncio.to_thread(freezable.freeze, "a")
+
+    errors = await asyncio.gather(
+        way.ended(lambda: calls.fetch("SELECT 1", **given)),
+        way.ended(lambda: calls.execute("INSERT INTO written VALUES (1)", **given)),
+        way.ended(lambda: calls.run_in_transaction(lambda tx: tx.fetchval("SELECT 1"), **given)),
+    )
+    await until(lambda: guard.status().nodes[0].breaker != "closed")
+    errors.append(await way.ended(lambda: calls.execute("INSERT INTO written VALUES (1)", **given)))
+
+    kinds = [dbguard.DeadlineExceeded, dbguard.OutcomeUnknown, dbguard.DeadlineExceeded, dbguard.NoPrimary]
+    for error, kind, what in zip(errors, kinds, ["execute", "execute", "execute", "wait"], strict=True):
+        assert isinstance(error, kind)
+        assert error.limit == way.whose
+        assert f"({way.whose}; " in str(error)
+        assert f"{what} 0." in str(error)
+        assert 0.2 < error.spent[what] < 10
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.limit, again.spent) == (error.limit, error.spent)
+
+
+@pytest.mark.parametrize("bounded", WHOSE, indirect=True)
+@pytest.mark.parametrize("kind", ["statement", "write", "commit", "acquired"])
+async def test_in_a_block_it_is_named_as_well(freezable, bounded, kind):
+    guard, way = bounded
+    calls, given = way.calls, way.given
+    if kind == "commit" and given:
+        given = {}
+        way = Bounded(guard.using(timeout=0.4), "using(timeout=)")  # COMMIT takes no timeout of its own
+        calls = way.calls
+
+    async def block():
+        async with calls.acquire() if kind == "acquired" else calls.transaction() as tx:
+            if kind in ("write", "commit"):
+                await tx.execute("INSERT INTO written VALUES (2)")
+            await asyncio.to_thread(freezable.freeze, "a")
+            if kind != "commit":
+                await tx.fetchval("SELECT 1", **given)
+
+    if way.whose == "deadline()":  # freezing takes time of it
+        way.ambient = lambda: dbguard.deadline(1.5)
+    error = await way.ended(block)
+
+    assert isinstance(error, dbguard.OutcomeUnknown if kind == "commit" else dbguard.DeadlineExceeded)
+    assert error.limit == way.whose
+    assert way.whose in str(error)
+    assert error.spent["execute"] > 0.2
+    if kind in ("statement", "write"):
+        assert ("nothing of this transaction" in "".join(getattr(error, "__notes__", ()))) == (kind == "write")
+
+
+async def test_a_statements_own_limit_in_a_function_is_not_taken_for_the_calls(calm_cluster, open_guard, table):
+    guard = await open_guard(calm_cluster)
+    attempts = []
+
+    async def slow(tx):
+        attempts.append(tx.attempt)
+        with dbguard.deadline(20):
+            await tx.execute("SELECT pg_sleep(30)", timeout=0.1)
+
+    with pytest.raises(dbguard.DeadlineExceeded, match=r"no answer within 0\.1 s \(timeout=\)") as caught:
+        await guard.run_in_transaction(slow, timeout=20.0)
+
+    assert attempts == [1, 2, 3]
+    assert caught.value.limit is None
+    assert "after 3 attempts" in str(caught.value)
+    assert caught.value.spent["execute"] >= 0.3
+
+
+async def test_a_deadline_inside_a_function_bounds_its_statements(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster)
+
+    async def slow(tx):
+        with dbguard.deadline(0.1):
+            await tx.execute("SELECT pg_sleep(30)")
+
+    with takes(0.2, 10.0), pytest.raises(dbguard.DeadlineExceeded, match=r"deadline\(\)"):
+        await guard.run_in_transaction(slow, timeout=20.0)
+
+
+async def test_the_pools_own_limit_is_named_where_it_ended_the_call(calm_cluster, open_guard, all_given_back):
+    config = {"pool": {"acquire_timeout": "100ms", "max_size": 1, "min_size": 1}}
+    guard = await open_guard(calm_cluster, "a", config=config)
+    await all_given_back(guard)
+
+    async with guard.acquire():
+        with (
+            takes(0.1, 10.0),
+            pytest.raises(dbguard.DeadlineExceeded, match=r"0\.1 s \(pool\.acquire_timeout\)") as caught,
+        ):
+            await guard.fetchval("SELECT 1", timeout=20.0)
+
+    assert caught.value.limit is None
+    assert list(caught.value.spent) == ["acquire", "backoff"]
+    assert caught.value.spent["acquire"] >= 0.1
+
+
+async def test_time_spent_backing_off_is_told(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster)
+
+    async def conflict(tx):
+        await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+    with pytest.raises(dbguard.DeadlineExceeded, match=r"backoff 0\.\d+ s") as caught:
+        await guard.run_in_transaction(conflict, timeout=0.5)
+
+    assert 0 < caught.value.spent["backoff"] < 10
+    assert caught.value.spent["execute"] > 0

@@ -57,7 +57,7 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
     full: the pool had no connection left, so that a time-out was spent waiting for other callers.
     """
     if full and type(error) is TimeoutError:
-        error = PoolExhausted(f"no connection of {node} came free in time")
+        error = PoolExhausted(f"all connections of {node} are in use: {error or 'none came free in time'}")
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(error, PoolExhausted):
         family = Family.NEUTRAL
