@@ -148,8 +148,11 @@ class DeadlineExceeded(DbGuardError, TimeoutError):
     retry_after: seconds after which another try makes sense; None if that is not known.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, spent: Mapping[str, float] | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
+        self.spent = spent or {}
         self.retry_after = retry_after
 
 

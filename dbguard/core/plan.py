@@ -387,8 +387,9 @@ def _too_late(call: Call, last: Failure | None, number: int, now: float) -> Dead
             )
         )
     else:
-        error = DeadlineExceeded(f"no answer in time after {attempts} ({call.where}){said}; nothing was applied")
-        error.spent = dict(call.spent)
+        error = DeadlineExceeded(
+            f"no answer in time after {attempts} ({call.where}){said}; nothing was applied", spent=dict(call.spent)
+        )
     if last is not None:
         error.__cause__ = last.cause
     return error
