@@ -6,7 +6,7 @@ what became of every write.
 
 from dbguard.connection import Connection, Transaction
 from dbguard.core.classify import classify
-from dbguard.core.plan import Route
+from dbguard.core.reasons import Route
 from dbguard.core.statement import Kind, Statement
 from dbguard.deadlines import Deadline, deadline
 from dbguard.errors import (

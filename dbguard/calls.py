@@ -9,11 +9,13 @@ import os
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dbguard.connection import Connection
 from dbguard.core.causal import Box
-from dbguard.core.plan import Call, Nowhere, Route
+from dbguard.core.plan import Call, Choice, Nowhere
+from dbguard.core.reasons import Route, against
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.deadlines import ambient
@@ -189,13 +191,29 @@ class Calls(Statements):
             _boxes.reset(token)
 
     def route(self, query: str) -> Route:
-        """Say where *query* would go now, and why. Sends nothing. Raises `NotAttempted` if it could go nowhere."""
-        engine = self._engine()
+        """Say where *query* would go now, and what speaks against the other nodes. Sends nothing.
+
+        Raises `NotAttempted` if it could go nowhere.
+        """
+        choice, text, others = self._explain(query)
+        if isinstance(choice, Nowhere):
+            raise self._engine().driver.dress(choice.error(choice.why, retry_after=choice.retry_after))
+        return Route(
+            node=choice.node,
+            role=choice.role,
+            why=choice.why,
+            kind=text.statement.kind,
+            because=text.why,
+            others=MappingProxyType(others),
+        )
+
+    def _explain(self, query: str) -> tuple[Choice | Nowhere, Text, dict[str, str]]:
+        """Choose as for a call of *query*; return the choice, what is known of the text, and the reasons of the others."""
+        state = self._engine().state
         text = self._core.texts.learn(query)
-        route = engine.state.route(self._call(engine, reads=self._reads(text), work=text.work, timeout=None, text=text))
-        if isinstance(route, Nowhere):
-            raise engine.driver.dress(route.error(route.why, retry_after=route.retry_after))
-        return route
+        call = self._call(self._engine(), reads=self._reads(text), work=text.work, timeout=None, text=text)
+        choice = state.route(call)
+        return choice, text, against(state, call, text.statement.kind, choice)
 
     # ------------------------------------------------------------------ within
 

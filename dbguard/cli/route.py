@@ -11,8 +11,9 @@ from dbguard.cli.check import settled, source
 from dbguard.cli.output import Cell, Output
 from dbguard.config import load
 from dbguard.core.classify import Classifier
+from dbguard.core.plan import Choice
 from dbguard.core.statement import Kind
-from dbguard.errors import ConfigError, NotAttempted
+from dbguard.errors import ConfigError
 from dbguard.guard import Guard
 
 if TYPE_CHECKING:
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
     from dbguard.config import Settings
     from dbguard.core.statement import Statement
-    from dbguard.status import NodeStatus
 
-__all__ = ["against", "run", "statements"]
+__all__ = ["run", "statements"]
 
 _MEANS = {
     Kind.READ: "may go to a replica, and may be repeated",
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         for query in queries:
             statement = classifier.classify(query)
             if arguments.json:
-                output.json({"sql": query} | _said(statement))
+                output.json({"sql": query} | _said(statement, statement.why, reads=statement.is_read))
             else:
-                _show(output, query, statement)
+                _show(output, query, statement, statement.why, reads=statement.is_read)
         return 0
     return running.run(_ask(output, load(source(arguments.config)), queries, as_json=arguments.json))
 
@@ -86,72 +86,44 @@ def _from_line(line: str, number: int) -> str:
 async def _ask(output: Output, settings: Settings, queries: Iterable[str], *, as_json: bool) -> int:
     """Ask a guard for each statement; nothing of them is sent."""
     code = 0
-    known = settings.routing.functions
-    classifier = Classifier(read_functions=frozenset(known.read), write_functions=frozenset(known.write))
     async with Guard(settings, min_size=0) as guard:
-        status = await settled(guard)
+        await settled(guard)
         for query in queries:
-            statement = classifier.classify(query)
-            node, role = None, "replica" if statement.is_read else "primary"
-            try:
-                route = guard.route(query)
-                node, role, why = route.node, route.role, route.why
-            except NotAttempted as error:
-                why, code = str(error), 1
-            others = {
-                other.name: against(other, role, settings.reads.max_lag) for other in status.nodes if other.name != node
-            }
+            choice, text, others = guard._explain(query)  # noqa: SLF001  `route`, without raising where it can go nowhere
+            node, role = (choice.node, choice.role) if isinstance(choice, Choice) else (None, None)
+            code = code if node else 1
             if as_json:
-                output.json(
-                    {"sql": query} | _said(statement) | {"node": node, "role": role, "route": why, "against": others}
-                )
-            else:
-                _show(output, query, statement)
-                output.item(
-                    "    ->", f"{node} ({role}): {why}" if node else f"nowhere now: {why}", "" if node else "bold red"
-                )
-                for name, reason in others.items():
-                    output.item("      ", f"not {name}: {reason}", "dim")
+                where = {"node": node, "role": role, "route": choice.why, "against": others}
+                output.json({"sql": query} | _said(text.statement, text.why, reads=text.reads) | where)
+                continue
+            _show(output, query, text.statement, text.why, reads=text.reads)
+            said = f"{node} ({role}): {choice.why}" if node else f"nowhere now: {choice.why}"
+            output.item("    ->", said, "" if node else "bold red")
+            for name, reason in others.items():
+                output.item("      ", f"not {name}: {reason}", "dim")
     return code
 
 
-def against(node: NodeStatus, role: str, max_lag: float) -> str:
-    """Say what speaks against *node* for a call that goes to a node in *role*, the first thing that does."""
-    if node.problem:
-        return node.problem
-    if not node.reachable:
-        return "does not answer"
-    if node.role == "fenced":
-        return "fenced: claims to be primary on an old timeline"
-    if role == "primary":
-        return "a replica takes no writes" if node.role == "replica" else f"is {node.role}"
-    if node.role == "primary":
-        return "the primary is spared: a replica is fit"
-    if node.breaker not in ("closed", "disabled", "metrics_only"):
-        return f"its breaker is {node.breaker}"
-    if not node.proven:
-        return "not proven to follow the primary"
-    if node.lag is None or node.lag > max_lag:
-        return f"lag {'unknown' if node.lag is None else f'{node.lag:.1f} s'}, allowed {max_lag:g} s"
-    return "fit as well: chosen among the fit ones by load and chance"
-
-
-def _said(statement: Statement) -> dict[str, Any]:
+def _said(statement: Statement, why: str, *, reads: bool) -> dict[str, Any]:
     return {
         "kind": statement.kind.value,
-        "goes_to": "replica" if statement.is_read else "primary",
-        "why": statement.why,
+        "goes_to": "replica" if reads else "primary",
+        "why": why,
         "one_transaction": statement.one_transaction,
         "repeatable": statement.repeatable,
         "touches_session": statement.touch.name.lower(),
     }
 
 
-def _show(output: Output, query: str, statement: Statement) -> None:
+def _show(output: Output, query: str, statement: Statement, why: str, *, reads: bool) -> None:
     shown = " ".join(query.split())
     shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
     kind = Cell(statement.kind.value, _STYLES.get(statement.kind, "bold"))
     output.line(shown)
-    lifted = statement.is_read and statement.kind is not Kind.READ
-    means = "not understood; may go to a replica, as its hint says" if lifted else _MEANS[statement.kind]
-    output.item(f"    {kind.text}:", f"{means} ({statement.why})", kind.style)
+    if reads and statement.kind is not Kind.READ:
+        means = "not understood; may go to a replica, as its hint says"
+    elif not reads and statement.kind is Kind.READ:
+        means = _MEANS[Kind.WRITE]
+    else:
+        means = _MEANS[statement.kind]
+    output.item(f"    {kind.text}:", f"{means} ({why})", kind.style)

@@ -36,6 +36,7 @@ __all__ = [
     "Attempt",
     "Bury",
     "Call",
+    "Choice",
     "Done",
     "Gone",
     "Known",
@@ -44,7 +45,6 @@ __all__ = [
     "Refuted",
     "Reply",
     "Resolve",
-    "Route",
     "Step",
     "Stopped",
     "recover",
@@ -204,7 +204,7 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Choice:
     """Where a call goes.
 
     node: the node's name.

@@ -5,7 +5,7 @@ Strategies get the fit candidates and return one of them. They do not wait, conn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from dbguard.core.topology import Role
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dbguard.core.breaker import Breaker
     from dbguard.core.topology import Instance, NodeView
 
-__all__ = ["STRATEGIES", "Load", "Node", "Rng", "Strategy", "caught_up", "why_unfit"]
+__all__ = ["STRATEGIES", "Load", "Node", "Rng", "Strategy", "caught_up"]
 
 
 class Rng(Protocol):
@@ -139,25 +139,3 @@ def caught_up(candidates: Sequence[Node], floor: int) -> Sequence[Node]:
     if floor == 0:
         return candidates
     return [node for node in candidates if node.view.position is not None and node.view.position >= floor]
-
-
-def why_unfit(nodes: Iterable[Node], consistency: str, max_lag: float) -> str:
-    """Say for each node but the primary why it is not fit for a read."""
-    said = []
-    for node in nodes:
-        view = node.view
-        if view.role is Role.PRIMARY:
-            continue
-        if view.misconfigured:
-            why = view.misconfigured
-        elif not view.reachable or not node.breaker.granted:
-            why = "down"
-        elif consistency != "eventual" and not view.proven:
-            why = "not proven to follow the primary"
-        elif consistency != "eventual" and (view.lag is None or view.lag > max_lag):
-            lag = "unknown" if view.lag is None else f"{view.lag:.1f} s"
-            why = f"lag {lag}, allowed {max_lag:g} s"
-        else:
-            why = "behind this context's writes, or failed this call"
-        said.append(f"{node.name}: {why}")
-    return "; ".join(said) or "no replica is known"

@@ -17,9 +17,10 @@ from dbguard.core.effects import Effects
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate, GateState
 from dbguard.core.outcome import Applied, NotApplied, left_open, result_lost
-from dbguard.core.plan import Call, Nowhere, Route
+from dbguard.core.plan import Call, Choice, Nowhere
+from dbguard.core.reasons import why_unfit
 from dbguard.core.retry import RetryPolicy, Stake
-from dbguard.core.route import STRATEGIES, Node, Rng, caught_up, why_unfit
+from dbguard.core.route import STRATEGIES, Node, Rng, caught_up
 from dbguard.core.topology import Changes, Instance, Missed, Role, Sighting, View
 from dbguard.errors import NoPrimary, NoReplica, Overloaded, SplitBrain
 from dbguard.events import (
@@ -264,7 +265,7 @@ class GuardState:
     def pick(self, call: Call) -> Node | None:
         """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
         if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
-            candidates = self._candidates(call)
+            candidates = self.candidates(call)
             if candidates and self.observe:
                 self.counts["would_go_to_replica"] += 1
             elif candidates:
@@ -276,19 +277,19 @@ class GuardState:
             return None
         return primary
 
-    def route(self, call: Call, avoid: frozenset[str] = frozenset(), *, queued: bool = False) -> Route | Nowhere:
+    def route(self, call: Call, avoid: frozenset[str] = frozenset(), *, queued: bool = False) -> Choice | Nowhere:
         """Choose the node for the next attempt of *call*, and say why.
 
         avoid: nodes where it has failed; the primary among them counts only while the doubt has not been answered.
         queued: the call has waited for its turn already.
         """
-        if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
-            candidates = self._candidates(call)
+        if self.spreads(call):
+            candidates = self.candidates(call)
             if avoid:
                 candidates = [node for node in candidates if node.name not in avoid]
             if candidates and not self.observe:
                 node = self._balance(candidates, self.rng, self.clock())
-                return Route(node.name, "replica", f"{call.consistency} read, {len(candidates)} fit")
+                return Choice(node.name, "replica", f"{call.consistency} read, {len(candidates)} fit")
             why = "mode: observe" if candidates else self._no_reader(call)
             if not candidates and call.fallback == "error":
                 return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
@@ -296,7 +297,11 @@ class GuardState:
             why = call.text.why if call.text is not None else "a transaction"
         return self._writer(call, avoid, why, queued=queued)
 
-    def _candidates(self, call: Call) -> Sequence[Node]:
+    def spreads(self, call: Call) -> bool:
+        """Whether *call* is one for a replica, as far as what it is and what was asked for say."""
+        return call.reads and (call.role == "replica" or (call.role is None and self._from_replicas))
+
+    def candidates(self, call: Call) -> Sequence[Node]:
         """Return the replicas that are fit for a read of this consistency, in this context, of the nodes it may go to."""
         fit = self._fit(call.consistency, call.box)
         return fit if call.group is None else [node for node in fit if node.name in call.group]
@@ -331,7 +336,7 @@ class GuardState:
         """Say whether *call* can go on at once on another node than *failed*."""
         return not isinstance(self.route(call, frozenset((failed,))), Nowhere)
 
-    def _writer(self, call: Call, avoid: frozenset[str], why: str, *, queued: bool) -> Route | Nowhere:
+    def _writer(self, call: Call, avoid: frozenset[str], why: str, *, queued: bool) -> Choice | Nowhere:
         primary = self.primary
         if self._holder is not None and self._holder.shut:
             return Nowhere(f"the application has closed its pool of {self._holder.name}", NoPrimary, waits=False)
@@ -345,7 +350,7 @@ class GuardState:
             return Nowhere(f"{primary.name} is being probed", NoPrimary, waits=call.wait, retry_after=0.1)
         if not queued and self.waiting and self.gate.paced:
             return Nowhere("waiting calls go first", NoPrimary, waits=True)
-        return Route(primary.name, "primary", why)
+        return Choice(primary.name, "primary", why)
 
     def _no_reader(self, call: Call) -> str:
         consistency = call.consistency

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbguard.cli.route import against, statements
+from dbguard.cli.route import statements
 from dbguard.errors import ConfigError
-from dbguard.status import NodeStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,44 +79,6 @@ def test_long_statement_is_cut_for_people_and_not_for_programs(dbguard: Callable
     assert json.loads(dbguard("route", "--json", sql).out)["sql"] == sql
 
 
-def status_of(**changes: object) -> NodeStatus:
-    said: dict[str, object] = {
-        "name": "b",
-        "role": "replica",
-        "reachable": True,
-        "breaker": "closed",
-        "epoch": 0,
-        "timeline": 1,
-        "lag": 0.0,
-        "proven": True,
-        "read_only": False,
-        "in_use": 0,
-        "size": 1,
-        "problem": None,
-    }
-    return NodeStatus(**(said | changes))
-
-
-@pytest.mark.parametrize(
-    ("node", "role", "reason"),
-    [
-        (status_of(), "primary", "a replica takes no writes"),
-        (status_of(), "replica", "fit as well: chosen among the fit ones by load and chance"),
-        (status_of(role="primary"), "replica", "the primary is spared: a replica is fit"),
-        (status_of(role="unknown"), "primary", "is unknown"),
-        (status_of(reachable=False), "replica", "does not answer"),
-        (status_of(problem="28P01"), "replica", "28P01"),
-        (status_of(role="fenced"), "primary", "fenced: claims to be primary on an old timeline"),
-        (status_of(breaker="open"), "replica", "its breaker is open"),
-        (status_of(proven=False), "replica", "not proven to follow the primary"),
-        (status_of(lag=None), "replica", "lag unknown, allowed 5 s"),
-        (status_of(lag=7.0), "replica", "lag 7.0 s, allowed 5 s"),
-    ],
-)
-def test_reason_against_a_node(node: NodeStatus, role: str, reason: str) -> None:
-    assert against(node, role, 5.0) == reason
-
-
 def test_guard_is_asked_where_a_statement_would_go(calm_cluster: Cluster, dbguard: Callable[..., Ran]) -> None:
     table = "CREATE TABLE route_sends_nothing (id int)"
 
@@ -142,6 +103,23 @@ def test_functions_of_the_configuration_are_known(calm_cluster: Cluster, dbguard
     assert ran.code == 0
     assert "read: may go to a replica" in ran.out
     assert "(replica): " in ran.out
+
+
+def test_catalogue_of_the_cluster_is_known(calm_cluster: Cluster, dbguard: Callable[..., Ran]) -> None:
+    calm_cluster.sql("a", "CREATE FUNCTION route_adds(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1 + 1'")
+    calm_cluster.sql("a", "CREATE FUNCTION route_logs(int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT $1 + 1'")
+    calm_cluster.sql("a", "CREATE VIEW route_logged AS SELECT route_logs(1)")
+
+    ran = dbguard(
+        "route", "--json", "--config", calm_cluster.dsn(), "SELECT route_adds(1)", "SELECT * FROM route_logged"
+    )
+    trusted, tainted = map(json.loads, ran.out.splitlines())
+
+    assert (trusted["role"], trusted["goes_to"]) == ("replica", "replica")
+    assert (tainted["kind"], tainted["role"], tainted["goes_to"]) == ("read", "primary", "primary")
+    assert tainted["why"] == "reading route_logged may run a volatile function"
+    calm_cluster.sql("a", "DROP VIEW route_logged")
+    calm_cluster.sql("a", "DROP FUNCTION route_adds(int), route_logs(int)")
 
 
 def test_write_without_a_primary_goes_nowhere(

@@ -7,7 +7,7 @@ import pytest
 from dbguard.core.breaker import BreakerState
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import GateState
-from dbguard.core.plan import Nowhere, Route
+from dbguard.core.plan import Choice, Nowhere
 from dbguard.core.retry import Act, Stake, judge
 from dbguard.core.state import GuardState, ReadPolicy
 from dbguard.core.topology import Missed, Role, Sighting
@@ -274,9 +274,9 @@ def test_read_after_a_write_goes_to_the_primary_until_a_replica_is_proven_to_hav
     look(state, clock, position=1_500)
     later = state.route(read)
 
-    assert isinstance(at_first, Route)
+    assert isinstance(at_first, Choice)
     assert (at_first.node, at_first.role) == ("a", "primary")
-    assert isinstance(later, Route)
+    assert isinstance(later, Choice)
     assert later.role == "replica"
 
 
@@ -320,7 +320,7 @@ def test_fast_choice_is_the_plans_choice(state: GuardState, consistency: str) ->
 
     route, node = state.route(call), state.pick(call)
 
-    assert isinstance(route, Route)
+    assert isinstance(route, Choice)
     assert node is state.nodes[route.node]
 
 
@@ -375,7 +375,7 @@ def test_read_that_a_replica_refuses_as_a_write_goes_to_the_primary_from_then_on
     state.misread(call, demoted("b"))
 
     route = state.route(call)
-    assert isinstance(route, Route)
+    assert isinstance(route, Choice)
     assert route.node == "a"
     assert call.work.stake is Stake.WRITE
     assert any(isinstance(event, ClassifierMissed) for event in state.effects.events)
@@ -394,8 +394,8 @@ def test_reason_for_having_no_reader_names_every_replica(state: GuardState, cloc
     nowhere = state.route(new_call(state, fallback="error"))
 
     assert isinstance(nowhere, Nowhere)
-    assert "b: down" in nowhere.why
-    assert "c: down" in nowhere.why
+    assert "b: does not answer" in nowhere.why
+    assert "c: does not answer" in nowhere.why
 
 
 def test_full_waiting_room_declines(state: GuardState, clock: ManualClock) -> None:

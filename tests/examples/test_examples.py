@@ -65,11 +65,12 @@ def test_every_example_is_run_here() -> None:
 
 
 def test_quickstart_reads_its_write_and_finds_a_replica_for_the_next_read(dsn: str) -> None:
-    first, route = run("quickstart.py", dsn)
-    second, _ = run("quickstart.py", dsn)
+    first, route, *others = run("quickstart.py", dsn)
+    second, *_ = run("quickstart.py", dsn)
 
     assert (first, second) == ("1", "2")
-    assert re.fullmatch(r"Route\(node='127\.0\.0\.1:\d+', role='replica', why='own-writes read, 2 fit'\)", route)
+    assert re.fullmatch(r"read \(SELECT\): 127\.0\.0\.1:\d+ as replica, own-writes read, 2 fit", route)
+    assert [line.split(": ", 1)[1].split()[0] for line in others] == ["the", "fit"]  # the primary, the other replica
 
 
 def test_wrapped_pools_are_told_apart_whatever_their_order(calm_cluster: Cluster, dsn: str) -> None:
