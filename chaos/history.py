@@ -64,7 +64,7 @@ class Operation:
     @property
     def acknowledged(self) -> bool:
         """Whether the client was told that it was done."""
-        return self.outcome in (Outcome.OK, Outcome.RESULT_LOST)
+        return self.outcome is Outcome.OK or self.outcome is Outcome.RESULT_LOST
 
     def __str__(self) -> str:
         what = self.value if self.kind is Kind.APPEND else self.key

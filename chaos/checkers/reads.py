@@ -27,7 +27,8 @@ class Stale(Checker):
         sent: dict[str, set[int]] = defaultdict(set)
         due: dict[tuple[str, int], set[int]] = defaultdict(set)  # what a client's next read below a key must see
         wrote: dict[tuple[str, int], str | None] = {}
-        stale, judged, elsewhere = [], 0, 0
+        stale: list[Operation] = []
+        missed, judged, elsewhere = set[int](), 0, 0
         # a client makes one call at a time: in the order of their ends, its appends stand before the reads that follow
         for op in sorted(history.operations, key=lambda op: op.end):
             if op.key is None:
@@ -41,11 +42,13 @@ class Stale(Checker):
             elif op.seen is not None and op.acknowledged:
                 judged += bool(due[mine])
                 elsewhere += bool(due[mine]) and op.node != wrote.get(mine)
-                if not due[mine].issubset(op.seen):
+                if missing := due[mine].difference(op.seen):
+                    missed = missed or missing
                     stale.append(op)
                 due[mine].update(sent[op.client].intersection(op.seen))
         if stale:
-            return broken(f"{len(stale)} of {judged} reads miss an append of their own client", stale)
+            said = f"{len(stale)} of {judged} reads miss an append of their own client (the first: {sorted(missed)})"
+            return broken(said, stale)
         if judged < self.least:
             return unknown(f"{judged} reads had an append of their own to miss; {self.least} would prove something")
         return ok(f"{judged} reads saw all appends of their own client, {elsewhere} of them on another node")

@@ -32,12 +32,12 @@ def make(seed: int) -> History:
     those are applied, at any time, also after the caller was told.
     """
     rng = random.Random(seed)
-    calls = [op for name in ("reader 0", "reader 1", "reader 2") for op in caller(name, rng, [Kind.READ])]
-    calls += [op for name in ("writer 0", "writer 1") for op in caller(name, rng, [Kind.APPEND])]
-    calls += [op for name in ("owner 0", "owner 1") for op in caller(name, rng, [Kind.APPEND, Kind.READ, Kind.READ])]
-    calls.sort(key=lambda op: op.end)
     values = count(1)
-    calls = [replace(op, value=next(values)) if op.kind is Kind.APPEND else op for op in calls]
+    calls = [op for name in ("reader 0", "reader 1", "reader 2") for op in caller(name, rng, values, [Kind.READ])]
+    calls += [op for name in ("writer 0", "writer 1") for op in caller(name, rng, values, [Kind.APPEND])]
+    own = [Kind.APPEND, Kind.READ, Kind.READ]
+    calls += [op for name in ("owner 0", "owner 1") for op in caller(name, rng, values, own)]
+    calls.sort(key=lambda op: op.end)
     commits = {op.value: moment for op in calls if (moment := commit(op, rng)) is not None}
     lists: dict[int, list[int]] = defaultdict(list)
     for op in sorted((op for op in calls if op.value in commits), key=lambda op: commits[op.value]):
@@ -55,7 +55,7 @@ def make(seed: int) -> History:
     )
 
 
-def caller(name: str, rng: random.Random, cycle: list[Kind]) -> Iterator[Operation]:
+def caller(name: str, rng: random.Random, values: Iterator[int], cycle: list[Kind]) -> Iterator[Operation]:
     """Make one caller's calls; no two appends in a row go without an acknowledgement, so that pauses stay short."""
     now, key, told = rng.uniform(-1, -0.9), 0, Outcome.OK
     while now < END:
@@ -78,6 +78,7 @@ def caller(name: str, rng: random.Random, cycle: list[Kind]) -> Iterator[Operati
                 end=end,
                 outcome=outcome,
                 key=key,
+                value=next(values) if kind is Kind.APPEND else None,
                 node=node if outcome is Outcome.OK else None,
                 deadline=start + 0.3,
             )

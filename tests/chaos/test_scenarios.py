@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +37,8 @@ def test_promises_of_the_scenario_are_kept(name: str, binaries: Binaries) -> Non
 @pytest.mark.parametrize("name", CAUGHT)
 def test_promises_are_kept_where_another_client_is_caught_by_the_same_faults(name: str, binaries: Binaries) -> None:
     scenario, (client, checker) = find(name), CAUGHT[name]
+    once = tuple(replace(step, times=1) for step in scenario.timeline)  # of each fault, for the sake of time
+    scenario = replace(scenario, timeline=once, duration=max(step.end for step in once) + 1.0)
 
     with cluster_for(scenario, binaries=binaries) as cluster:
         caught = asyncio.run(play(scenario, cluster, client=client, seed=7))
