@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.history:
             given.history.mkdir(parents=True, exist_ok=True)
         for scenario in scenarios:
-            path = given.history / f"{scenario.name}.jsonl" if given.history else None
+            path = given.history / f"{scenario.name}-{given.client}-{given.seed}.jsonl" if given.history else None
             say(f"{scenario.name}: {scenario.about}")
             say(f"     ...  starting a primary with {scenario.topology.replicas} replicas behind Toxiproxy")
             with cluster_for(scenario, proxy_binary=binary) as cluster:
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001  Python's own exit code for it would say that a promise was broken
+        traceback.print_exc()
+        return 2
     return EXIT_CODES[max(result.state for result in results)]
 
 

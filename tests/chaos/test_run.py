@@ -69,7 +69,7 @@ def test_all_scenarios_are_run_by_default_and_histories_kept_if_asked_for(
     assert run.main(["--history", str(tmp_path / "kept")]) == 0
 
     assert len(asked) >= 3
-    assert [a["path"] for a in asked] == [tmp_path / "kept" / f"{a['name']}.jsonl" for a in asked]
+    assert [a["path"] for a in asked] == [tmp_path / "kept" / f"{a['name']}-guard-1.jsonl" for a in asked]
     assert (tmp_path / "kept").is_dir()
 
 
@@ -80,6 +80,19 @@ def test_scenario_that_is_not_there_proves_nothing(
 
     assert asked == []
     assert "no scenario no-such-thing; there are ack-lost, " in capsys.readouterr().err
+
+
+def test_harness_that_fails_proves_nothing_and_shows_why(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(scenario: Any, **options: Any) -> Any:
+        raise RuntimeError("no cluster today")
+
+    monkeypatch.setattr(run, "cluster_for", fail)
+
+    assert run.main(["ack-lost"]) == 2
+
+    assert "RuntimeError: no cluster today" in capsys.readouterr().err
 
 
 def test_client_that_is_not_there_is_told_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
