@@ -17,19 +17,22 @@ from dbguard.core.causal import Box
 from dbguard.core.plan import Call, Choice, Nowhere
 from dbguard.core.reasons import Route, against
 from dbguard.core.retry import Stake, Work
-from dbguard.core.statement import Touch
+from dbguard.core.statement import Token, Touch
 from dbguard.deadlines import ambient
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.connection import not_ours
 from dbguard.drivers.asyncpg.failures import dress
+from dbguard.drivers.asyncpg.sending import Sender
 from dbguard.errors import GuardClosed
-from dbguard.jobs import Checkout, Copy, Feed, Function, Run, again
+from dbguard.jobs import Checkout, Copy, Feed, Function, Run, Written, again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
     from types import TracebackType
 
     from dbguard.connection import Transaction
+    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.runtime.attempt import Job
     from dbguard.runtime.engine import Engine
     from dbguard.session import Session
     from dbguard.texts import Text, Texts
@@ -53,12 +56,13 @@ class Options:
 
 
 class Core:
-    """What all views of one guard share: the engine while it is open, the texts, the guard's own box."""
+    """What all views of one guard share: the engine while it is open, the texts, the writes' tokens, the own box."""
 
-    __slots__ = ("box", "engine", "texts")
+    __slots__ = ("box", "engine", "texts", "tokens")
 
     def __init__(self, texts: Texts) -> None:
         self.engine: Engine | None = None
+        self.tokens: Tokens | None = None
         self.texts = texts
         self.box = Box()
 
@@ -135,8 +139,15 @@ class Calls(Statements):
         begin = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
         reads = readonly and isolation != "serializable"
         engine = self._engine()
-        call = self._call(engine, reads=reads, work=Work(stake=Stake.TRANSACTION), timeout=timeout)
-        return await engine.call(call, Function(engine, self._core.texts, call, fn, begin))  # type: ignore[no-any-return]
+        call = self._call(
+            engine,
+            reads=reads,
+            work=Work(stake=Stake.TRANSACTION, idempotent=self._options.idempotent),
+            timeout=timeout,
+        )
+        tokens = self._core.tokens
+        call.reserve = tokens.reserve if tokens is not None else 0.0
+        return await engine.call(call, Function(engine, self._core.texts, call, fn, begin, tokens))  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ options and contexts
 
@@ -148,6 +159,7 @@ class Calls(Statements):
         fallback: str | None = None,
         timeout: float | None = None,
         writes: str | None = None,
+        idempotent: bool | None = None,
     ) -> Calls:
         """Return the same guard with other options: a cheap, immutable view.
 
@@ -156,6 +168,8 @@ class Calls(Statements):
         fallback: ``primary`` or ``error``: what a read does where no replica is fit.
         timeout: seconds for each call in all, > 0; `math.inf` is none.
         writes: ``wait`` or ``fail``: what a write does while there is no primary.
+        idempotent: the caller's word that applying a write twice is as good as once, whatever was written in between.
+            One whose answer was lost is then repeated, once its old backend is gone or another reign has begun.
         """
         _one_of("role", role, "primary", "replica")
         _one_of("consistency", consistency, "own-writes", "eventual", "bounded", "primary")
@@ -174,6 +188,7 @@ class Calls(Statements):
             timeout=options.timeout if timeout is None else timeout,
             limit=options.limit if timeout is None else "using(timeout=)",
             wait=options.wait if writes is None else writes == "wait",
+            idempotent=options.idempotent if idempotent is None else idempotent,
         )
         return view
 
@@ -270,9 +285,18 @@ class Calls(Statements):
         engine = self._engine()
         text = self._core.texts.get(query) or self._core.texts.learn(query)
         work = replace(text.work, final=True) if final else text.work
+        if self._options.idempotent:
+            work = replace(work, idempotent=True)
         call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
         writes = work.stake is not Stake.READ
-        job = kind(method, args, extra, text.touched, writes=writes, controls=text.controls)
+        run = kind(method, args, extra, text.touched, writes=writes, controls=text.controls)
+        job: Job = run
+        tokens = self._core.tokens
+        if tokens is not None and writes:
+            form = text.statement.token if text.statement.one_transaction and not text.controls else Token.NONE
+            if form is Token.CTE and kind is not Run:
+                form = Token.BLOCK
+            job = _carrying(tokens, call, run, query, form, rows=text.statement.returns_rows)
         if not text.ddl:
             return await engine.call(call, job)
         self._core.texts.changed()
@@ -300,7 +324,12 @@ class Calls(Statements):
         work = Work(stake=Stake.READ if reads else Stake.WRITE, final=final)
         engine = self._engine()
         call = self._call(engine, reads=reads, work=work, timeout=limit)
-        return await engine.call(call, Copy(method, (table,), extra, Touch.SETTINGS, writes=not reads))
+        run = Copy(method, (table,), extra, Touch.SETTINGS, writes=not reads)
+        job: Job = run
+        tokens = self._core.tokens
+        if tokens is not None and not reads:
+            job = _carrying(tokens, call, run, f"COPY {table}", Token.BLOCK, rows=False)
+        return await engine.call(call, job)
 
 
 class Acquiring:
@@ -322,8 +351,8 @@ class Acquiring:
         # Entering a block leaves nothing behind, so that it may be repeated as a read is.
         engine = calls._engine()  # noqa: SLF001
         call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001
-        options = calls._options  # noqa: SLF001
-        job = Checkout(engine, calls._core.texts, call, (options.timeout, options.limit), begin)  # noqa: SLF001
+        options, core = calls._options, calls._core  # noqa: SLF001
+        job = Checkout(engine, core.texts, call, (options.timeout, options.limit), begin, core.tokens)
         self._session, self._transaction = await engine.call(call, job)
         self._session.lend()
         return Connection(self._session)
@@ -350,6 +379,17 @@ class Acquiring:
                 await self._transaction.abandon(error)
         finally:
             session.give_back()
+
+
+def _carrying(tokens: Tokens, call: Call, run: Run, query: str, form: Token, *, rows: bool) -> Job:
+    """Return *run* so that it carries a token, if its text allows one."""
+    if form is Token.NONE or not tokens.on:
+        return run
+    call.reserve = tokens.reserve
+    touched, method, args, extra = run.touched, run.method, run.args[1:], run.extra
+    return Written(
+        run, Sender(tokens, call, query, form, rows=rows, touched=touched, method=method, args=args, extra=extra)
+    )
 
 
 def _one_of(name: str, value: str | None, *allowed: str) -> None:

@@ -147,7 +147,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     ) -> Transaction:
         """Return a transaction block, or a savepoint where one is open; as `asyncpg.Connection.transaction`."""
         inner = self._session.con.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)
-        return Transaction(self._session, inner)
+        return Transaction(self._session, inner, read_only=readonly)
 
     # ------------------------------------------------------------------ the session
 
@@ -301,14 +301,17 @@ class Transaction:
     leaving the block then raises `asyncpg.InFailedSQLTransactionError` instead of passing silently.
     """
 
-    def __init__(self, session: Session, inner: Any) -> None:
+    def __init__(self, session: Session, inner: Any, *, read_only: bool = False) -> None:
         self._session = session
         self._inner = inner
+        self._read_only = read_only
         self._nested = False
 
     async def start(self) -> None:
         """Send BEGIN or SAVEPOINT."""
         self._nested = self._session.in_transaction
+        if not self._nested:
+            self._session.begins(read_only=self._read_only)
         await self._session.do(self._inner.start, Stake.READ)
 
     async def commit(self) -> None:

@@ -271,6 +271,18 @@ class OutcomeLeftOpen(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WriteWithoutToken(Event):
+    """Writes that should carry a token go without: what becomes of them can stay unknown."""
+
+    level: ClassVar[int] = logging.WARNING
+    why: str
+
+    def text(self) -> str:
+        """Return the line for the log."""
+        return f"writes without a token: {self.why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifierMissed(Event):
     """A statement called a read was refused by a replica as a write; it ran once on the primary and is remembered."""
 

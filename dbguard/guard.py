@@ -8,8 +8,11 @@ import re
 from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
+from dbguard.core.outcome import Applied, StillOpen, known_token
 from dbguard.drivers.asyncpg.failures import dress
-from dbguard.errors import ConfigError, GuardClosed
+from dbguard.errors import ConfigError, GuardClosed, OutcomeUnknown
+from dbguard.events import WriteWithoutToken
+from dbguard.runtime.resolve import resolve
 from dbguard.status import Status, status_of
 from dbguard.texts import Direction, Texts
 
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     import asyncpg
 
     from dbguard.config.settings import Settings
+    from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.events import Listener
     from dbguard.lifetime import Lifetime
+    from dbguard.runtime.engine import Engine
 
 __all__ = ["Connecting", "Guard", "connect"]
 
@@ -95,6 +100,11 @@ class Guard(Calls):
         # The addresses are never dialled: the pools do that.
         given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
         guard = cls(given, on_event=on_event)
+        if guard._settings.outcome.resolve != "none":
+            raise ConfigError(
+                "tokens need connections of the guard's own, which wrapped pools do not give: open the guard on nodes",
+                path="outcome.resolve",
+            )
         guard._wrapped = pools
         return guard
 
@@ -124,6 +134,7 @@ class Guard(Calls):
 
         engine, monitor, own = wire(self._settings, self._arguments, self._wrapped, wait=self._wait, stop=self._stop)
         engine.listeners = self._listeners
+        self._core.tokens = _tokens(self._settings, engine)
         return Lifetime(
             self._core,
             engine,
@@ -213,6 +224,30 @@ class Guard(Calls):
             if loop.time() >= until:
                 raise dress(nobody(life.monitor, timeout))
             await engine.room.pause(min(0.5, until - loop.time()))
+
+    async def resolve(self, token: str, *, timeout: float | None = None) -> bool:
+        """Say whether the write that `OutcomeUnknown.token` stands for was applied; from another process, too.
+
+        False: it was not, and never will be: it may be repeated. Asking closes the door on it, if it is still under way.
+        timeout: seconds. Default: the guard's.
+
+        Raises `OutcomeUnknown` if that cannot be told now, or the token is older than what the pruner has kept;
+        `TokenInvalid` if it is none; `ConfigError` if the configuration does not say ``outcome.resolve: token-table``.
+        """
+        engine = self._engine()
+        asked = known_token(token)
+        if not engine.registries:
+            raise ConfigError("tokens are kept with `outcome: {resolve: token-table}` alone", path="outcome.resolve")
+        until = engine.state.clock() + (self._options.timeout if timeout is None else timeout)
+        answer = await resolve(engine, asked, until, None)
+        if isinstance(answer, StillOpen):
+            node = engine.state.view.primary or "no primary"
+            raise dress(
+                OutcomeUnknown(
+                    f"what became of this write cannot be told now: {answer.why}", node=node, phase="sent", token=token
+                )
+            )
+        return isinstance(answer, Applied)
 
     def trust(self, node: str) -> None:
         """Decide a contest or a split brain, or end the memory of a time before a restore: *node* is the primary.
@@ -332,3 +367,18 @@ def _directions(settings: Settings) -> list[Direction]:
         else Direction(re.compile(rule.match), "replica", frozenset(groups[rule.to]))
         for rule in settings.routing.rules
     ]
+
+
+def _tokens(settings: Settings, engine: Engine) -> Tokens | None:
+    """Make what gives writes their tokens; None where they carry none."""
+    from dbguard.drivers.asyncpg.outcome import Tokens  # noqa: PLC0415  as `load`
+
+    if not engine.registries:
+        return None
+    outcome, clock = settings.outcome, engine.state.clock
+    return Tokens(
+        reserve=outcome.reserve,
+        keep_result=outcome.keep_result,
+        clock=clock,
+        say=lambda why: engine.tell(WriteWithoutToken(at=clock(), why=why)),
+    )

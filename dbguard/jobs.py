@@ -8,6 +8,8 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from dbguard.connection import Connection, Transaction
+from dbguard.core.outcome import commit_until
+from dbguard.core.plan import Done
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.copying import opened
@@ -15,16 +17,19 @@ from dbguard.drivers.asyncpg.failures import is_drivers
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.transaction import commit, heard, left_open, rolled_back
 from dbguard.runtime.attempt import Application
+from dbguard.runtime.flights import Flight
 from dbguard.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.plan import Call
+    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.drivers.asyncpg.sending import Sender
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Texts
 
-__all__ = ["Checkout", "Copy", "Feed", "Function", "Run", "again"]
+__all__ = ["Checkout", "Copy", "Feed", "Function", "Run", "Written", "again"]
 
 MOST_KEPT = 10_000
 """Rows of an input that can be read once which are kept so that the call can be repeated; above that it is final."""
@@ -119,20 +124,45 @@ class Copy(Feed):
             return await self._run(lease, files)
 
 
+class Written:
+    """Run a write that carries a token; *job* runs it without."""
+
+    __slots__ = ("cancels", "job", "sender", "touched")
+    keeps = False
+
+    def __init__(self, job: Run, sender: Sender) -> None:
+        self.job = job
+        self.sender = sender
+        self.touched = job.touched
+        self.cancels = job.cancels
+
+    async def run(self, lease: Any) -> Any:
+        """Run it."""
+        return await self.sender.send(lease, lambda: self.job.run(lease))
+
+
 class Checkout:
     """Take a connection out for the application; with *begin*, in a transaction.
 
     limit: seconds that each thing done on it may take, and whose limit that is.
+    tokens: of the guard's writes; None: they carry none.
     """
 
-    __slots__ = ("begin", "call", "engine", "limit", "texts", "touched")
+    __slots__ = ("begin", "call", "engine", "limit", "texts", "tokens", "touched")
     keeps = True
     cancels = False
 
     def __init__(
-        self, engine: Engine, texts: Texts, call: Call, limit: tuple[float, str], begin: dict[str, Any] | None = None
+        self,
+        engine: Engine,
+        texts: Texts,
+        call: Call,
+        limit: tuple[float, str],
+        begin: dict[str, Any] | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self.limit = limit
+        self.tokens = tokens
         self.engine = engine
         self.texts = texts
         self.call = call
@@ -142,9 +172,10 @@ class Checkout:
     async def run(self, lease: Any) -> Any:
         """Return the connection and, with *begin*, its started transaction."""
         node = self.engine.state.nodes[lease.pool.node.name]
-        session = Session(self.engine, self.texts, self.call, node, lease, limit=self.limit)
+        session = Session(self.engine, self.texts, self.call, node, lease, limit=self.limit, tokens=self.tokens)
         if self.begin is None:
             return session, None
+        session.begins(read_only=self.begin["readonly"])
         inner = lease.con.transaction(**self.begin)
         await inner.start()
         return session, Transaction(session, inner)
@@ -153,7 +184,7 @@ class Checkout:
 class Function:
     """Run a whole transaction: BEGIN, the application's function, COMMIT."""
 
-    __slots__ = ("begin", "call", "engine", "made", "number", "texts", "touched")
+    __slots__ = ("begin", "call", "engine", "made", "number", "texts", "tokens", "touched")
     keeps = False
     cancels = True
 
@@ -164,7 +195,9 @@ class Function:
         call: Call,
         made: Callable[[Connection], Awaitable[Any]],
         begin: dict[str, Any],
+        tokens: Tokens | None = None,
     ) -> None:
+        self.tokens = tokens
         self.engine = engine
         self.texts = texts
         self.call = call
@@ -177,11 +210,14 @@ class Function:
         """Run it once. An exception of the function's own ends it, rolled back, without another attempt."""
         call = self.call
         stake = Stake.READ if self.begin["readonly"] else Stake.TRANSACTION
-        call.work = Work(stake=stake)
+        call.work = Work(stake=stake, idempotent=call.work.idempotent)
         self.number += 1
         node = self.engine.state.nodes[lease.pool.node.name]
         left = max(0.001, call.deadline - self.engine.state.clock())
-        session = Session(self.engine, self.texts, call, node, lease, limit=(left, call.limit), within=True)
+        session = Session(
+            self.engine, self.texts, call, node, lease, limit=(left, call.limit), within=True, tokens=self.tokens
+        )
+        session.begins(read_only=self.begin["readonly"])
         inner = lease.con.transaction(**self.begin)
         await inner.start()
         transaction = Transaction(session, inner)
@@ -199,7 +235,25 @@ class Function:
         if session.failed:
             await inner.rollback()
             raise Application(rolled_back())
+        ending = ""
         if session.writes:
-            call.work = Work(stake=Stake.COMMIT, one_transaction=session.whole)
-        await commit(lease.con, inner, lease)
+            call.work = Work(stake=Stake.COMMIT, one_transaction=session.whole, idempotent=call.work.idempotent)
+            ending = session.ending()
+            call.result = Done(value)
+        if not ending:
+            await commit(lease.con, inner, lease)
+            return value
+        # What the commit leaves of the call's time is for asking what became of it.
+        flights, now = self.engine.flights, self.engine.state.clock()
+        flight = Flight(commit_until(call.deadline, now, call.reserve), None, cancels=False)
+        flight.lease = lease
+        flights.add(flight)
+        try:
+            await session.end(inner, ending)
+        except Exception as error:
+            if flight.over:
+                raise TimeoutError("no answer in time") from error
+            raise
+        finally:
+            flights.remove(flight)
         return value

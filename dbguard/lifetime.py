@@ -166,6 +166,8 @@ class Lifetime:
         self._refuse()
         for pool in self.engine.pools.values():
             pool.terminate()
+        for registry in self.engine.registries.values():
+            registry.close()
         self._refresh.cancel()
         self.monitor.cancel()
         self.engine.flights.stop()

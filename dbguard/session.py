@@ -13,6 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Phase
+from dbguard.core.outcome import Mark, commit_until, turns_read_only
+from dbguard.core.plan import Done
 from dbguard.core.retry import Act, Stake, Work, judge
 from dbguard.core.statement import Kind, Touch
 from dbguard.deadlines import ambient
@@ -20,11 +22,13 @@ from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.interrupt import interruptible
+from dbguard.drivers.asyncpg.outcome import ending_of, refused_ending
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.dropped import caller, dropped
 from dbguard.errors import DeadlineExceeded
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
+from dbguard.runtime.resolve import settled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
     from dbguard.core.statement import Statement
+    from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Texts
 
@@ -49,6 +54,8 @@ class Session:
 
     limit: seconds that each thing done on it may take, unless the application says less, and whose limit that is.
     within: it belongs to `run_in_transaction`, which judges what fails.
+    tokens: of the guard's writes; None: they carry none.
+    read_only: the open transaction is READ ONLY, or may have been turned so.
     failed: the server has refused a statement of the open transaction, so that it can only be rolled back.
     writes: something in the open transaction may have written. whole: nothing in it has ended the transaction.
     """
@@ -66,6 +73,7 @@ class Session:
         *,
         limit: tuple[float, str],
         within: bool = False,
+        tokens: Tokens | None = None,
     ) -> None:
         self.engine = engine
         self.texts = texts
@@ -74,6 +82,8 @@ class Session:
         self.lease = lease
         self.limit = limit
         self.within = within
+        self.tokens = tokens
+        self.read_only = False
         self.failed = False
         self.writes = False
         self.whole = True
@@ -126,7 +136,39 @@ class Session:
         text = self.texts.learn(query)
         self._ddl = self._ddl or text.ddl
         self.touch(text.touched)
+        if self.tokens is not None and text.touched is not Touch.NOTHING:
+            self.read_only = self.read_only or turns_read_only(text.statement, query)
         return _stake_of(text.statement), text.statement.one_transaction
+
+    def begins(self, *, read_only: bool) -> None:
+        """Note that a transaction begins."""
+        self.read_only = read_only or self.node.view.read_only
+
+    def ending(self) -> str:
+        """Return how the open transaction stores its token and ends; empty: by COMMIT alone, without a token."""
+        self.call.token = None
+        if self.tokens is None or not self.tokens.on or not self.whole:
+            return ""
+        lease = self.lease
+        mark = Mark.of(writes=self.writes, read_only=self.read_only, touched=lease.touched, unseen=lease.raw_touched)
+        if mark is Mark.NONE:
+            return ""
+        token = self.tokens.fresh()
+        self.call.token = str(token)
+        return ending_of(token, mark, direct=self.tokens.may_insert(lease, lease.touched))
+
+    async def end(self, inner: Any, ending: str) -> None:
+        """Store the token and COMMIT."""
+        tokens = self.tokens
+        try:
+            await commit(self.lease.con, inner, self.lease, ending)
+        except Exception as error:
+            if tokens is None or not ending:
+                raise
+            refusal = refused_ending(tokens, error)
+            if refusal is None:
+                raise
+            raise refusal from error
 
     async def run(self, query: str, method: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Any:
         """Run one statement by the driver's own method."""
@@ -153,10 +195,12 @@ class Session:
         whole: bool = True,
         cancels: bool = False,
         whose: str = "timeout=",
+        reserve: float = 0.0,
     ) -> Any:
         """Do one thing on the connection, and tell the truth if it fails.
 
         limit: seconds; None: what there is for each thing done on the connection. whose: whose limit it is.
+        reserve: seconds of it that are kept for asking what became of a commit.
         cancels: *act* is a call that feeds the server, or the application's own code is awaited in it (a COPY's source or
             output), so that ending it in time takes more than ending the connection.
         """
@@ -178,7 +222,7 @@ class Session:
         if outer is not None and outer < until:
             until, whose = outer, "deadline()"
         task = asyncio.current_task() if cancels else None
-        flight = Flight(until, task, cancels=cancels)
+        flight = Flight(commit_until(until, began, reserve), task, cancels=cancels)
         flight.lease = lease
         engine.flights.add(flight)
         try:
@@ -198,16 +242,20 @@ class Session:
                 raise error from error.__cause__
             at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
             spent = {"execute": state.clock() - began}
-            self.call = call = replace(self.call, work=at_stake, began=began, deadline=until, limit=whose, spent=spent)
+            self.call = call = replace(
+                self.call, work=at_stake, began=began, deadline=until, limit=whose, spent=spent, orphan=None
+            )
             failure = name_failed(engine, call, self.node, lease, error, reign, unsent=unsent, closed=closed)
             if not isinstance(error, Exception):
                 raise
             state.failed(failure, generation)
             verdict = judge(failure, at_stake)
-            unknown = state.left_open(call, failure) if verdict.act is Act.UNKNOWN else None
+            if verdict.act is Act.UNKNOWN:
+                found = await settled(engine, call, failure)
+                if isinstance(found, Done):
+                    return found.value
+                verdict = found
             engine.flush()
-            if unknown is not None:
-                raise engine.driver.dress(unknown) from error
             if flight.over and type(error) is TimeoutError:
                 late = call.ended(DeadlineExceeded(str(error)))
                 late.__cause__ = error.__cause__
@@ -228,8 +276,16 @@ class Session:
         if self.failed and self.in_transaction:
             await self.rollback(inner)
             raise rolled_back()
-        stake = Stake.COMMIT if self.writes else Stake.READ
-        await self.do(lambda: commit(self.lease.con, inner, self.lease), stake)
+        if not self.writes:
+            await self.do(lambda: commit(self.lease.con, inner, self.lease), Stake.READ)
+            return
+        ending = self.ending()
+        self.call.result = Done(None)
+        reserve = self.tokens.reserve if self.tokens is not None and ending else 0.0
+        try:
+            await self.do(lambda: self.end(inner, ending), Stake.COMMIT, reserve=reserve)
+        finally:
+            self.call.token = self.call.result = None
         self.writes = False
 
     async def rollback(self, inner: Any) -> None:

@@ -20,6 +20,7 @@ from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
 from dbguard.drivers.asyncpg.pool import OwnPool
+from dbguard.drivers.asyncpg.registry import Registry
 from dbguard.drivers.asyncpg.wrapped import WrappedPool
 from dbguard.runtime.engine import Engine
 from dbguard.runtime.monitor import Monitor, Pace
@@ -88,6 +89,7 @@ def wire(
     pools: dict[str, Any] = {}
     controls: dict[str, Any] = {}
     own: list[OwnPool] = []
+    registries: dict[str, Any] = {}
 
     def check(seen: Sighting) -> None:
         refusal = state.met(seen)
@@ -119,6 +121,8 @@ def wire(
             deep_reset=arguments.get("init") is None,
         )
         own.append(opened)
+        if settings.outcome.resolve == "token-table":
+            registries[node.name] = Registry(node.name, dialer.registry, check, clock=clock)
         controls[node.name] = OwnControl(node.name, dialer.control, clock=clock)
     engine = Engine(
         state,
@@ -126,6 +130,7 @@ def wire(
         AsyncpgDriver(),
         acquire_timeout=settings.pool.acquire_timeout,
         drain_timeout=settings.failover.drain_timeout,
+        registries=registries,
     )
     pace = Pace(interval=probe.interval, jitter=probe.jitter, limit=probe.timeout, urgent=probe.urgent)
     return engine, Monitor(engine, controls, pace), own

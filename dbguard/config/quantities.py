@@ -12,7 +12,7 @@ from typing import Any
 
 from dbguard.config.values import VARIABLE, Fault, Rule, Substituted, Unfit
 
-__all__ = ["Duration", "Number", "Share", "Span", "Whole"]
+__all__ = ["Duration", "Flag", "Number", "Share", "Span", "Whole"]
 
 YEAR = 365 * 86_400.0
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -49,6 +49,24 @@ class Whole(Rule):
         """Say the same as JSON Schema."""
         word = [{"const": self.word}] if self.word else []
         return {"anyOf": [{"type": "integer", "minimum": self.low, "maximum": self.high}, *word, VARIABLE]}
+
+
+class Flag(Rule):
+    """Yes or no."""
+
+    __slots__ = ()
+
+    def parse(self, value: Any) -> bool:
+        """Return it."""
+        if isinstance(value, Substituted) and value in ("true", "false"):
+            return value == "true"
+        if isinstance(value, bool):
+            return value
+        raise Unfit("should be true or false")
+
+    def json_schema(self) -> dict[str, Any]:
+        """Say the same as JSON Schema."""
+        return {"anyOf": [{"type": "boolean"}, VARIABLE]}
 
 
 class Number(Rule):

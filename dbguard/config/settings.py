@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from dbguard.config.quantities import Duration, Number, Share, Span, Whole
+from dbguard.config.quantities import Duration, Flag, Number, Share, Span, Whole
 from dbguard.config.routing import FunctionNames, RoutingRule, RoutingSettings
 from dbguard.config.section import Section
 from dbguard.config.values import (
@@ -68,7 +68,7 @@ Balance = Literal["least-busy", "round-robin", "random"]
 BreakerState = Literal["auto", "forced_open", "disabled", "metrics_only"]
 WriteWhileDown = Literal["wait", "fail"]
 SplitBrainPolicy = Literal["refuse", "incumbent"]
-Resolve = Literal["none"]
+Resolve = Literal["none", "token-table"]
 Need = Literal["any", "primary", "all"]
 Mode = Literal["enforce", "observe"]
 SystemId = Literal["pin", "follow"]
@@ -301,7 +301,14 @@ class OutcomeSettings(Section):
     """How a write of unknown fate is settled."""
 
     resolve: Annotated[Resolve, Choice(Resolve)] = "none"
-    """none: it is raised as `OutcomeUnknown`. Default none."""
+    """none: it is raised as `OutcomeUnknown`; token-table: each write stores a token, which proves what became of it, in
+    the schema that ``dbguard outcome install`` makes. Default none."""
+    reserve: Annotated[float, Duration(high=60.0)] = 2.0
+    """Seconds of a call that its commit leaves for asking what became of it, 0 to 60; never more than a third of what is
+    left. Default 2."""
+    keep_result: Annotated[bool, Flag()] = False
+    """true: an autocommit write that returns rows is sent as a block, so that they arrive before the commit; it takes two
+    round trips more, and is never applied with its rows lost (`ResultLost`). Default false."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from uuid import UUID
 
     from dbguard.core.failure import Failure
     from dbguard.core.route import Node
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from dbguard.core.topology import Sighting
     from dbguard.errors import DbGuardError
 
-__all__ = ["Control", "Driver", "Lease", "NodePool"]
+__all__ = ["Control", "Driver", "Lease", "NodePool", "Registry", "TooOld"]
 
 
 class Lease(Protocol):
@@ -117,6 +118,24 @@ class Control(Protocol):
 
     def drop(self) -> None:
         """Close the connection, at once."""
+
+
+class TooOld(Exception):
+    """A token lies below the horizon: whether its row was there cannot be told any more."""
+
+
+class Registry(Protocol):
+    """One node's table of tokens, asked on connections of its own."""
+
+    async def claim(self, token: UUID, own: tuple[int, float | None], within: float) -> bool:
+        """Claim *token*; return whether its write had committed. The caller bounds it, by cancelling.
+
+        own: the backend that the write was sent to, which may be ended; 0: not known.
+        within: seconds for which the claim lets itself be held up. Raises `TooOld`, or what the driver raises.
+        """
+
+    def close(self) -> None:
+        """Close its connections."""
 
 
 class Driver(Protocol):

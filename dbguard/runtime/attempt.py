@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.core.causal import Orphan
 from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.outcome import commit_until
 from dbguard.core.plan import Done
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
@@ -95,6 +96,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             return overtaken
     flight.lease = lease
     flight.deadline = call.deadline
+    if call.reserve and call.work.stake is Stake.WRITE:
+        flight.deadline = commit_until(call.deadline, clock(), call.reserve)
     reign = state.view.reign
     unsent = lease.con.is_closed()
     try:

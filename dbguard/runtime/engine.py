@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dbguard.core.causal import Orphan
     from dbguard.core.plan import Call
     from dbguard.core.state import GuardState
-    from dbguard.drivers.base import Driver, NodePool
+    from dbguard.drivers.base import Driver, NodePool, Registry
     from dbguard.events import Listener
 
 __all__ = ["Engine"]
@@ -44,6 +44,7 @@ class Engine:
 
     acquire_timeout: seconds one attempt may wait for a connection.
     drain_timeout: seconds after which leases of an old epoch are terminated.
+    registries: each node's table of tokens; none where writes carry no tokens.
     fast: the first attempt is made without a plan; off, every call goes through one, with the same history.
     """
 
@@ -55,12 +56,14 @@ class Engine:
         *,
         acquire_timeout: float,
         drain_timeout: float,
+        registries: Mapping[str, Registry] | None = None,
     ) -> None:
         self.state = state
         self.pools = pools
         self.driver = driver
         self.acquire_timeout = acquire_timeout
         self.drain_timeout = drain_timeout
+        self.registries = registries or {}
         self.room = Room(state)
         self.flights = Flights(state.clock)
         self.listeners: list[Listener] = []

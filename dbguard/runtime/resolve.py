@@ -7,16 +7,32 @@ begun meanwhile. All of it within the call's deadline.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from dbguard.core.outcome import StillOpen
-from dbguard.core.plan import Gone, Resolve
+from dbguard.core.outcome import Answer, Applied, NotApplied, StillOpen
+from dbguard.core.plan import Done, Gone, Resolve, settle
+from dbguard.drivers.base import TooOld
+from dbguard.errors import DbGuardError, GuardClosed
+from dbguard.runtime.drive import drive
+from dbguard.runtime.flights import Flight
 
 if TYPE_CHECKING:
-    from dbguard.core.plan import Bury, Reply
+    from dbguard.core.failure import Failure
+    from dbguard.core.plan import Attempt, Bury, Call, Pause, Reply
+    from dbguard.core.retry import Verdict
+    from dbguard.drivers.base import Registry
     from dbguard.runtime.engine import Engine
 
-__all__ = ["answer"]
+__all__ = ["answer", "resolve", "settled"]
+
+LOOK_AGAIN = 0.25
+"""Seconds between two looks for a primary; a change of the topology wakes at once."""
+
+CLAIM_FIRST, CLAIM_MOST = 0.5, 4.0
+"""Seconds that one claim may take: at first, doubling up to the second. A black hole costs the first once, and whoever
+holds up a claim is not met by one more connection each half second."""
 
 BURY_PACE = 0.05
 """Seconds between two looks at whether a backend is gone; the monitor asks at its urgent pace meanwhile."""
@@ -25,8 +41,79 @@ BURY_PACE = 0.05
 async def answer(engine: Engine, step: Resolve | Bury) -> Reply:
     """Answer a plan's question about a write of unknown fate."""
     if isinstance(step, Resolve):
-        return StillOpen("tokens are not asked for")
+        orphan = step.orphan
+        own = (orphan.node, orphan.pid, orphan.started) if orphan is not None else None
+        return await resolve(engine, UUID(step.token), step.until, own)
     return await _bury(engine, step)
+
+
+async def settled(engine: Engine, call: Call, failure: Failure) -> Done | Verdict:
+    """Find out what became of a commit that cannot be repeated: a block's. Raises `OutcomeUnknown`, dressed."""
+
+    async def never(step: Attempt | Pause) -> None:
+        raise AssertionError(f"settling asks, and asks alone: {step}")
+
+    async def ask(step: Resolve | Bury) -> Reply:
+        return await answer(engine, step)
+
+    try:
+        found: Done | Verdict = await drive(settle(call, engine.state, failure, {}), never, never, ask)  # type: ignore[arg-type]
+    except DbGuardError as error:
+        raise engine.driver.dress(error) from error.__cause__
+    finally:
+        engine.flush()
+    return found
+
+
+async def resolve(engine: Engine, token: UUID, until: float, own: tuple[str, int, float | None] | None) -> Answer:
+    """Claim *token* until it is answered, or *until* has come.
+
+    own: the node and the backend that the write was sent to; None: not known, as in another process.
+    """
+    state = engine.state
+    why = "there was no primary to ask"
+    limit = CLAIM_FIRST
+    while (now := state.clock()) < until:
+        primary = state.primary
+        if primary is None or state.view.refused:
+            await engine.room.pause(min(LOOK_AGAIN, until - now))
+            continue
+        reign = state.view.reign
+        backend = own[1:] if own is not None and own[0] == primary.name else (0, None)
+        try:
+            committed = await _claim(engine, engine.registries[primary.name], token, backend, min(limit, until - now))
+        except (TooOld, GuardClosed) as error:
+            return StillOpen(str(error))
+        except TimeoutError:
+            why = "its claim was not answered in time"
+            limit = min(CLAIM_MOST, 2 * limit)
+            continue
+        except Exception as error:  # noqa: BLE001  whatever it was: the claim has not answered, and is made again
+            why = f"its claim failed: {engine.driver.describe(error)}"
+            engine.hurry()
+            await engine.room.pause(min(LOOK_AGAIN / 5, until - now))
+            continue
+        finally:
+            engine.flush()
+        if state.view.reign == reign:
+            return Applied() if committed else NotApplied(reign)
+        why = "the primary changed while it was asked"
+    return StillOpen(why)
+
+
+async def _claim(engine: Engine, registry: Registry, token: UUID, own: tuple[int, float | None], within: float) -> bool:
+    """Make one claim, in *within* seconds. Raises TimeoutError, or what the claim raises."""
+    flight = Flight(engine.state.clock() + within, asyncio.current_task(), cancels=False)
+    engine.flights.add(flight)
+    try:
+        return await registry.claim(token, own, within)
+    except asyncio.CancelledError:
+        if flight.over and flight.absorb():
+            raise TimeoutError from None
+        raise
+    finally:
+        engine.flights.remove(flight)
+        flight.absorb()
 
 
 async def _bury(engine: Engine, step: Bury) -> Gone | StillOpen:

@@ -39,9 +39,14 @@ class GuardedConnection:
         return self
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """As asyncpg's; the command tag is kept, because asyncpg's `Transaction.commit` hides it."""
-        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]
+        """As asyncpg's; the command tag is kept, because asyncpg's `Transaction.commit` hides it.
+
+        A token that the lease wants to store goes before that method's COMMIT.
+        """
         tag = getattr(self, "guard_tag", None)
+        if tag is not None and tag.ending and query == "COMMIT;":
+            query = tag.ending
+        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]
         if tag is not None:
             tag.last_status = status
         return status

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from dbguard.core.topology import Sighting
 
-__all__ = ["BorrowedControl", "OwnControl"]
+__all__ = ["END_BACKEND", "BorrowedControl", "OwnControl"]
 
 # Never one that waits in SyncRep: ending that wait would acknowledge a commit no standby has.
-_END = """
+END_BACKEND = """
 SELECT CASE WHEN $3 AND wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) ELSE false END
 FROM pg_stat_activity
 WHERE pid = $1 AND ($2::float8 IS NULL OR abs(extract(epoch from backend_start)::float8 - $2::float8) < 0.001)
 """
+"""End the backend $1 that began at $2 (seconds since the epoch) if $3 says so; no row: it is gone."""
 
 
 class OwnControl:
@@ -73,7 +74,7 @@ class OwnControl:
     ) -> bool:
         """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
         try:
-            rows = await self._con.fetch(_END, pid, started, doomed, timeout=timeout)
+            rows = await self._con.fetch(END_BACKEND, pid, started, doomed, timeout=timeout)
         except BaseException:
             self.drop()
             raise
@@ -143,7 +144,7 @@ class BorrowedControl:
         """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
         con = await borrow(self._pool, self._node, timeout)
         try:
-            rows = await con.fetch(_END, pid, started, doomed, timeout=timeout)
+            rows = await con.fetch(END_BACKEND, pid, started, doomed, timeout=timeout)
         except BaseException:
             con.terminate()
             raise

@@ -88,3 +88,8 @@ class Dialer:
         """Open the monitor's connection."""
         known = {name: value for name, value in self._connect.items() if name not in ("timeout", "command_timeout")}
         return await self.dial(timeout=timeout, command_timeout=timeout, **known)
+
+    async def registry(self, *, timeout: float) -> Any:
+        """Open a connection for claims. asyncpg sets no limit to what is run on it, since it would cancel a commit."""
+        known = {name: value for name, value in self._connect.items() if name not in ("timeout", "command_timeout")}
+        return await self.dial(timeout=timeout, **known)

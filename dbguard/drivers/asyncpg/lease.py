@@ -37,9 +37,21 @@ class Tag:
     born: on the monotonic clock. synchronous: whether commits there wait for a standby.
     quiet: the session's own setting keeps warnings back, and with them the notice that such a wait was cut short.
     plain_role: the role at birth was the login's, so the role can be reset. uses: calls so far.
+    ending: what is sent in the place of the next COMMIT of asyncpg's `Transaction`; empty: that itself.
     """
 
-    __slots__ = ("backend", "born", "epoch", "instance", "last_status", "plain_role", "quiet", "synchronous", "uses")
+    __slots__ = (
+        "backend",
+        "born",
+        "ending",
+        "epoch",
+        "instance",
+        "last_status",
+        "plain_role",
+        "quiet",
+        "synchronous",
+        "uses",
+    )
 
     def __init__(self, epoch: int, born: float) -> None:
         self.epoch = epoch
@@ -50,6 +62,7 @@ class Tag:
         self.quiet = False
         self.plain_role = True
         self.last_status = ""
+        self.ending = ""
         self.uses = 0
 
 

@@ -61,8 +61,8 @@ class Backend:
     started: float | None
 
 
-async def ask(con: Any, *, timeout: float) -> Mapping[str, Any]:
-    """Ask *con* who it is talking to. Raises what the driver raises."""
+async def ask(con: Any, *, timeout: float | None) -> Mapping[str, Any]:
+    """Ask *con* who it is talking to; *timeout* None: the caller bounds it. Raises what the driver raises."""
     try:
         row = await con.fetchrow(_FULL, timeout=timeout)
     except _NOT_TOLD:

@@ -16,7 +16,7 @@ from dbguard.drivers.asyncpg.failures import NotReplicated
 if TYPE_CHECKING:
     from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["commit", "heard", "left_open", "rolled_back"]
+__all__ = ["commit", "heard", "left_open", "roll_back", "rolled_back"]
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The server's function whose notice says that a commit was not waited for; its text is localized."""
@@ -39,15 +39,44 @@ def left_open() -> asyncpg.InterfaceError:
     )
 
 
-async def commit(con: Any, inner: Any, lease: Lease) -> None:
-    """Send COMMIT and return only if the server says COMMIT, with what was promised for it."""
+async def roll_back(con: Any) -> None:
+    """End what is open on *con* after an error; a connection that cannot even do that is terminated."""
+    if con.is_closed() or not con.is_in_transaction():
+        return
+    try:
+        await con.execute("ROLLBACK")
+    except Exception:  # noqa: BLE001  it goes, and the transaction with it; the error that led here counts
+        con.terminate()
+
+
+async def commit(con: Any, inner: Any, lease: Lease, ending: str = "") -> None:
+    """Send COMMIT and return only if the server says COMMIT, with what was promised for it.
+
+    ending: a token and COMMIT as one simple query; empty: COMMIT alone.
+    """
     tag = lease.tag
     tag.last_status = ""
     if lease.raw_touched:
         await con.fetchval("SELECT 1")  # raises 25P02 if the transaction has failed unseen
-    await heard(con, lease, inner.commit())
+    await heard(con, lease, _end(con, inner, lease, ending) if ending else inner.commit())
     if tag.last_status not in ("", "COMMIT"):
         raise rolled_back()
+
+
+async def _end(con: Any, inner: Any, lease: Lease, ending: str) -> None:
+    """Store the token and COMMIT: in one, where the connection's class is ours; on a wrapped pool one after the other."""
+    try:
+        if hasattr(con, "guarded"):
+            lease.tag.ending = ending
+            await inner.commit()
+        else:
+            await con.execute(ending.removesuffix("; COMMIT"))
+            await inner.commit()
+    except asyncpg.PostgresError:
+        await roll_back(con)
+        raise
+    finally:
+        lease.tag.ending = ""
 
 
 async def heard(con: Any, lease: Lease, work: Any) -> Any:

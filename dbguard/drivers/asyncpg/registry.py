@@ -1,0 +1,196 @@
+"""Claiming tokens on one node: who comes first, the write or we, decides what became of the write.
+
+A claim is made on a connection of its own, outside the pool. While it is held up, another connection asks by whom: the
+write's own backend is ended, one that waits for a standby is left alone, and anybody else is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from dbguard.core.outcome import Holder, to_end
+from dbguard.core.topology import Role
+from dbguard.drivers import outcome_sql
+from dbguard.drivers.asyncpg.control import END_BACKEND
+from dbguard.drivers.asyncpg.failures import NotReplicated, WrongNode
+from dbguard.drivers.asyncpg.probe import ask, sighting
+from dbguard.drivers.asyncpg.transaction import WAIT_FOR_STANDBY
+from dbguard.drivers.base import TooOld
+from dbguard.errors import GuardClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from dbguard.core.topology import Sighting
+
+__all__ = ["Registry"]
+
+log = logging.getLogger("dbguard")
+
+MOST = 8
+"""Claims at one time, each on a connection of its own: a primary's end leaves the writes of a whole process to resolve."""
+
+KEPT_FOR = 5.0
+"""Seconds for which a connection waits for the next claim."""
+
+HELD_UP = 0.02
+"""Seconds after which it is asked who holds up a claim; and between two such questions."""
+
+DURABLE = "SELECT CASE WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply' ELSE 'on' END"
+
+
+class _Desk:
+    """One connection for claims.
+
+    durable: the `synchronous_commit` under which it claims: what writes of this role have, and at least ``on``.
+    unheard: a commit's wait for a standby was cut short.
+    """
+
+    __slots__ = ("con", "durable", "timer", "unheard")
+
+    def __init__(self, con: Any, durable: str) -> None:
+        self.con = con
+        self.durable = durable
+        self.unheard = False
+        self.timer: asyncio.TimerHandle | None = None
+        con.add_log_listener(self._hear)
+
+    def _hear(self, _: Any, notice: Any) -> None:
+        if notice.server_source_function == WAIT_FOR_STANDBY:
+            self.unheard = True
+
+
+class Registry:
+    """One node's table of tokens.
+
+    dial: opens a connection, given ``timeout`` (seconds), without a limit on what is run on it.
+    check: what a server must pass that is asked; raises `WrongNode`. clock: monotonic.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        dial: Callable[..., Awaitable[Any]],
+        check: Callable[[Sighting], None],
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._node = node
+        self._dial = dial
+        self._check = check
+        self._clock = clock
+        self._room = asyncio.Semaphore(MOST)
+        self._free: list[_Desk] = []
+        self._busy: list[_Desk] = []
+        self._closed = False
+
+    async def claim(self, token: Any, own: tuple[int, float | None], within: float) -> bool:
+        """Claim *token*; return whether its write had committed. The caller bounds it, by cancelling.
+
+        own: the backend the write was sent to; 0: not known. within: seconds that the server lets it be held up.
+
+        Raises `TooOld` if the token is below the horizon; `GuardClosed` once it is closed; `NotReplicated` if no standby has the answer; what the driver
+        raises if it was not answered (55P03: somebody holds it up).
+        """
+        async with self._room:
+            desk = await self._take(within)
+            self._busy.append(desk)
+            try:
+                committed = await self._ask(desk, token, own, within)
+            except BaseException as error:
+                desk.con.terminate()
+                if isinstance(error, Exception):
+                    self._check_open()
+                raise
+            finally:
+                self._busy.remove(desk)
+            self._keep(desk)
+            return committed
+
+    def close(self) -> None:
+        """Close all connections at once; claims under way raise `GuardClosed`, as later ones do."""
+        self._closed = True
+        while self._free:
+            self._drop(self._free[-1])
+        for desk in self._busy:
+            desk.con.terminate()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GuardClosed("the guard was closed")
+
+    async def _take(self, within: float) -> _Desk:
+        self._check_open()
+        while self._free:
+            desk = self._free.pop()
+            if desk.timer is not None:
+                desk.timer.cancel()
+            if not desk.con.is_closed():
+                return desk
+        con = await self._dial(timeout=within)
+        try:
+            return _Desk(con, await con.fetchval(DURABLE))
+        except BaseException:
+            con.terminate()
+            raise
+
+    def _keep(self, desk: _Desk) -> None:
+        if self._closed:
+            desk.con.terminate()
+            return
+        desk.timer = asyncio.get_running_loop().call_later(KEPT_FOR, self._drop, desk)
+        self._free.append(desk)
+
+    def _drop(self, desk: _Desk) -> None:
+        self._free.remove(desk)
+        if desk.timer is not None:
+            desk.timer.cancel()
+        desk.con.terminate()
+
+    async def _ask(self, desk: _Desk, token: Any, own: tuple[int, float | None], within: float) -> bool:
+        con = desk.con
+        at = self._clock()
+        seen = sighting(await ask(con, timeout=None), self._node, at, fresh=False)
+        self._check(seen)
+        if seen.role is not Role.PRIMARY:
+            raise WrongNode(f"{self._node} is in recovery")
+        limits = outcome_sql.settings(synchronous_commit=desk.durable, lock_timeout=max(0.001, within))
+        await con.execute(f"{outcome_sql.CLAIM_BEGIN}; {limits}")
+        horizon = await con.fetchval(outcome_sql.CLAIM_HORIZON)
+        if horizon is None:
+            raise TooOld("the schema of tokens has no horizon: run `dbguard outcome install` again")
+        if token < horizon:
+            raise TooOld("its token is older than what the pruner has kept")
+        watch = asyncio.get_running_loop().create_task(self._watch(con.get_server_pid(), own, within))
+        try:
+            kind = await con.fetchval(outcome_sql.CLAIM, token)
+        finally:
+            watch.cancel()
+        desk.unheard = False
+        await con.execute("COMMIT")
+        if desk.unheard:
+            raise NotReplicated("the claim's wait for a synchronous standby was cut short")
+        return bool(kind == "w")
+
+    async def _watch(self, claim: int, own: tuple[int, float | None], within: float) -> None:
+        """Find out who holds up the claim of backend *claim*, and end the write's own backend."""
+        await asyncio.sleep(HELD_UP)
+        con: Any = None
+        try:
+            con = await self._dial(timeout=within)
+            while True:
+                rows = await con.fetch(outcome_sql.BLOCKERS, claim)
+                doomed = to_end([Holder(row["pid"], row["started"], row["wait_event"]) for row in rows], own)
+                if doomed is not None:
+                    await con.fetch(END_BACKEND, doomed, own[1], True)
+                await asyncio.sleep(HELD_UP)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            # The claim goes on without: it ends by its own limit, and is made again.
+            log.debug("who holds up a claim could not be asked: %s", type(error).__name__)
+        finally:
+            if con is not None:
+                con.terminate()

@@ -1,0 +1,204 @@
+"""A proxy before one server that breaks a connection at a chosen request: no sooner, no later, and no other one.
+
+    async with Wire("127.0.0.1", port) as wire:
+        wire.arm(b"; COMMIT", Break.ACK_CUT)      # the next request that holds these bytes is answered to nobody
+        ...
+        assert wire.struck == 1
+
+Toxiproxy breaks a link from one moment on; what became of a commit depends on which of its bytes had passed by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Break", "Wire"]
+
+CHUNK = 65_536
+
+
+class Break(Enum):
+    """What happens to the request that was waited for, and to its connection."""
+
+    REQUEST_CUT = "request cut"
+    """It is dropped, and both ends are reset: the server never saw it."""
+    ACK_CUT = "acknowledgement cut"
+    """The server gets it, and both ends are reset instead of its answer."""
+    RESET = "reset both ways"
+    """It is passed on, and both ends are reset at once: whether the server acts on it is open."""
+    REQUEST_HOLE = "requests swallowed"
+    """It and all that follows is swallowed; the connection stays open, and the server waits for more."""
+    ACK_HOLE = "replies swallowed"
+    """The server gets it, its replies are swallowed, and the connection stays open."""
+    LATE = "request held up"
+    """The client's end is reset; the server's stays open, and gets the request when `Wire.deliver` says so."""
+    ORPHAN = "client gone"
+    """The server gets it, the client's end is reset, and the server's stays open and silent."""
+
+
+@dataclass(slots=True)
+class _Armed:
+    what: bytes
+    how: Break
+    skip: int
+
+
+class _Line:
+    """One connection through the wire."""
+
+    def __init__(self, down: asyncio.StreamWriter, up: asyncio.StreamWriter) -> None:
+        self.down = down
+        self.up = up
+        self.deaf = False
+        self.mute = False
+        self.cut_at_reply = False
+
+    def reset(self) -> None:
+        for end in (self.down, self.up):
+            end.transport.abort()
+
+
+class Wire:
+    """A proxy before the server at *host* and *port*; an asynchronous context manager.
+
+    struck: how many requests were broken. opened: how many connections were made.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._armed: list[_Armed] = []
+        self._late: list[tuple[_Line, bytes]] = []
+        self._lines: set[_Line] = set()
+        self.struck = 0
+        self.opened = 0
+        self.broken = asyncio.Event()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        if self._server is None:
+            raise RuntimeError("the wire is not open")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def arm(self, what: bytes, how: Break, *, skip: int = 0) -> None:
+        """Break the next request that holds *what*, after *skip* others that do."""
+        self._armed.append(_Armed(what, how, skip))
+
+    def disarm(self) -> None:
+        """Break nothing more."""
+        self._armed.clear()
+
+    def deliver(self) -> int:
+        """Let the server have the requests that were held up; returns how many."""
+        late, self._late = self._late, []
+        for line, request in late:
+            line.up.write(request)
+        return len(late)
+
+    def heal(self) -> None:
+        """End the connections that were broken and left open; break nothing more."""
+        self.disarm()
+        for line in list(self._lines):
+            if line.deaf or line.mute:
+                line.reset()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for line in list(self._lines):
+            line.reset()
+        await asyncio.sleep(0)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            replies, up = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.opened += 1
+        line = _Line(writer, up)
+        self._lines.add(line)
+        try:
+            await asyncio.gather(self._requests(line, reader), self._replies(line, replies))
+        except (OSError, asyncio.CancelledError):
+            return
+        finally:
+            line.reset()
+            self._lines.discard(line)
+
+    async def _requests(self, line: _Line, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(CHUNK):
+            how = self._struck(data)
+            if how is not None:
+                self.struck += 1
+                self._break(line, how, data)
+                self.broken.set()
+            elif not line.deaf:
+                line.up.write(data)
+        if not (line.deaf or line.mute):
+            line.reset()
+
+    async def _replies(self, line: _Line, replies: asyncio.StreamReader) -> None:
+        while data := await replies.read(CHUNK):
+            if line.cut_at_reply:
+                line.reset()
+                return
+            if not line.mute:
+                line.down.write(data)
+        line.reset()
+
+    def _struck(self, data: bytes) -> Break | None:
+        for armed in self._armed:
+            if armed.what in data:
+                if armed.skip:
+                    armed.skip -= 1
+                    return None
+                self._armed.remove(armed)
+                return armed.how
+        return None
+
+    def _break(self, line: _Line, how: Break, data: bytes) -> None:
+        match how:
+            case Break.REQUEST_CUT:
+                line.reset()
+            case Break.ACK_CUT:
+                line.cut_at_reply = True
+                line.up.write(data)
+            case Break.RESET:
+                line.up.write(data)
+                line.reset()
+            case Break.REQUEST_HOLE:
+                line.deaf = line.mute = True
+            case Break.ACK_HOLE:
+                line.mute = line.deaf = True
+                line.up.write(data)
+            case Break.LATE:
+                line.deaf = line.mute = True
+                self._late.append((line, data))
+                line.down.transport.abort()
+            case Break.ORPHAN:
+                line.deaf = line.mute = True
+                line.up.write(data)
+                line.down.transport.abort()
