@@ -294,6 +294,8 @@ def _is_syntax(toks: Sequence[str], start: int, paren: int, end: int, before: st
         return True
     if (before, name) in _SYNTAX_AFTER:
         return at - 2 >= start and toks[at - 2] in _SYNTAX_AFTER[before, name]
+    if name == "join" and toks[paren + 1 : paren + 2] == ["select"]:
+        return True  # a query that is an argument stands in parentheses of its own
     if name in {"like", "ilike"} and before == "not":
         return at - 2 >= start and _ends_operand(toks, start, at - 2, -1)
     if name in {"cube", "rollup"} and before in {"by", ",", "(", "all", "distinct"}:

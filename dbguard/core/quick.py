@@ -37,8 +37,15 @@ _ODD: Final = "\\"  # a character that is not known
 _END_OF_WORD: Final = r"(?![\w$\x80-\U0010ffff])"
 _PLACE: Final = re.compile(rf"%(?:\(\w++\))?[sbt]{_END_OF_WORD}", re.ASCII)
 _NO_PLACE: Final = re.compile(r"\$(?!\d)", re.ASCII)
-_MORE: Final = re.compile(r"(?:delete|for|into|update)\b", re.ASCII)
-_MAIN_OF_WITH: Final = re.compile(rf"\)\s*+(?:select|values|table){_END_OF_WORD}", re.ASCII)
+# The end of a longer name, or a column behind its table, is none of these words; behind a number (`1.into`) it is.
+_MORE: Final = re.compile(
+    "|".join(
+        [rf"{word}\b(?<![a-z_]{word})(?<![a-z_\"]\.{word})" for word in ("delete", "into", "update")]
+        + [r"for\s++(?:update|share|no|key)\b"]
+    ),
+    re.ASCII,
+)
+_MAIN_OF_WITH: Final = re.compile(rf"\)(?=\s*+(?:(?:select|values|table){_END_OF_WORD}|\())", re.ASCII)
 
 _IN_WORD: Final = r"[\w$\x80-\xff]"
 
@@ -52,7 +59,7 @@ def _behind(words: str) -> str:
 _BEFORE_PAREN: Final = re.compile(
     rf"""\(\s*+ (?:
         (?:{"over"[::-1]}|{"filter"[::-1]}) \s*+ \)
-      | {"join"[::-1]} {_behind("left right full inner outer cross natural")}
+      | {"join"[::-1]} (?: {_behind("left right full inner outer cross natural")} | (?<={re.escape("join (select"[::-1])}) )
       | {"by"[::-1]} {_behind("group order partition")}
       | {"on"[::-1]} (?!{_IN_WORD}) (?!{_behind("distinct")})
       | {"materialized"[::-1]} (?:{_behind("not")})? {_behind("as")}
@@ -109,9 +116,10 @@ def _without_strings(code: str) -> str:
     """Return a text with a number for each plain string; if they cannot be told, one that is not understood."""
     pieces = code.split("'")
     inside = len(pieces) % 2 == 0  # the last string is not closed
+    hidden = "\\'" in code
     del pieces[1::2]
     if inside or ('"' in code and any(piece.count('"') % 2 for piece in pieces)):  # or the quote stands in a name
         return _ODD
-    if "\\" in code and any(piece.endswith("e") for piece in pieces):  # of the E kind
+    if hidden and any(piece.endswith("e") for piece in pieces):  # of the E kind, and a backslash before the quote
         return _ODD
     return " 0 ".join(pieces)
