@@ -38,7 +38,7 @@ def test_promises_of_the_scenario_are_kept(name: str, binaries: Binaries) -> Non
 def test_promises_are_kept_where_another_client_is_caught_by_the_same_faults(name: str, binaries: Binaries) -> None:
     scenario, (client, checker) = find(name), CAUGHT[name]
     once = tuple(replace(step, times=1) for step in scenario.timeline)  # of each fault, for the sake of time
-    scenario = replace(scenario, timeline=once, duration=max(step.end for step in once) + 1.0)
+    scenario = replace(scenario, timeline=once, duration=max(step.end for step in once) + 0.5)
 
     with cluster_for(scenario, binaries=binaries) as cluster:
         caught = asyncio.run(play(scenario, cluster, client=client, seed=7))
@@ -49,6 +49,10 @@ def test_promises_are_kept_where_another_client_is_caught_by_the_same_faults(nam
     assert caught.verdicts["felt"].state is State.OK, str(caught)
     assert guarded.state is State.OK, str(guarded)
     assert set(guarded.verdicts) == set(scenario.checkers)
+    assert [fault.what for fault in caught.history.faults] == [fault.what for fault in guarded.history.faults]
     if checker == "duplicated":  # acknowledgements were lost to the guard, too: it did not just have better luck
         unknown = [op for op in guarded.history.operations if op.outcome is Outcome.UNKNOWN]
         assert len(unknown) >= len(guarded.history.faults), str(guarded)
+        assert guarded.history.final is not None
+        there = {value for values in guarded.history.final.values() for value in values}
+        assert any(op.value in there for op in unknown), str(guarded)
