@@ -209,11 +209,17 @@ async def test_a_claim_does_not_depend_on_what_the_role_is_set_to(home: Cluster,
         ("row_security", "off"),
     ):
         home.sql("a", f"ALTER ROLE odd SET {setting} = '{value}'")
-    writer, asker = await connect(home), await connect(home, user="odd")
+    writer, asker, looker = await connect(home), await connect(home, user="odd"), await connect(home)
     token, row = new_token(), await item(home)
-    await committed(writer, token, row)
+    assert await claim(asker, new_token()) == "x"
+    await writer.execute("BEGIN")
+    await writer.execute(CTE, token, row)
 
-    assert [await claim(asker, token), await claim(asker, new_token())] == ["w", "x"]
+    asked = asyncio.ensure_future(claim(asker, token))
+    await until(lambda: is_blocked(looker, asker))
+    await writer.execute("COMMIT")
+
+    assert await asked == "w"  # with a snapshot of its beginning: 40001
 
 
 # --- with a synchronous standby that does not answer

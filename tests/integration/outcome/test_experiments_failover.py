@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from dbguard.drivers import outcome_sql
@@ -53,6 +54,36 @@ async def test_after_an_asynchronous_promotion_the_answer_is_that_of_the_new_pri
     await con.execute(STORE, new_token(), 2)
 
     assert two.sql("b", "SELECT id FROM item ORDER BY id") == [(1,), (2,)]
+
+
+@pytest.mark.every_postgres
+async def test_an_old_primary_that_still_answers_calls_the_new_ones_writes_not_applied(
+    two: Cluster, connect: Any
+) -> None:
+    """So a claim is made on the fenced primary alone: the repeat would apply this write twice."""
+    await asyncio.to_thread(two.promote, "b")
+    old, new = await connect(two, "a"), await connect(two, "b")
+    token = new_token()
+    await new.execute(STORE, token, 1)
+
+    assert [await claim(old, token), await claim(new, token)] == ["x", "w"]
+
+
+@pytest.mark.every_postgres
+async def test_a_claim_under_an_older_reign_closes_no_door_under_the_next(two: Cluster, connect: Any) -> None:
+    """RULES 3.2: it is made again, or an original that a pooler kept in its queue is let in by the new primary."""
+    old, late, known = await connect(two, "a"), new_token(), new_token()
+    await asyncio.to_thread(two.kill, "b")
+    assert [await claim(old, late), await claim(old, known)] == ["x", "x"]
+    await asyncio.to_thread(two.kill, "a")
+    await asyncio.to_thread(two.start_node, "b")
+    await asyncio.to_thread(two.promote, "b")
+
+    new = await connect(two, "b")
+    assert await claim(new, known) == "x"
+    assert await new.execute(STORE, late, 1) == "INSERT 0 1"
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await new.execute(STORE, known, 2)
 
 
 async def test_two_promotions_to_one_timeline_have_two_marks(
