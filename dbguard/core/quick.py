@@ -61,7 +61,7 @@ _BEFORE_PAREN: Final = re.compile(
         (?:{"over"[::-1]}|{"filter"[::-1]}) \s*+ \)
       | {"join"[::-1]} (?: {_behind("left right full inner outer cross natural")} | (?<={re.escape("join (select"[::-1])}) )
       | {"by"[::-1]} {_behind("group order partition")}
-      | {"on"[::-1]} (?!{_IN_WORD}) (?!{_behind("distinct")})
+      | {"on"[::-1]} (?! {_IN_WORD} | \s*+\. ) (?!{_behind("distinct")})
       | {"materialized"[::-1]} (?:{_behind("not")})? {_behind("as")}
       | (?!{"operator"[::-1]}) {_IN_WORD}++ {_behind("as with recursive")}
       | ( " | [\w$.\x80-\xff]*+ (?:\s++\.)? )

@@ -37,6 +37,8 @@ NOT_PLAIN = [
     "SELECT a$abs(1)",
     "SELECT s.lower(1)",
     "SELECT s . lower(1)",
+    "SELECT s.on(1)",
+    "SELECT s . on (1)",
     'SELECT "s".lower(1)',
     'SELECT "Lower" (1)',
     "SELECT upper('x')",
