@@ -148,10 +148,27 @@ def test_a_view_that_writes_taints_who_reads_it() -> None:
     assert texts.learn("SELECT * FROM item").reads
 
 
-def test_a_volatile_operator_or_domain_taints_a_text_that_holds_it() -> None:
-    texts = known(Catalogue(relations=[], volatile_words=["posint"]))
+def test_a_volatile_operator_taints_a_text_that_holds_it() -> None:
+    texts = known(Catalogue(relations=[], volatile_words=["shown"]))
+
+    assert not texts.learn("SELECT t.shown FROM t").reads
+    assert not texts.learn("SELECT t.SHOWN FROM t").reads
+    assert texts.learn("SELECT t.other FROM t").reads
+
+
+def test_a_domain_whose_check_writes_taints_a_text_that_holds_it_and_a_view_over_it() -> None:
+    catalogue = Catalogue(
+        relations=[relation(1, "cast_log"), relation(2, "item")],
+        queries=[(1, "SELECT (1)::posint AS n"), (2, "SELECT (1)::small AS n")],
+        checks=[("posint", "(nextval('s'::regclass) > 0)"), ("small", "(VALUE < 9)")],
+    )
+    texts = known(catalogue)
 
     assert not texts.learn("SELECT $1::posint").reads
+    assert not texts.learn("SELECT CAST($1 AS PosInt)").reads
+    assert texts.learn("SELECT $1::small").reads
+    assert not texts.learn("SELECT * FROM cast_log").reads
+    assert texts.learn("SELECT * FROM item").reads
     assert texts.learn("SELECT $1::int").reads
 
 

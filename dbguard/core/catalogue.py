@@ -65,7 +65,9 @@ class Catalogue:
     expressions: (relation, expression) for defaults, checks, generated columns and indexes.
     queries: (view, its query), and (table, "SELECT " and the expression of a policy).
     reaches: (relation, relation that a statement on it can reach).
-    volatile_words: operators and domains of users' that run a volatile function, as a text would hold them.
+    volatile_words: what of users' runs a volatile function without a call of it: operators, casts (by their types), and
+        functions that can be written as a column of a row, as a text would hold them.
+    checks: (domain, an expression that casting to it runs).
     calling_words: types of users' (a cast to a domain runs its check), and functions that can be written as a column of
         a row (``t.f`` is ``f(t)``): names by which a text runs a user's function without calling one.
     foul: users have redefined what PostgreSQL's own names mean (operators, casts, functions): nothing is plain.
@@ -79,6 +81,7 @@ class Catalogue:
     reaches: Sequence[tuple[int, int]] = ()
     functions: Sequence[Function] = ()
     volatile_words: Sequence[str] = ()
+    checks: Sequence[tuple[str, str]] = ()
     calling_words: Sequence[str] = ()
     foul: bool = False
     blind: bool = False
@@ -89,7 +92,7 @@ class Knowledge:
     """What follows for statements.
 
     plain: relations after whose use no reset is needed. tainted: relations whose reading may write.
-    words: what makes a text that holds it go to the primary. blind: no text can be read for what it is.
+    words: what makes a text that holds it go to the primary, lower-cased. blind: no text can be read for what it is.
     calls: what makes a text that holds it one after which a reset is needed, lower-cased.
     unsure: what PostgreSQL's own names mean is not known, or not theirs: a reset is needed after every text.
     """
@@ -118,7 +121,8 @@ class Knowledge:
                 return "which relations it reads is not clear, and reading some of them may write"
             if found := sorted(relations & self.tainted):
                 return f"reading {found[0]} may run a volatile function"
-        return next((f"{word} may run a volatile function" for word in self.words if word in text), None)
+        folded = text.lower() if self.words else ""
+        return next((f"{word} may run a volatile function" for word in self.words if word in folded), None)
 
 
 NOTHING_KNOWN = Knowledge(unsure=True)
@@ -142,18 +146,20 @@ def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Know
     """Draw the conclusions; *classify* knows the trusted functions already."""
     every = {relation.oid for relation in catalogue.relations}
     calls = tuple(word.lower() for word in catalogue.calling_words)
+    writing_domains = {name for name, text in catalogue.checks if not classify(f"SELECT {text}").is_read}
+    words = tuple(sorted(word.lower() for word in {*catalogue.volatile_words, *writing_domains}))
     plain: set[int] = set()
     if not catalogue.foul and not catalogue.blind:
         plain = {relation.oid for relation in catalogue.relations if relation.bare}
         plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify, calls)}
         plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify, calls)}
         plain -= _reaching(plain, catalogue.reaches)
-    writing = {oid for oid, text in catalogue.queries if not classify(text).is_read}
+    writing = {oid for oid, text in catalogue.queries if not classify(text).is_read or _calls(text, words)}
     tainted = writing | _reaching(every - writing, catalogue.reaches, only_into=writing)
     return Knowledge(
         plain=_names(catalogue, plain),
         tainted=_names(catalogue, tainted),
-        words=tuple(catalogue.volatile_words),
+        words=words,
         blind=catalogue.blind,
         calls=calls,
         unsure=catalogue.foul,

@@ -264,3 +264,126 @@ async def test_foreign_tables_and_temporary_ones_are_never_plain(con: Any) -> No
     texts = await texts_of(con)
 
     assert texts.learn("SELECT * FROM mine").touched >= Touch.SETTINGS
+
+
+WRITES = """
+CREATE FUNCTION writes(int) RETURNS int LANGUAGE plpgsql VOLATILE AS
+$$ BEGIN UPDATE plain SET n = n + 1; RETURN $1; END $$;
+CREATE FUNCTION adds(int, int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT writes($1) + $2';
+CREATE SEQUENCE drawn;
+"""
+
+WRITERS = {
+    "a volatile function": ("SELECT 1", "SELECT writes(1)"),
+    "a volatile overload of a stable one": (
+        (
+            "CREATE FUNCTION looks(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1';"
+            "CREATE FUNCTION looks(text) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT writes(1)'"
+        ),
+        "SELECT looks('1'::text)",
+    ),
+    "a volatile function in PostgreSQL's own name": (
+        "CREATE FUNCTION lower(int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT writes($1)'",
+        "SELECT lower(1)",
+    ),
+    "a function in PostgreSQL's own name, in a schema before PostgreSQL's": (
+        (
+            "CREATE SCHEMA early; CREATE FUNCTION early.upper(text) RETURNS text LANGUAGE sql VOLATILE AS"
+            " 'SELECT public.writes(1)::text'; SET search_path = early, pg_catalog, public"
+        ),
+        "SELECT upper('a')",
+    ),
+    "an aggregate of a volatile function": (
+        "CREATE AGGREGATE gathered(int) (SFUNC = adds, STYPE = int, INITCOND = '0')",
+        "SELECT gathered(id) FROM plain",
+    ),
+    "a name in quotes": (
+        "CREATE FUNCTION \"Writes\"(int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT writes($1)'",
+        'SELECT "Writes"(1)',
+    ),
+    "a function written as a column": (
+        "CREATE FUNCTION shown(plain) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT writes(1)'",
+        "SELECT plain.Shown FROM plain",
+    ),
+    "an operator": ("CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = adds)", "SELECT 1 === 2"),
+    "an operator in PostgreSQL's own name": (
+        (
+            "CREATE FUNCTION glued(point, int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT writes($2)';"
+            "CREATE OPERATOR + (LEFTARG = point, RIGHTARG = int, FUNCTION = glued)"
+        ),
+        "SELECT '(1,2)'::point + 1",
+    ),
+    "a cast": (
+        (
+            "CREATE TYPE pair AS (a int, b int); CREATE FUNCTION as_pair(int) RETURNS pair LANGUAGE sql VOLATILE AS"
+            " 'SELECT writes($1), 2'; CREATE CAST (int AS pair) WITH FUNCTION as_pair(int)"
+        ),
+        "SELECT 1::pair",
+    ),
+    "a domain": ("CREATE DOMAIN checked AS int CHECK (writes(VALUE) > 0)", "SELECT 1::Checked"),
+    "a domain that draws from a sequence": (
+        "CREATE DOMAIN checked AS int CHECK (nextval('drawn') > 0)",
+        "SELECT CAST(1 AS checked)",
+    ),
+    "a domain over a domain": (
+        "CREATE DOMAIN inner_one AS int CHECK (writes(VALUE) > 0); CREATE DOMAIN outer_one AS inner_one",
+        "SELECT 1::outer_one",
+    ),
+    "a view": ("CREATE VIEW v AS SELECT writes(id) FROM plain", "SELECT * FROM v"),
+    "a view over a view": (
+        "CREATE VIEW v AS SELECT writes(id) AS id FROM plain; CREATE VIEW w AS SELECT id FROM v",
+        "SELECT * FROM w",
+    ),
+    "a view with an operator": (
+        "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = adds); CREATE VIEW v AS SELECT id === 1 AS x FROM plain",
+        "SELECT * FROM v",
+    ),
+    "a view with a domain": (
+        "CREATE DOMAIN checked AS int CHECK (writes(VALUE) > 0); CREATE VIEW v AS SELECT id::checked AS x FROM plain",
+        "SELECT * FROM v",
+    ),
+    "a view with a name beyond ASCII": ("CREATE VIEW été AS SELECT writes(id) FROM plain", "SELECT * FROM été"),
+    "a view with a dollar in its name": ("CREATE VIEW a$b AS SELECT writes(id) FROM plain", "SELECT * FROM a$b"),
+}
+
+
+@pytest.mark.parametrize("case", WRITERS)
+async def test_what_runs_a_volatile_function_is_no_read(case: str, con: Any) -> None:
+    setup, statement = WRITERS[case]
+    await con.execute(WRITES)
+    await con.execute(setup)
+    written = "SELECT (SELECT n FROM public.plain) + (SELECT last_value FROM public.drawn)"
+    before = await con.fetchval(written)
+
+    texts = await texts_of(con)
+    await con.execute(statement)
+    await con.execute(statement)
+
+    assert await con.fetchval(written) > before, "it writes"
+    assert not texts.learn(statement).reads
+
+
+async def test_a_stable_function_is_trusted_until_it_is_not_stable_any_more(con: Any) -> None:
+    await con.execute("CREATE FUNCTION looks(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1'")
+    assert (await texts_of(con)).learn("SELECT looks(1)").reads
+
+    await con.execute("CREATE OR REPLACE FUNCTION looks(int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT $1'")
+    assert not (await texts_of(con)).learn("SELECT looks(1)").reads
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "CREATE FUNCTION looks(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1'",
+        "CREATE FUNCTION \"Looks\"(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1'",
+        "CREATE AGGREGATE looks(int) (SFUNC = int4larger, STYPE = int)",
+        "CREATE DOMAIN small AS int CHECK (VALUE < 9)",
+    ],
+)
+async def test_what_runs_no_volatile_function_is_a_read(setup: str, con: Any) -> None:
+    await con.execute(setup)
+    texts = await texts_of(con)
+    named = {"AGG": "SELECT looks(id) FROM plain", "DOM": "SELECT 1::small"}
+    statement = named.get(setup[7:10], 'SELECT "Looks"(1)' if '"' in setup else "SELECT looks(1)")
+
+    assert texts.learn(statement).reads

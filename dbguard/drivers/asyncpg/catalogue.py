@@ -57,9 +57,14 @@ UNION ALL SELECT polrelid::bigint, 'SELECT ' || pg_get_expr(polqual, polrelid) F
     WHERE polqual IS NOT NULL
 """
 
+# An aggregate is declared immutable whatever its functions are.
 _FUNCTIONS = f"""
 SELECT n.nspname AS schema, p.proname AS name, bool_or(pg_function_is_visible(p.oid)) AS visible,
-    bool_and(p.provolatile <> 'v' AND p.prokind <> 'p') AS stable,
+    bool_and(p.provolatile <> 'v' AND p.prokind <> 'p' AND NOT EXISTS (
+        SELECT FROM pg_aggregate a JOIN pg_proc f ON f.provolatile = 'v' AND f.oid IN (
+            a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn, a.aggminvtransfn,
+            a.aggmfinalfn)
+        WHERE a.aggfnoid = p.oid)) AS stable,
     EXISTS (SELECT FROM pg_proc b WHERE b.oid < {_USERS} AND b.proname = p.proname) AS hides
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE p.oid >= {_USERS} GROUP BY 1, 2
@@ -68,11 +73,19 @@ WHERE p.oid >= {_USERS} GROUP BY 1, 2
 _VOLATILE_WORDS = f"""
 SELECT o.oprname FROM pg_operator o JOIN pg_proc p ON p.oid = o.oprcode
 WHERE o.oid >= {_USERS} AND p.provolatile = 'v'
-UNION SELECT t.typname FROM pg_type t
-JOIN pg_constraint c ON c.contypid = t.oid
-JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_proc'::regclass
-JOIN pg_proc p ON p.oid = d.refobjid
-WHERE t.typtype = 'd' AND p.provolatile = 'v'
+UNION SELECT t.typname FROM pg_cast c
+JOIN pg_proc p ON p.oid = c.castfunc JOIN pg_type t ON t.oid IN (c.castsource, c.casttarget)
+WHERE c.oid >= {_USERS} AND p.provolatile = 'v'
+UNION SELECT p.proname FROM pg_proc p JOIN pg_type t ON t.oid = p.proargtypes[0]
+WHERE p.oid >= {_USERS} AND p.provolatile = 'v' AND p.pronargs - p.pronargdefaults <= 1 AND t.typtype IN ('c', 'p')
+"""  # noqa: S608  a number of ours
+
+# A domain's own checks, and those of the domains under it.
+_CHECKS = f"""
+WITH RECURSIVE under AS (
+    SELECT oid, typname, oid AS type FROM pg_type WHERE typtype = 'd' AND oid >= {_USERS}
+    UNION ALL SELECT u.oid, u.typname, t.typbasetype FROM under u JOIN pg_type t ON t.oid = u.type WHERE t.typtype = 'd')
+SELECT u.typname, pg_get_expr(c.conbin, 0) FROM under u JOIN pg_constraint c ON c.contypid = u.type AND c.contype = 'c'
 """  # noqa: S608  a number of ours
 
 # Row types count where a column's type does; enums run nothing. An array's name is its element's, with brackets.
@@ -150,6 +163,7 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
             for row in await con.fetch(_FUNCTIONS, timeout=timeout)
         ],
         volatile_words=[row[0] for row in await con.fetch(_VOLATILE_WORDS, timeout=timeout)],
+        checks=[tuple(row) for row in await con.fetch(_CHECKS, timeout=timeout)],
         calling_words=[row[0] for row in await con.fetch(_CALLING_WORDS, timeout=timeout)],
         foul=await con.fetchval(_FOUL, timeout=timeout),
         blind=await con.fetchval(_BLIND, timeout=timeout),
