@@ -147,6 +147,9 @@ class Driver(Protocol):
     def name_failure(self, error: BaseException, node: str, lease: Any, *, unsent: bool, closed: bool) -> Failure:
         """Name what went wrong on a leased connection; *closed*: it was closed before anybody ended it."""
 
+    def in_standby(self, lease: Any) -> bool | None:
+        """Whether the server that *lease* is of says that it is a standby; None where it does not say."""
+
     def describe(self, error: BaseException) -> str:
         """Say what went wrong with a connection, without the server's text."""
 

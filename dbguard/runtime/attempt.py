@@ -126,7 +126,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     finally:
         engine.flights.remove(flight)
         flight.absorb()
-    if call.work.stake is not Stake.READ:
+    # What was not known to be a read and went to a replica by its caller's word has written nothing there.
+    if call.work.stake is not Stake.READ and not (call.reads and engine.driver.in_standby(lease)):
         call.box.wrote(reign, clock())
     state.succeeded(node, generation)
     if not job.keeps:

@@ -266,8 +266,13 @@ class AsyncpgDriver:
     @staticmethod
     def name_failure(error: BaseException, node: str, lease: Any, *, unsent: bool, closed: bool) -> Failure:
         """Name what went wrong on a leased connection."""
-        standby: bool | None = None
-        if not closed and not lease.con.is_closed():
-            said = getattr(lease.con.get_settings(), "in_hot_standby", None)
-            standby = None if said is None else said == "on"
+        standby = None if closed else AsyncpgDriver.in_standby(lease)
         return name_failure(error, node, unsent=unsent, closed=closed, standby=standby, ours=lease.ours)
+
+    @staticmethod
+    def in_standby(lease: Any) -> bool | None:
+        """Whether the server says that it is a standby; None where it does not say (before version 14, or closed)."""
+        if lease.con.is_closed():
+            return None
+        said = getattr(lease.con.get_settings(), "in_hot_standby", None)
+        return None if said is None else said == "on"
