@@ -270,7 +270,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         """Close the connection; its place in the pool is filled by a new one."""
         self._session.touch(Touch.LOST)
         if not self.is_closed():
-            await self._session.con.close(timeout=timeout)
+            await self._session.do(self._session.con.close, Stake.READ, timeout)
 
     def terminate(self) -> None:
         """Terminate the connection at once, without waiting for the server."""

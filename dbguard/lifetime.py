@@ -117,7 +117,7 @@ class Lifetime:
                 async with asyncio.timeout(max(0.05, left)):
                     await answered.wait()
             except TimeoutError:
-                if self.loop.time() >= until and monitor.rounds:
+                if self.loop.time() >= until and (monitor.rounds or startup.wait > 0):
                     raise dress(nobody(monitor, startup.wait)) from None
                 continue
             wrong = [f"{name}: {why}" for name, why in monitor.misconfigured().items()]

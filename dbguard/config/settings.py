@@ -316,7 +316,7 @@ class StartupSettings(Section):
     """What opening a guard waits for."""
 
     wait: Annotated[float, Duration()] = 30.0
-    """Seconds to wait for what *need* says. Default 30."""
+    """Seconds to wait for what *need* says; 0: all nodes are asked once. Default 30."""
     need: Annotated[Need, Choice(Need)] = "any"
     """any node that answers, a primary, or all nodes. Default any: reads work, writes wait for a primary."""
 

@@ -150,6 +150,8 @@ class Monitor:
         """Return why each node that is not fit was not fit when last asked."""
         view = self._state.view
         said = {name: last.why for name, last in self.last.items() if isinstance(last, Missed)}
+        if not self.last:
+            said = dict.fromkeys(view.nodes, "no answer yet")
         return said | {name: node.misconfigured for name, node in view.nodes.items() if node.misconfigured}
 
     def misconfigured(self) -> dict[str, str]:

@@ -193,7 +193,7 @@ async def test_every_argument_of_connect_is_passed_on(calm_cluster, name):
         raise Seen
 
     value = {"server_settings": {"work_mem": "7MB"}}.get(name, object())
-    config = {"nodes": [{"host": "127.0.0.1", "port": calm_cluster.node("a").port}], "startup": {"wait": "50ms"}}
+    config = {"nodes": [{"host": "127.0.0.1", "port": calm_cluster.node("a").port}], "startup": {"wait": "0s"}}
     guard = dbguard.Guard(config, connect=connect, **{name: value})
     if name in ("loop", "connection_class", "record_class"):
         return  # the pool's own

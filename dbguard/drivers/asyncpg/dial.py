@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from dbguard.drivers.asyncpg.connection import connection_class
+from dbguard.drivers.asyncpg.names import Names, NamingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -48,7 +50,8 @@ class Dialer:
     """
 
     def __init__(self, connect: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-        self._dial: Callable[..., Awaitable[Any]] = arguments.get("connect") or asyncpg.connect
+        self._dial: Callable[..., Awaitable[Any]] = arguments.get("connect") or self._connect_by_name
+        self._names = Names()
         self._class = connection_class(arguments.get("connection_class") or asyncpg.Connection)
         self._record = arguments.get("record_class") or asyncpg.Record
         self._pool = {name: value for name, value in arguments.items() if name in POOL_ARGUMENTS}
@@ -83,6 +86,10 @@ class Dialer:
             except asyncpg.ProtocolViolationError:
                 self._plain = True
         return await self._dial(*args, server_settings=self._own_settings or None, **kwargs)
+
+    async def _connect_by_name(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["loop"] = NamingLoop(asyncio.get_running_loop(), self._names)
+        return await asyncpg.connect(*args, **kwargs)
 
     async def control(self, *, timeout: float) -> Any:
         """Open the monitor's connection."""
