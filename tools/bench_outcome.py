@@ -18,12 +18,14 @@ import statistics
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import asyncpg
 
+import dbguard
 from dbguard.drivers import outcome_sql
 from dbguard.testing.cluster import Cluster
 
@@ -164,10 +166,54 @@ async def costs(cluster: Cluster, clients: int, seconds: float) -> dict[str, dic
         stack.push_async_callback(lambda: asyncio.gather(*(con.close() for con in connections)))
         held = Held(list(connections))
         for name, (one, other) in PAIRS.items():
-            results[name] = row = await compare(held.call(one), held.call(other), clients, seconds)
-            figures = f"{row['p50']:8.2f} {row['mean']:8.2f} {row['us']:8.0f} {row['us_without']:8.0f}"
-            print(f"{name:28} {clients:7} {figures}", flush=True)
+            results[name] = show(name, clients, await compare(held.call(one), held.call(other), clients, seconds))
     return results
+
+
+async def guarded(cluster: Cluster, clients: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Measure a guard with tokens against one without."""
+    results: dict[str, dict[str, float]] = {}
+    node = cluster.primary
+    async with AsyncExitStack() as stack:
+
+        async def opened(resolve: str) -> dbguard.Guard:
+            settings = {
+                "nodes": [{"host": node.host, "port": node.port}],
+                "connection": {"user": "postgres", "database": "postgres"},
+                "outcome": {"resolve": resolve},
+            }
+            return await stack.enter_async_context(dbguard.Guard(settings, min_size=clients, max_size=clients))
+
+        with_, without = await opened("token-table"), await opened("none")
+        await asyncio.sleep(1)  # both have read the catalogue
+
+        async def write(con: dbguard.Connection, key: int) -> None:
+            await con.execute(UPDATE, key)
+
+        async def read(con: dbguard.Connection, key: int) -> None:
+            await con.fetch(READ, key)
+
+        def autocommit(guard: dbguard.Guard) -> Call:
+            return lambda key: guard.execute(UPDATE, key)
+
+        def in_transaction(guard: dbguard.Guard, work: Callable[[Any, int], Awaitable[None]]) -> Call:
+            return lambda key: guard.run_in_transaction(partial(work, key=key))
+
+        pairs = {
+            "guard: UPDATE": (autocommit(with_), autocommit(without)),
+            "guard: transaction": (in_transaction(with_, write), in_transaction(without, write)),
+            "guard: read-only transaction": (in_transaction(with_, read), in_transaction(without, read)),
+        }
+        for name, (one, other) in pairs.items():
+            results[name] = show(name, clients, await compare(one, other, clients, seconds))
+    return results
+
+
+def show(name: str, clients: int, row: dict[str, float]) -> dict[str, float]:
+    """Print one row."""
+    figures = f"{row['p50']:8.2f} {row['mean']:8.2f} {row['us']:8.0f} {row['us_without']:8.0f}"
+    print(f"{name:28} {clients:7} {figures}", flush=True)
+    return row
 
 
 async def sizes(cluster: Cluster) -> dict[str, float]:
@@ -241,6 +287,7 @@ def main() -> None:
         print(f"{'':28} {'clients':>7} {'p50':>8} {'mean':>8} {'us':>8} {'without':>8}")
         for clients in options.clients:
             results[str(clients)] = asyncio.run(costs(cluster, clients, options.seconds))
+            results[str(clients)] |= asyncio.run(guarded(cluster, clients, options.seconds))
         results["sizes"] = asyncio.run(sizes(cluster))
         for name, value in results["sizes"].items():
             print(f"{name:40} {value:8.1f}")

@@ -387,6 +387,20 @@ def test_check_has_the_same_findings(installed: str, dbguard: Callable[..., Ran]
     assert "is unlogged" in ran.out
 
 
+def test_check_misses_the_schema_where_the_configuration_wants_it(
+    config: str, dbguard: Callable[..., Ran], tmp_path: Path
+) -> None:
+    wanting = tmp_path / "wanting.yaml"
+    wanting.write_text((tmp_path / "guard.yaml").read_text() + "outcome: {resolve: token-table}\n")
+
+    ran = dbguard("check", str(wanting))
+    assert ran.code == 1
+    assert "outcome.resolve is token-table, and database" in ran.out
+
+    assert dbguard("outcome", "install", str(wanting), "--apply", "--user", "postgres").code == 0
+    assert dbguard("check", str(wanting)).code == 0
+
+
 def test_check_prints_the_least_rights_and_they_are_enough(
     installed: str, dbguard: Callable[..., Ran], sql: Callable[..., object], home: Cluster, database: str
 ) -> None:
