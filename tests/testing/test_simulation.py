@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 
 from dbguard.testing.simulation import Fault, Run, draw, simulate
+from dbguard.testing.simulation import run as run_module
 from dbguard.testing.simulation.__main__ import main
 from dbguard.testing.simulation.defects import DEFECTS
+from dbguard.testing.simulation.many import run_many
+from dbguard.testing.simulation.schedule import CHOSEN, KINDS, OUSTED
 from dbguard.testing.simulation.shrink import shrink
 
-SEEDS = 400
-"""Here; the command runs as many as it is told to."""
+SEEDS, OF_THE_ENGINE = 10_000, 300
+"""How many are run here; the command runs as many as it is told to."""
+
+RULES = ("repeat", "fence", "gate", "number", "budget", "deadline", "nothing", "renewal")
+"""Defects that a thousand seeds must find; the rarer ones have a seed in `test_simulation_seeds`."""
+
+JOBS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, os.cpu_count() or 1)
 
 
 def first_broken(promise: str, most: int, **options: Any) -> int | None:
@@ -24,14 +34,32 @@ def first_broken(promise: str, most: int, **options: Any) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, 100))
+def broken_of(seeds: range, **options: Any) -> list[tuple[int, str]]:
+    """Run *seeds* on all cores; return those that broke a promise, with what they broke."""
+    return [batch.broken for batch in run_many(seeds, jobs=JOBS, **options) if batch.broken is not None]
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 1_000))
 def test_no_promise_is_broken_whatever_the_seed(first: int) -> None:
-    broken = {seed: run.violations for seed in range(first, first + 100) if (run := simulate(seed)).violations}
-
-    assert broken == {}
+    assert broken_of(range(first, first + 1_000)) == []
 
 
-def test_each_seed_holds_fifty_calls_a_promotion_and_three_faults() -> None:
+def test_many_seeds_are_counted_and_the_first_that_breaks_a_promise_is_told() -> None:
+    found = first_broken("stale", 100, defect="gate")
+    assert found is not None
+
+    alone = list(run_many(range(found), defect="gate"))
+    with_it = list(run_many(range(found + 3), defect="gate"))
+    together = list(run_many(range(60), jobs=2))
+
+    assert sum(batch.done for batch in alone) == found
+    assert [batch.broken for batch in alone if batch.broken] == []
+    assert [batch.broken[0] for batch in with_it if batch.broken] == [found]
+    assert sum(batch.done for batch in together) == 60
+    assert sum(batch.totals["calls"] for batch in together) == sum(simulate(seed).calls for seed in range(60))
+
+
+def test_each_seed_holds_fifty_calls_a_promotion_and_three_other_faults() -> None:
     for seed in range(60):
         run = simulate(seed)
 
@@ -40,9 +68,27 @@ def test_each_seed_holds_fifty_calls_a_promotion_and_three_faults() -> None:
         assert run.faults >= 3
 
 
-def test_a_seed_replays_exactly() -> None:
-    for seed in range(5):
-        once, again = simulate(seed, trace=True), simulate(seed, trace=True)
+def test_a_seed_in_which_too_little_happens_is_no_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "draw", lambda seed: replace(draw(seed), faults=draw(seed).faults[:2]))
+
+    assert [violation.promise for violation in simulate(3).violations] == ["thin"]
+
+
+def test_every_kind_of_fault_and_of_promotion_is_drawn() -> None:
+    drawn = [fault for seed in range(400) for fault in draw(seed).faults]
+
+    assert {fault.kind for fault in drawn} == {"promote", *KINDS}
+    assert {(fault.how, fault.who) for fault in drawn if fault.kind == "promote"} == set(product(OUSTED, CHOSEN))
+    assert {draw(seed).tokens for seed in range(20)} == {draw(seed).sync for seed in range(20)} == {True, False}
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["own", "engine"])
+def test_a_seed_replays_exactly(*, engine: bool) -> None:
+    for seed in range(12):
+        once = simulate(seed, trace=True, engine=engine)
+        ballast = [object() for _ in range(1_000 + seed)]  # the same run at other places in memory
+        again = simulate(seed, trace=True, engine=engine)
+        del ballast
 
         assert once.history == again.history
         assert once.digest == again.digest
@@ -59,19 +105,17 @@ def test_fast_path_makes_the_same_history_as_the_plan(seed: int) -> None:
     assert sorted(fast.history) == sorted(slow.history)
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.parametrize("name", RULES)
 def test_a_rule_that_is_switched_off_is_missed_within_a_thousand_seeds(name: str) -> None:
-    promise = DEFECTS[name].finds
-
-    found = first_broken(promise, 1_000, defect=name)
+    found = first_broken(DEFECTS[name].finds, 1_000, defect=name)
 
     assert found is not None
 
 
 def test_a_rule_is_switched_on_again_afterwards() -> None:
-    simulate(0, defect="repeat")
+    assert simulate(9, defect="repeat").violations
 
-    assert simulate(14).violations == ()
+    assert simulate(9).violations == ()
 
 
 def test_a_failing_schedule_is_shrunk_to_what_it_needs() -> None:
@@ -111,13 +155,9 @@ def test_a_promotion_fails_no_call_that_can_bear_it(how: str) -> None:
 # ---------------------------------------------------------------- dbguard's own engine
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", range(0, OF_THE_ENGINE, 100))
 def test_no_promise_is_broken_by_the_engine_that_applications_run(first: int) -> None:
-    broken = {
-        seed: run.violations for seed in range(first, first + 20) if (run := simulate(seed, engine=True)).violations
-    }
-
-    assert broken == {}
+    assert broken_of(range(first, first + 100), engine=True) == []
 
 
 @pytest.mark.parametrize("name", ["repeat", "fence", "gate"])

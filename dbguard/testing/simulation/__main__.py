@@ -12,7 +12,8 @@ import time
 from collections import Counter
 
 from dbguard.testing.simulation.defects import DEFECTS
-from dbguard.testing.simulation.run import Run, simulate
+from dbguard.testing.simulation.many import run_many
+from dbguard.testing.simulation.run import simulate
 from dbguard.testing.simulation.shrink import shrink
 
 __all__ = ["main"]
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--first", type=int, default=0, metavar="N", help="with --seeds: begin with this one (default: 0)"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="with --seeds: on so many processes (default: 1)"
+    )
     parser.add_argument("--trace", action="store_true", help="with --seed: print every step")
     parser.add_argument(
         "--engine", action="store_true", help="run dbguard's own runtime on an event loop, and cancel calls (slower)"
@@ -44,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.seeds < 1:
         parser.error("--seeds must be at least 1")
+    if given.jobs < 1:
+        parser.error("--jobs must be at least 1")
     return _one(given) if given.seed is not None else _many(given)
 
 
@@ -54,7 +60,7 @@ def _one(given: argparse.Namespace) -> int:
         print(*run.history, sep="\n")
     print(
         f"{run.calls} calls, {run.failed} failed, {run.unknown} of them with an unknown outcome; {run.repeats} repeats,"
-        f" {run.promotions} promotions, {run.faults} faults in {run.seconds:.1f} virtual seconds; history {run.digest}"
+        f" {run.promotions} promotions, {run.faults} other faults in {run.seconds:.1f} virtual seconds; history {run.digest}"
     )
     for violation in run.violations:
         print(f"BROKEN  {violation}")
@@ -63,16 +69,16 @@ def _one(given: argparse.Namespace) -> int:
 
 def _many(given: argparse.Namespace) -> int:
     totals: Counter[str] = Counter()
-    began, told = time.monotonic(), 0.0
+    began, done, told = time.monotonic(), 0, 0.0
     live = sys.stderr.isatty()
-    for done, seed in enumerate(range(given.first, given.first + given.seeds), 1):
-        run = simulate(seed, defect=given.defect, fast=not given.slow, engine=given.engine)
-        if run.violations:
+    seeds = range(given.first, given.first + given.seeds)
+    for batch in run_many(seeds, jobs=given.jobs, defect=given.defect, fast=not given.slow, engine=given.engine):
+        totals += batch.totals
+        done += batch.done
+        if batch.broken is not None:
             if live:
                 print(file=sys.stderr)
-            return _report(run, done, given)
-        for name in ("calls", "failed", "unknown", "repeats", "promotions", "faults"):
-            totals[name] += getattr(run, name)
+            return _report(batch.broken[0], done, given)
         if live and time.monotonic() - told > 0.2:
             told = time.monotonic()
             rate = done / (told - began) * 60
@@ -81,17 +87,17 @@ def _many(given: argparse.Namespace) -> int:
     if live:
         print("\r\x1b[K", end="", file=sys.stderr)
     print(
-        f"{given.seeds:,} seeds ({given.first} to {given.first + given.seeds - 1}) in {seconds:.0f} s,"
+        f"{given.seeds:,} seeds ({seeds[0]} to {seeds[-1]}) in {seconds:.0f} s,"
         f" {given.seeds / seconds * 60:,.0f} a minute: {totals['calls']:,} calls, {totals['promotions']:,} promotions,"
-        f" {totals['faults']:,} faults, {totals['repeats']:,} repeats, {totals['failed']:,} calls failed,"
+        f" {totals['faults']:,} other faults, {totals['repeats']:,} repeats, {totals['failed']:,} calls failed,"
         f" {totals['unknown']:,} of them with an unknown outcome; 0 promises broken"
     )
     return 0
 
 
-def _report(run: Run, done: int, given: argparse.Namespace) -> int:
+def _report(seed: int, done: int, given: argparse.Namespace) -> int:
     """Print a failing seed, and the smallest schedule that fails like it."""
-    seed = run.schedule.seed
+    run = simulate(seed, defect=given.defect, fast=not given.slow, engine=given.engine)
     print(f"seed {seed} broke a promise (after {done} seeds):")
     for violation in run.violations[:5]:
         print(f"  {violation}")

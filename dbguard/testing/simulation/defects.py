@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
-from dbguard.core import merge, plan
+from dbguard.core import plan
 from dbguard.core.budget import Budget
 from dbguard.core.causal import Box
 from dbguard.core.node import Node as Memory
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from dbguard.core.failure import Failure
-    from dbguard.core.plan import Call
     from dbguard.core.retry import Work
     from dbguard.core.route import Node
     from dbguard.core.topology import Changes, NodeView, Reign, Sighting
@@ -92,13 +91,6 @@ class _Ungated(GuardState):
         return self.eventual
 
 
-class _Trusting(GuardState):
-    """Whatever a new connection's server says, the last word about its node counts."""
-
-    def _is_older(self, seen: Sighting) -> bool:  # noqa: ARG002  nobody is
-        return False
-
-
 class _Stubborn(GuardState):
     """A call that waited for a connection goes where it wanted to go, whatever has become of that node."""
 
@@ -143,10 +135,6 @@ def _believe_any(node: object, instance: object) -> bool:  # noqa: ARG001  every
     return True
 
 
-def _no_rival(office: object, claim: object) -> bool:  # noqa: ARG001  nobody
-    return False
-
-
 DEFECTS: dict[str, Defect] = {
     "repeat": Defect("duplicate", "everything is repeated", patch=lambda: patch.object(plan, "judge", _repeat)),
     "fence": Defect("lost", "an old primary is written to", state=_Unfenced),
@@ -159,20 +147,14 @@ DEFECTS: dict[str, Defect] = {
     ),
     "budget": Defect("budget", "repeats cost nothing", patch=lambda: patch.object(Budget, "take", _pay)),
     "deadline": Defect("late", "waits outlast the call", patch=lambda: patch.object(plan, "Pause", _wait_longer)),
-    "older": Defect("fenced", "a connection to an older reign is used where newer news overtook it", state=_Trusting),
-    "overtaken": Defect("stale", "a node is written to that changed while the call waited", state=_Stubborn),
+    "overtaken": Defect("fenced", "a node is written to that changed while the call waited", state=_Stubborn),
     "nothing": Defect(
         "lost", "tokens are claimed by DO NOTHING", patch=lambda: patch.object(tokens, "claim", _do_nothing)
     ),
     "elsewhere": Defect(
-        "stale",
+        "fenced",
         "a new connection is used although its name leads elsewhere by now",
         patch=lambda: patch.object(RoutedNode, "is_here", _believe_any),
-    ),
-    "rival": Defect(
-        "stale",
-        "a timeline's number proves something until a full round has seen who claims it",
-        patch=lambda: patch.object(merge, "_rivals", _no_rival),
     ),
     "renewal": Defect("dead", "a primary behind a name that was moved is never found", patch=_no_renewal),
 }

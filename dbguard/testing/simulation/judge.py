@@ -10,6 +10,7 @@ late         a call ended after its deadline
 budget       more repeats were paid for than the budget holds
 open         a write's fate was left open although its token could still be asked for
 unended      a call never ended, or something of it is still out at the end
+thin         too little happened for a seed: fewer than fifty calls, a promotion and three other faults
 dead         the cluster is well again, and calls still fail
 """
 

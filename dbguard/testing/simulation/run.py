@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import count
 from random import Random
@@ -84,7 +84,14 @@ def simulate(
     trace: keep the history; without it only the violations are kept.
     engine: run dbguard's own runtime on an event loop, not the simulation's; slower, and calls are cancelled too.
     """
-    schedule = what if isinstance(what, Schedule) else draw(what)
+    run = _simulate(what if isinstance(what, Schedule) else draw(what), defect, fast=fast, trace=trace, engine=engine)
+    if not isinstance(what, Schedule) and (run.calls < 50 or run.promotions < 1 or run.faults < 3):
+        thin = f"{run.calls} calls, {run.promotions} promotions, {run.faults} other faults are not a seed's worth"
+        return replace(run, violations=(*run.violations, Violation("thin", run.seconds, thin)))
+    return run
+
+
+def _simulate(schedule: Schedule, defect: str | None, *, fast: bool, trace: bool, engine: bool) -> Run:
     broken = DEFECTS[defect] if defect is not None else None
     kind = broken.state if broken is not None and broken.state else GuardState
     with broken.patch() if broken is not None and broken.patch is not None else nullcontext():
@@ -259,7 +266,7 @@ async def _run_engine(stage: _Stage, *, fast: bool) -> None:
         stage.world,
         stage.agenda,
         stage.judge,
-        stage.rng(),
+        Random(-1 - stage.schedule.seed),  # noqa: S311  its own, so that the clients are the same with either engine
         size=stage.schedule.size,
         fast=fast,
         calm_at=stage.began + LASTS,

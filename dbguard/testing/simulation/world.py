@@ -28,7 +28,7 @@ __all__ = ["World"]
 class World(Names):
     """The servers and their names, what becomes of them, and what there was of it.
 
-    promotions: how many there were. faults: how many things went wrong, promotions included.
+    promotions: how many there were. faults: how many other things went wrong.
     lossless: every promotion took over what a standby had confirmed. renamed: a name has come to lead elsewhere.
     """
 
@@ -133,12 +133,11 @@ class World(Names):
         if name == "replica":
             others = [server for server in self.servers.values() if server is not self.truth and self._links_of(server)]
             return others[self.rng.randrange(len(others))]
-        return self.servers[name]
+        return self.links[name].servers[0]
 
     def _oust(self, fault: Fault) -> None:
         """Get the old primary out of the way, more or less, and promote another one."""
         old = self.truth
-        self.faults += 1
         self.tell(f"promotion: {old.name} ({fault.how}) gives way in {fault.lasts / 3:.3f} s")
         match fault.how:
             case "crash" | "twice":

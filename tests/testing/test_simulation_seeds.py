@@ -1,0 +1,27 @@
+"""Defects that the simulation found in dbguard, each with the seed that shows it.
+
+Each seed is run twice: as dbguard is, and with the defect switched on again. So a row cannot outlive its meaning: a seed
+that no longer shows its defect fails here, and another one has to be found (the command's `--defect` does that).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dbguard.testing.simulation import simulate
+
+FOUND = [
+    # seed, defect, what broke, the rule that it broke
+    (6, "renewal", "dead", "a name may come to lead to the new primary while its old connection lives on"),
+    (287, "number", "stale", "a timeline's number proves nothing once two servers were seen to claim it"),
+    (849, "pin", "stale", "a write of unknown fate keeps its context's reads on the primary"),
+    (165, "nothing", "lost", "a claim never takes its own row for the write"),
+]
+
+
+@pytest.mark.parametrize(("seed", "defect", "promise", "rule"), FOUND, ids=[row[1] for row in FOUND])
+def test_seed_keeps_every_promise_and_breaks_one_with_its_defect(
+    seed: int, defect: str, promise: str, rule: str
+) -> None:
+    assert simulate(seed).violations == ()
+    assert promise in {violation.promise for violation in simulate(seed, defect=defect).violations}, rule
