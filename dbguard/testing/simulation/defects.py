@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from dbguard.core.failure import Failure
+    from dbguard.core.plan import Call
     from dbguard.core.retry import Work
     from dbguard.core.route import Node
     from dbguard.core.topology import Changes, NodeView, Reign, Sighting
