@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dbguard.connection import Connection
 from dbguard.core.causal import Box
+from dbguard.core.outcome import is_plain
 from dbguard.core.plan import Call, Choice, Nowhere
 from dbguard.core.reasons import Route, against
 from dbguard.core.retry import Stake, Work
@@ -296,7 +297,8 @@ class Calls(Statements):
             form = text.statement.token if text.statement.one_transaction and not text.controls else Token.NONE
             if form is Token.CTE and kind is not Run:
                 form = Token.BLOCK
-            job = _carrying(tokens, call, run, query, form, rows=text.statement.returns_rows)
+            plain = is_plain(text.statement, query, text.touched)
+            job = _carrying(tokens, call, run, query, form, rows=text.statement.returns_rows, plain=plain)
         if not text.ddl:
             return await engine.call(call, job)
         self._core.texts.changed()
@@ -328,7 +330,7 @@ class Calls(Statements):
         job: Job = run
         tokens = self._core.tokens
         if tokens is not None and not reads:
-            job = _carrying(tokens, call, run, f"COPY {table}", Token.BLOCK, rows=False)
+            job = _carrying(tokens, call, run, f"COPY {table}", Token.BLOCK, rows=False, plain=False)
         return await engine.call(call, job)
 
 
@@ -381,14 +383,14 @@ class Acquiring:
             session.give_back()
 
 
-def _carrying(tokens: Tokens, call: Call, run: Run, query: str, form: Token, *, rows: bool) -> Job:
+def _carrying(tokens: Tokens, call: Call, run: Run, query: str, form: Token, *, rows: bool, plain: bool) -> Job:
     """Return *run* so that it carries a token, if its text allows one."""
     if form is Token.NONE or not tokens.on:
         return run
     call.reserve = tokens.reserve
-    touched, method, args, extra = run.touched, run.method, run.args[1:], run.extra
+    method, args, extra = run.method, run.args[1:], run.extra
     return Written(
-        run, Sender(tokens, call, query, form, rows=rows, touched=touched, method=method, args=args, extra=extra)
+        run, Sender(tokens, call, query, form, rows=rows, plain=plain, method=method, args=args, extra=extra)
     )
 
 

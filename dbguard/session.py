@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Phase
-from dbguard.core.outcome import Mark, commit_until, turns_read_only
+from dbguard.core.outcome import Mark, commit_until, is_plain, turns_read_only
 from dbguard.core.plan import Done
 from dbguard.core.retry import Act, Stake, Work, judge
 from dbguard.core.statement import Kind, Touch
@@ -56,6 +56,7 @@ class Session:
     within: it belongs to `run_in_transaction`, which judges what fails.
     tokens: of the guard's writes; None: they carry none.
     read_only: the open transaction is READ ONLY, or may have been turned so.
+    plain: nothing but reads, and writes in which no function of the user's can run, was noted in the open transaction.
     failed: the server has refused a statement of the open transaction, so that it can only be rolled back.
     writes: something in the open transaction may have written. whole: nothing in it has ended the transaction.
     """
@@ -84,6 +85,7 @@ class Session:
         self.within = within
         self.tokens = tokens
         self.read_only = False
+        self.plain = True
         self.failed = False
         self.writes = False
         self.whole = True
@@ -136,13 +138,15 @@ class Session:
         text = self.texts.learn(query)
         self._ddl = self._ddl or text.ddl
         self.touch(text.touched)
-        if self.tokens is not None and text.touched is not Touch.NOTHING:
+        if self.tokens is not None and text.statement.kind is not Kind.READ:
+            self.plain = self.plain and is_plain(text.statement, query, text.touched)
             self.read_only = self.read_only or turns_read_only(text.statement, query)
         return _stake_of(text.statement), text.statement.one_transaction
 
     def begins(self, *, read_only: bool) -> None:
         """Note that a transaction begins."""
         self.read_only = read_only or self.node.view.read_only
+        self.plain = True
 
     def ending(self) -> str:
         """Return how the open transaction stores its token and ends; empty: by COMMIT alone, without a token."""
@@ -150,12 +154,13 @@ class Session:
         if self.tokens is None or not self.tokens.on or not self.whole:
             return ""
         lease = self.lease
-        mark = Mark.of(writes=self.writes, read_only=self.read_only, touched=lease.touched, unseen=lease.raw_touched)
+        touched = lease.touched if self.plain else max(lease.touched, Touch.SETTINGS)
+        mark = Mark.of(writes=self.writes, read_only=self.read_only, touched=touched, unseen=lease.raw_touched)
         if mark is Mark.NONE:
             return ""
         token = self.tokens.fresh()
         self.call.token = str(token)
-        return ending_of(token, mark, direct=self.tokens.may_insert(lease, lease.touched))
+        return ending_of(token, mark, direct=self.tokens.may_insert(lease, touched))
 
     async def end(self, inner: Any, ending: str) -> None:
         """Store the token and COMMIT."""

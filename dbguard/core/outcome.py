@@ -14,6 +14,7 @@ The rules:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ __all__ = [
     "NotApplied",
     "StillOpen",
     "commit_until",
+    "is_plain",
     "known_token",
     "left_open",
     "new_token",
@@ -190,12 +192,26 @@ class Mark(Enum):
         return Mark.IF_WRITTEN if touched is Touch.NOTHING else Mark.ALWAYS
 
 
+_PLAIN = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "COPY"})
+_NOTIFIES = re.compile(r"notify", re.IGNORECASE)
+_MAY_TURN = re.compile(r"only|set_config", re.IGNORECASE)
+
+
+def is_plain(statement: Statement, query: str, touched: Touch) -> bool:
+    """Say whether *query* does nothing that matters unless it writes rows, and so is assigned a transaction id.
+
+    touched: what it may leave on the session, by its text and by the relations it names: NOTHING means that no function
+    of the user's can run in it.
+    """
+    return touched is Touch.NOTHING and statement.verb in _PLAIN and not _NOTIFIES.search(query)
+
+
 def turns_read_only(statement: Statement, query: str) -> bool:
     """Say whether *query* may turn the open transaction READ ONLY. Functions of the user's are not looked into.
 
     (One that does so itself makes the commit fail, with 25006 and nothing applied.)
     """
-    if statement.kind is Kind.READ:
+    if statement.kind is Kind.READ or not _MAY_TURN.search(query):
         return False
     words = tokens(query)
     sets = statement.verb in {"SET", "RESET", "BEGIN", "START"} or statement.several

@@ -59,6 +59,7 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
     if full and type(error) is TimeoutError:
         error = PoolExhausted(f"all connections of {node} are in use: {error or 'none came free in time'}")
     sqlstate = getattr(error, "sqlstate", None)
+    cause = error
     if isinstance(error, PoolExhausted):
         family = Family.NEUTRAL
     elif isinstance(error, WrongNode):
@@ -84,7 +85,7 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         node=node,
         phase=Phase.CONNECT,
         family=family,
-        cause=error,
+        cause=cause,
         sqlstate=sqlstate,
         broken=family is not Family.NEUTRAL or isinstance(error, PoolExhausted),
         timed_out=isinstance(error, TimeoutError),
@@ -183,6 +184,7 @@ def name_failure(
         broken=closed or unsent or timed_out or unproven or torn,
         timed_out=timed_out,
         ours=ours,
+        unparsed=isinstance(error, asyncpg.PostgresSyntaxError) and error.position is not None and not error.context,
     )
 
 

@@ -153,17 +153,18 @@ class Tokens:
         """Whether the role on *lease* may write to the table itself; *touched*: the worst done to its session."""
         return self._direct and touched is Touch.NOTHING and lease.tag.plain_role
 
-    def judge_ending(self, error: asyncpg.PostgresError) -> bool:
-        """Take in that the end of a block was refused; say whether for our part in it, so that a repeat may pass."""
+    def judge_ending(self, error: asyncpg.PostgresError) -> Token | None:
+        """Take in that the end of a block was refused; return in which form it may pass; None: for another reason."""
         if error.context is not None:
-            return False  # a deferred trigger's, or a function's
-        if error.sqlstate == "42501" and self._direct:
+            return None  # a deferred trigger's, or a function's
+        if error.sqlstate == "42501":
+            form = Token.BLOCK if self._direct else Token.NONE
             self._direct = False
-            return True
+            return form
         if is_missing(error) and error.position is not None:
             self.missing(error)
-            return True
-        return False
+            return Token.NONE
+        return None
 
     def remember(self, query: str, form: Token, error: asyncpg.PostgresError) -> None:
         """Note that the server has taken *query* in this form, after it had refused another one with *error*."""
@@ -215,7 +216,7 @@ def refused_ending(tokens: Tokens, error: Exception) -> asyncpg.SerializationErr
     """
     if burnt(error):
         return claimed()
-    if isinstance(error, asyncpg.PostgresError) and tokens.judge_ending(error):
+    if isinstance(error, asyncpg.PostgresError) and tokens.judge_ending(error) is not None:
         return asyncpg.SerializationError(f"nothing was committed: the token could not be stored ({error.sqlstate})")
     return None
 

@@ -16,7 +16,7 @@ from dbguard.core.lexer import tokens as words_of
 from dbguard.core.outcome import Mark
 from dbguard.core.plan import Done
 from dbguard.core.retry import Stake
-from dbguard.core.statement import Token
+from dbguard.core.statement import Token, Touch
 from dbguard.core.verbs import DML
 from dbguard.drivers.asyncpg.outcome import burnt, claimed, ending_of, is_missing, lesser_form
 from dbguard.drivers.asyncpg.transaction import heard, roll_back, rolled_back
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.plan import Call
-    from dbguard.core.statement import Touch
     from dbguard.drivers.asyncpg.lease import Lease
     from dbguard.drivers.asyncpg.outcome import Tokens
 
@@ -35,11 +34,11 @@ __all__ = ["Sender"]
 class Sender:
     """Sends one write with a token.
 
-    form: what its text allows. rows: it returns some. touched: what it may leave on the session.
+    form: what its text allows. rows: it returns some. plain: it does nothing that matters unless it writes rows.
     method, args, extra: the driver's; *args* without the text.
     """
 
-    __slots__ = ("args", "call", "extra", "form", "method", "query", "rows", "tokens", "touched")
+    __slots__ = ("_refused", "args", "call", "extra", "form", "method", "query", "rows", "tokens", "touched")
 
     def __init__(
         self,
@@ -49,17 +48,18 @@ class Sender:
         form: Token,
         *,
         rows: bool,
-        touched: Touch,
+        plain: bool,
         method: str,
         args: tuple[Any, ...],
         extra: dict[str, Any],
     ) -> None:
+        self._refused: Token | None = None
         self.tokens = tokens
         self.call = call
         self.query = query
         self.form = form
         self.rows = rows
-        self.touched = touched
+        self.touched = Touch.NOTHING if plain else Touch.SETTINGS
         self.method = method
         self.args = args
         self.extra = extra
@@ -69,7 +69,7 @@ class Sender:
         form = self.tokens.form(self.query, self.form, rows=self.rows)
         refusal: asyncpg.PostgresError | None = None
         while True:
-            self.call.token = self.call.result = None
+            self.call.token = self.call.result = self._refused = None
             try:
                 if form is Token.CTE:
                     value = await self._with(lease, plain)
@@ -92,6 +92,8 @@ class Sender:
     def _lesser(self, error: asyncpg.PostgresError, form: Token, lease: Lease) -> Token | None:
         if form is Token.NONE or lease.con.is_closed() or lease.con.is_in_transaction():
             return None
+        if self._refused is not None:
+            return self._refused
         return Token.NONE if not self.tokens.on else lesser_form(error, form)
 
     async def _with(self, lease: Lease, plain: Callable[[], Awaitable[Any]]) -> Any:
@@ -137,7 +139,7 @@ class Sender:
             status = await heard(con, lease, con.execute(ending))
         except asyncpg.PostgresError as error:
             if call.token is not None:
-                self.tokens.judge_ending(error)
+                self._refused = self.tokens.judge_ending(error)
             await roll_back(con)
             call.work = work if con.is_closed() else replace(work, stake=Stake.TRANSACTION)
             raise
