@@ -23,7 +23,7 @@ from typing import Final
 
 from dbguard.core.functions import OPERATORS
 
-__all__ = ["HEAD", "NESTING", "line_of", "lower", "spelled", "tokens", "written"]
+__all__ = ["HEAD", "IN_WORD", "NESTING", "line_of", "lower", "spelled", "tokens", "written"]
 
 NESTING: Final = 8
 """How deep comments may nest."""
@@ -31,8 +31,9 @@ NESTING: Final = 8
 # Every character that is not ASCII is a letter. Written as what it is not: such a class compiles 50 times faster.
 _NO_LETTER: Final = r"\x00-@\[-^`{-\x7f"
 _LETTER: Final = rf"[^{_NO_LETTER}]"
-_IN_WORD: Final = r"[^\x00-#%-/:-@\[-^`{-\x7f]"
-_IDENT: Final = rf"{_LETTER}{_IN_WORD}*+"
+IN_WORD: Final = r"[^\x00-#%-/:-@\[-^`{-\x7f]"
+"""What a word consists of behind its first letter."""
+_IDENT: Final = rf"{_LETTER}{IN_WORD}*+"
 _OP: Final = r"[-+*/<>=~!@#%^&|`?]"
 
 
@@ -51,7 +52,7 @@ _ESCAPED: Final = r"(?:'[^']*+(?<!\\)'(?!')|'[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*+')"
 _E_STRING: Final = rf"[eE]{_ESCAPED}(?:{_BREAK}{_ESCAPED})*+"
 _QUOTED: Final = r'"[^"]*+(?:""[^"]*+)*+"'
 _NUMBER: Final = r"0[xX][0-9a-fA-F_]++|0[oO][0-7_]++|0[bB][01_]++|\d[\d_]*+(?:\.(?!\.)[\d_]*+)?(?:[eE][-+]?\d[\d_]*+)?"
-_PLACE: Final = rf"\$\d++|%(?:\(\w++\))?[sSbBtT](?!{_IN_WORD}|\s*+(?:\(|--|/\*))"
+_PLACE: Final = rf"\$\d++|%(?:\(\w++\))?[sSbBtT](?!{IN_WORD}|\s*+(?:\(|--|/\*))"
 _PAREN_PLACE: Final = r"%(?:\(\w++\))?[sSbBtT](?![\w$])"
 _RUN: Final = rf"(?:(?!--|/\*|{_PAREN_PLACE}){_OP})++"
 _END: Final = rf"(?!(?!--|/\*|{_PAREN_PLACE}){_OP})"
@@ -70,7 +71,7 @@ _QUALIFIED_OPERATOR: Final = (
     rf"[oO][pP][eE][rR][aA][tT][oO][rR]\s*+\(\s*+[pP][gG]_[cC][aA][tT][aA][lL][oO][gG]\s*+\.\s*+{_RUN}\s*+\)"
 )
 _ODD: Final = rf"(?:[uU]&\"|[eE]'|['\"]|/\*)(?s:.*)|{_RUN}|(?s:.)"
-_WORD: Final = rf"[^{_NO_LETTER}eEuU]{_IN_WORD}*+|[eE](?!'){_IN_WORD}*+|[uU](?!&\"){_IN_WORD}*+"
+_WORD: Final = rf"[^{_NO_LETTER}eEuU]{IN_WORD}*+|[eE](?!'){IN_WORD}*+|[uU](?!&\"){IN_WORD}*+"
 
 _TOKEN: Final = re.compile(
     rf"(?:({_QUALIFIED_OPERATOR}|{_WORD}|[(),;.\[\]]|{_PLACE}|{_NUMBER}|{_OPERATOR}|::|:=?"
@@ -87,7 +88,7 @@ _BEFORE_DOLLAR: Final = re.compile(
 HEAD: Final = re.compile(rf"{BLANK}(?:\({BLANK})*+({_WORD})?", re.ASCII)
 """The first word of a text, behind comments and parentheses."""
 
-_UNQUOTED: Final = re.compile(r"[a-z_\x80-\U0010ffff][a-z0-9_$\x80-\U0010ffff]*\Z")
+_UNQUOTED: Final = re.compile(r"[^\x00-^`{-\x7f][^\x00-#%-/:-^`{-\x7f]*\Z")
 
 
 def spelled(name: str) -> str:

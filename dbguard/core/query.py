@@ -125,6 +125,7 @@ _DML_PARTNER: Final = {"insert": "into", "delete": "from", "merge": "into"}
 _WATCHED: Final = frozenset({"(", ")", "", "into", "for", "insert", "update", "delete", "merge"})
 _PLAIN: Final = frozenset({"(", ",", "=", "<", ">", "<=", ">=", "<>", "!=", "+", "-", "*", "/", "||", "[", "::"})
 _OPERATOR_SIGNS: Final = frozenset("-+*/<>=~!@#%^&|`?")
+_QUALIFIED: Final = frozenset(f"pg_catalog.{name}" for name in READ_FUNCTIONS)
 _UPDATE_REACH: Final = 16  # UPDATE ONLY (a.b.c) * AS x SET: SET is never farther away
 
 
@@ -143,7 +144,7 @@ class Trust:
         self.writes = writes
         names = (CALL_PROOF - NEWER_WORDS) | ((READ_FUNCTIONS | NEWER_WORDS) - writes)
         self.before_paren = names | _PLAIN
-        self.backwards = backwards(names, frozenset(f"pg_catalog.{name}" for name in READ_FUNCTIONS) - writes)
+        self.backwards = backwards(names, _QUALIFIED - writes)
 
 
 def examine(toks: Sequence[str], start: int, end: int, trust: Trust, sql: str) -> list[Finding]:

@@ -19,6 +19,7 @@ import re
 from typing import Final
 
 from dbguard.core.functions import OPERATORS
+from dbguard.core.lexer import IN_WORD
 
 __all__ = ["backwards", "plainly_read"]
 
@@ -34,7 +35,7 @@ _ONLY_OPERATORS: Final = bytes(0x20 if char in _FINE else char for char in range
 
 _ODD: Final = "\\"  # a character that is not known
 
-_END_OF_WORD: Final = r"(?![\w$\x80-\U0010ffff])"
+_END_OF_WORD: Final = rf"(?!{IN_WORD})"
 _PLACE: Final = re.compile(rf"%(?:\(\w++\))?[sbt]{_END_OF_WORD}", re.ASCII)
 _NO_PLACE: Final = re.compile(r"\$(?!\d)", re.ASCII)
 # The end of a longer name, or a column behind its table, is none of these words; behind a number (`1.into`) it is.
@@ -47,12 +48,12 @@ _MORE: Final = re.compile(
 )
 _MAIN_OF_WITH: Final = re.compile(rf"\)(?=\s*+(?:(?:select|values|table){_END_OF_WORD}|\())", re.ASCII)
 
-_IN_WORD: Final = r"[\w$\x80-\xff]"
+_BYTE_IN_WORD: Final = r"[\w$\x80-\xff]"
 
 
 def _behind(words: str) -> str:
     """Return a pattern for blanks and then, read backwards, one of these words."""
-    return rf"\s++(?:{'|'.join(word[::-1] for word in words.split())})(?!{_IN_WORD})"
+    return rf"\s++(?:{'|'.join(word[::-1] for word in words.split())})(?!{_BYTE_IN_WORD})"
 
 
 # What a parenthesis follows: words that are harmless behind certain others, or else (captured) a name with its schema.
@@ -61,9 +62,9 @@ _BEFORE_PAREN: Final = re.compile(
         (?:{"over"[::-1]}|{"filter"[::-1]}) \s*+ \)
       | {"join"[::-1]} (?: {_behind("left right full inner outer cross natural")} | (?<={re.escape("join (select"[::-1])}) )
       | {"by"[::-1]} {_behind("group order partition")}
-      | {"on"[::-1]} (?! {_IN_WORD} | \s*+\. ) (?!{_behind("distinct")})
+      | {"on"[::-1]} (?! {_BYTE_IN_WORD} | \s*+\. ) (?!{_behind("distinct")})
       | {"materialized"[::-1]} (?:{_behind("not")})? {_behind("as")}
-      | (?!{"operator"[::-1]}) {_IN_WORD}++ {_behind("as with recursive")}
+      | (?!{"operator"[::-1]}) {_BYTE_IN_WORD}++ {_behind("as with recursive")}
       | ( " | [\w$.\x80-\xff]*+ (?:\s++\.)? )
     )""".encode("latin-1"),
     re.VERBOSE,
