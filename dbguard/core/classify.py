@@ -54,7 +54,8 @@ class Classifier:
         schema and `schema.name` for those with one.
     write_functions: functions that must be taken for writes, whatever else is known; also for names of PostgreSQL's own
         that a schema of the user's hides.
-    cache: text -> Statement, for a look-up in the caller's own line; only this class writes to it.
+    cache: text -> Statement, for a look-up in the caller's own line; only this class writes to it. It holds CACHED_TEXTS
+        at most, and begins anew when it is full; a text longer than CACHED_LENGTH characters is not kept.
     """
 
     __slots__ = ("_trust", "cache")

@@ -33,7 +33,6 @@ _NO_LETTER: Final = r"\x00-@\[-^`{-\x7f"
 _LETTER: Final = rf"[^{_NO_LETTER}]"
 IN_WORD: Final = r"[^\x00-#%-/:-@\[-^`{-\x7f]"
 """What a word consists of behind its first letter."""
-_IDENT: Final = rf"{_LETTER}{IN_WORD}*+"
 _OP: Final = r"[-+*/<>=~!@#%^&|`?]"
 
 

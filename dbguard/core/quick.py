@@ -1,11 +1,13 @@
 """The fast answer for most reads: a few passes that can only say "plainly a read" or "look closer".
 
 Nothing is taken apart into tokens. What stands in plain strings is cut out; what is left may hold nothing that hides
-text (comments, dollar quotes, backslashes before a quote), no operator and no character that is not known, no semicolon
-but at the end, none of the words that make a query more than a read, and before each parenthesis only names that are
-harmless there. Each of these is asked of the whole text at once, so that the loops run in C; what is asked first may
-rely on nothing that is asked later. Quoted identifiers are looked at as if they were not quoted, which can only make the
-answer "look closer".
+text (comments, dollar quotes), no operator and no character that is not known, no semicolon but at the end, none of the
+words that make a query more than a read, and before each parenthesis only names that are harmless there. Each of these
+is asked of the whole text at once, so that the loops run in C.
+
+Strings may be cut out first: whatever would make a quote something else than a string's begins before that quote and
+outside of strings, so it is still there to be seen. Quoted identifiers are looked at as if they were not quoted, which
+can only make the answer "look closer".
 
 Calls are found in the text read backwards: a parenthesis is rare and a word is not, so it is the parenthesis that is
 looked for, and then the word behind it, which ends before it.
