@@ -92,7 +92,7 @@ def plainly_read(sql: str, names: frozenset[bytes], verb: str) -> bool:
         code = _without_strings(code)
     if "$" in code and _NO_PLACE.search(code):
         return False
-    if '"' in code and (code.count('"') % 2 or 'u&"' in code):
+    if '"' in code and (code.count('"') % 2 or ("&" in code and 'u&"' in code)):
         return False
     raw = code.encode()
     if not _KNOWN.issuperset(raw.translate(_ONLY_OPERATORS).split()):
