@@ -9,13 +9,16 @@ import itertools
 import struct
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 import dbguard
 from dbguard.testing.cluster import Cluster
+from tests.drivers import call_forms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from dbguard.testing.binaries import Binaries
 
@@ -32,6 +35,7 @@ class Wire:
     """A proxy before one server, which counts connections and cancel requests, and can swallow replies.
 
     cancels: connections whose first packet was a CancelRequest. opened: all others.
+    helpers: what a test has put on its way meanwhile.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -42,6 +46,8 @@ class Wire:
         self._flows.set()
         self._reads = asyncio.Event()
         self._reads.set()
+        self._refuses = False
+        self.helpers: list[asyncio.Future[None]] = []
         self.cancels = 0
         self.opened = 0
 
@@ -57,6 +63,21 @@ class Wire:
     def unmute(self) -> None:
         """Let replies through again, those held back first."""
         self._flows.set()
+
+    def refuse(self) -> None:
+        """Break all connections, and every new one."""
+        self._refuses = True
+        for task in self._tasks:
+            task.cancel()
+
+    def accept(self) -> None:
+        """Let connections through again."""
+        self._refuses = False
+
+    async def helped(self) -> None:
+        """Wait for the helpers."""
+        while self.helpers:
+            await self.helpers.pop()
 
     def stall(self) -> None:
         """Stop reading what the client sends, so that its writes pile up."""
@@ -78,6 +99,9 @@ class Wire:
         await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -180,3 +204,45 @@ async def open_guard() -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]
             return guard
 
         yield make
+
+
+APPLICATION = "under test"
+"""The name under which the server knows the sessions of `guard`."""
+
+
+@pytest.fixture
+def guard_config() -> dict[str, Any]:
+    """Sections of the configuration of `guard`; to be overridden."""
+    return {}
+
+
+@pytest.fixture(params=["own", "wrapped"])
+async def guard(
+    request: pytest.FixtureRequest, guard_config: dict[str, Any], wire: Wire, open_guard: Any
+) -> AsyncIterator[dbguard.Guard]:
+    """A guard over the wire, which makes its own pools or is given one."""
+    settings, config = {"application_name": APPLICATION}, guard_config
+    if request.param == "own":
+        yield await open_guard(wire.port, min_size=1, max_size=2, server_settings=settings, config=config)
+        return
+    pool = await asyncpg.create_pool(
+        host="127.0.0.1",
+        port=wire.port,
+        user="postgres",
+        database="postgres",
+        min_size=1,
+        max_size=3,
+        server_settings=settings,
+    )
+    async with dbguard.Guard.wrap(pool, config=config) as wrapped:
+        yield wrapped
+    pool.terminate()
+
+
+@pytest.fixture
+def files(tmp_path: Path, table: str, single: Cluster) -> Path:
+    """A folder with a file to copy from; *table* has some hundred rows then, and an empty copy."""
+    (tmp_path / "in").write_bytes(call_forms.BIG)
+    single.sql("a", f"CREATE TABLE {table}_copy (id int, name text)")
+    single.sql("a", f"INSERT INTO {table} SELECT n, repeat('x', 500) FROM generate_series(10, 400) n")
+    return tmp_path

@@ -2,21 +2,24 @@
 
 A `Cancelled` run drives the call's coroutine by hand inside a task and cancels that task at its n-th suspension: while the
 answer is awaited, or just as it has come. For every n: CancelledError comes out at once, without another await; no lease
-is out, no task is left, the pool's places are all free, and the wire has seen no CancelRequest.
+is out, no task is left, the pool's places are all free, the server has no session at work and no lock, the breaker has
+counted nothing (one failure would open it), and the wire has seen no CancelRequest.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import os
+import contextlib
+import gc
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 import dbguard
-from tests.drivers.conftest import until
+from dbguard.events import BreakerChanged
+from tests.drivers import call_forms
+from tests.drivers.conftest import APPLICATION, tasks_but, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator
@@ -24,10 +27,6 @@ if TYPE_CHECKING:
 
     from dbguard.testing.cluster import Cluster
     from tests.drivers.conftest import Wire
-
-Scenario = "Callable[[dbguard.Guard, str, Path], Awaitable[Any]]"
-ROWS = [(number, str(number)) for number in range(10, 400)]
-BIG = b"".join(b"%d\t%s\n" % (number, b"x" * 1000) for number in range(10, 1500))
 
 
 class Cancelled:
@@ -88,332 +87,272 @@ async def run(work: Awaitable[Any], at: int = 0, *, answered: bool = False) -> C
     return cancelled
 
 
-# ---------------------------------------------------------------------- what is cancelled
+class Watch:
+    """What must be as it was once a cancelled call is over."""
 
+    def __init__(self, guard: dbguard.Guard, observer: asyncpg.Connection[Any], wire: Wire) -> None:
+        self.guard = guard
+        self.wire = wire
+        self._observer = observer
+        self._changes: list[BreakerChanged] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        guard.on_event(lambda event: self._changes.append(event) if isinstance(event, BreakerChanged) else None)
 
-async def execute(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.execute(f"UPDATE {t} SET name = 'x'")
+    async def begin(self) -> None:
+        """Look at the guard as it is when it does nothing."""
+        await until(lambda: self.guard.get_idle_size() == self.guard.get_size())
+        self._tasks = asyncio.all_tasks()
 
+    async def settled(self) -> None:
+        """Nothing is out, nothing is left, and every place of the pool can be had."""
+        assert [node.in_use for node in self.guard.status().nodes] == [0]
+        await self.quiet()
+        async with self.guard.acquire(timeout=5) as one, self.guard.acquire(timeout=5) as other:
+            assert await one.fetchval("SELECT 1") == await other.fetchval("SELECT 1")
+        await until(lambda: not tasks_but(self._tasks))
+        self.unharmed()
 
-async def execute_with_arguments(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.execute(f"UPDATE {t} SET name = $1 WHERE id = $2", "x", 1)
+    async def quiet(self) -> None:
+        """No task of the call's is left, and no session of its at work, in a transaction or with a lock."""
+        await until(lambda: not tasks_but(self._tasks))
+        await until(self._server_is_quiet)
 
+    def unharmed(self) -> None:
+        """The breaker has counted nothing, and no cancel request was sent."""
+        assert self._changes == []
+        assert self.wire.cancels == 0
 
-async def fetch(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.fetch(f"SELECT * FROM {t} WHERE id > $1", 0)
-
-
-async def executemany(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.executemany(f"INSERT INTO {t} VALUES ($1, $2) ON CONFLICT DO NOTHING", ROWS)
-
-
-async def fetchmany(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.fetchmany(f"UPDATE {t} SET name = $2 WHERE id = $1 RETURNING id", ROWS)
-
-
-async def copy_to_a_path(guard: dbguard.Guard, t: str, path: Path) -> None:
-    await guard.copy_from_table(t, output=path / "out")
-
-
-async def copy_to_a_file(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.copy_from_query(f"SELECT * FROM {t}", output=io.BytesIO())
-
-
-async def copy_to_a_function(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async def slow(chunk: bytes) -> None:
-        await asyncio.sleep(0)
-
-    await guard.copy_from_query(f"SELECT * FROM {t} WHERE id > $1", 0, output=slow)
-
-
-async def copy_from_a_path(guard: dbguard.Guard, t: str, path: Path) -> None:
-    await guard.copy_to_table(f"{t}_copy", source=path / "in")
-
-
-async def copy_from_a_text_path(guard: dbguard.Guard, t: str, path: Path) -> None:
-    await guard.copy_to_table(f"{t}_copy", source=os.fspath(path / "in"))
-
-
-async def copy_from_a_file(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.copy_to_table(f"{t}_copy", source=io.BytesIO(BIG))
-
-
-async def copy_from_an_iterator(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for start in range(0, len(BIG), 400_000):
-            await asyncio.sleep(0)
-            yield BIG[start : start + 400_000]
-
-    await guard.copy_to_table(f"{t}_copy", source=chunks())
-
-
-async def copy_from_a_buffer(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.copy_to_table(f"{t}_copy", source=bytearray(BIG))
-
-
-async def copy_records(guard: dbguard.Guard, t: str, _: Path) -> None:
-    await guard.copy_records_to_table(f"{t}_copy", records=[(number, "x" * 3000) for number in range(400)])
-
-
-async def copy_records_of_an_iterator(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async def records() -> AsyncIterator[tuple[int, str]]:
-        for number in range(3):
-            await asyncio.sleep(0)
-            yield number, "x"
-
-    await guard.copy_records_to_table(f"{t}_copy", records=records())
-
-
-async def block(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async with guard.transaction() as con:
-        await con.execute(f"UPDATE {t} SET name = 'x'")
-
-
-async def block_within_a_block(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async with guard.acquire() as con, con.transaction():
-        await con.execute(f"UPDATE {t} SET name = 'x'")
-        async with con.transaction():
-            await con.execute(f"UPDATE {t} SET name = 'y'")
-
-
-async def function(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async def rename(con: dbguard.Connection) -> None:
-        await con.execute(f"UPDATE {t} SET name = $1", "x")
-
-    await guard.run_in_transaction(rename)
-
-
-async def copy_in_a_block(guard: dbguard.Guard, t: str, path: Path) -> None:
-    async with guard.transaction() as con:
-        await con.copy_to_table(f"{t}_copy", source=path / "in")
-        await con.copy_from_table(t, output=path / "out")
-
-
-async def cursor_in_a_block(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async with guard.transaction() as con:
-        async for _row in con.cursor("SELECT generate_series(1, $1)", 120):
-            pass
-        cursor = await con.cursor(f"UPDATE {t} SET name = 'x' RETURNING id")
-        await cursor.fetch(1)
-        await cursor.forward(1)
-
-
-async def prepared_statement(guard: dbguard.Guard, t: str, _: Path) -> None:
-    async with guard.acquire() as con:
-        statement = await con.prepare(f"UPDATE {t} SET name = $1 RETURNING id")
-        await statement.fetch("x")
-        await statement.executemany([("x",), ("y",)])
-
-
-SCENARIOS = [
-    execute,
-    execute_with_arguments,
-    fetch,
-    executemany,
-    fetchmany,
-    copy_to_a_path,
-    copy_to_a_file,
-    copy_to_a_function,
-    copy_from_a_path,
-    copy_from_a_text_path,
-    copy_from_a_file,
-    copy_from_an_iterator,
-    copy_from_a_buffer,
-    copy_records,
-    copy_records_of_an_iterator,
-    block,
-    block_within_a_block,
-    function,
-    copy_in_a_block,
-    cursor_in_a_block,
-    prepared_statement,
-]
+    async def _server_is_quiet(self) -> bool:
+        left = await self._observer.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND state <> 'idle'"
+            " UNION ALL SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE application_name = $1",
+            APPLICATION,
+        )
+        return not left
 
 
 @pytest.fixture
-def files(tmp_path: Path, table: str, single: Cluster) -> Path:
-    (tmp_path / "in").write_bytes(BIG)
-    single.sql("a", f"CREATE TABLE {table}_copy (id int, name text)")
-    single.sql("a", f"INSERT INTO {table} SELECT n, repeat('x', 500) FROM generate_series(10, 400) n")
-    return tmp_path
+def guard_config() -> dict[str, Any]:
+    """A breaker that one failure opens."""
+    return {"breaker": {"consecutive": 1, "min_failures": 1}}
 
 
-@pytest.fixture(params=["own", "wrapped"])
-async def guard(request: pytest.FixtureRequest, wire: Wire, open_guard: Any) -> AsyncIterator[dbguard.Guard]:
-    if request.param == "own":
-        yield await open_guard(wire.port, min_size=1, max_size=2)
-        return
-    pool = await asyncpg.create_pool(
-        host="127.0.0.1", port=wire.port, user="postgres", database="postgres", min_size=1, max_size=3
-    )
-    async with dbguard.Guard.wrap(pool) as wrapped:
-        yield wrapped
-    pool.terminate()
+@pytest.fixture
+async def observer(single: Cluster) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A connection that looks at the server, past the wire."""
+    con = await asyncpg.connect(single.dsn("a"))
+    yield con
+    await con.close()
 
 
-def left(tasks: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
-    """The tasks that are there now and were not before; the wire's own do not count."""
-    return [task for task in asyncio.all_tasks() - tasks if not task.get_coro().__qualname__.startswith("Wire.")]
+@pytest.fixture
+async def watch(guard: dbguard.Guard, observer: asyncpg.Connection[Any], wire: Wire) -> Watch:
+    return Watch(guard, observer, wire)
 
 
-async def settled(guard: dbguard.Guard, tasks: set[asyncio.Task[Any]]) -> None:
-    """Nothing is out, nothing is left, and every place of the pool can be had."""
-    assert [node.in_use for node in guard.status().nodes] == [0]
-    await until(lambda: not left(tasks))
-    async with guard.acquire(timeout=5) as one, guard.acquire(timeout=5) as other:
-        assert await one.fetchval("SELECT 1") == await other.fetchval("SELECT 1")
-    await until(lambda: not left(tasks))
+HOW = pytest.mark.parametrize("answered", [False, True], ids=["waiting", "answered"])
 
 
-@pytest.mark.parametrize("answered", [False, True], ids=["waiting", "answered"])
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@HOW
+@pytest.mark.parametrize("form", call_forms.FORMS, ids=lambda form: form.__name__)
 async def test_a_call_is_cancelled_at_every_await_and_leaves_nothing(
-    scenario: Any, guard: dbguard.Guard, wire: Wire, table: str, files: Path, *, answered: bool
+    form: Any, guard: dbguard.Guard, watch: Watch, table: str, files: Path, *, answered: bool
 ) -> None:
-    await run(scenario(guard, table, files))
-    await until(lambda: guard.get_idle_size() == guard.get_size())
-    tasks = asyncio.all_tasks()
+    await run(form(guard, table, files))
+    await watch.begin()
     at = 0
     while True:
         at += 1
-        ran = await run(scenario(guard, table, files), at, answered=answered)
+        ran = await run(form(guard, table, files), at, answered=answered)
         if ran.suspended < at:
             break
-        await settled(guard, tasks)
+        await watch.settled()
+    assert at > 1
+
+
+# ---------------------------------------------------------------------- waiting, dialling, and what is not one call
+
+
+async def has_to_dial(guard: dbguard.Guard, wire: Wire) -> None:
+    """The connections at hand are of an older epoch."""
+    await guard.expire_connections()
+
+
+async def finds_the_pool_exhausted(guard: dbguard.Guard, wire: Wire) -> None:
+    """All connections are out for a moment."""
+    held = [await guard.acquire() for _ in range(guard.get_max_size())]
+
+    async def give_back() -> None:
+        for con in held:
+            await asyncio.sleep(0.01)
+            await guard.release(con)
+
+    wire.helpers.append(asyncio.ensure_future(give_back()))
+
+
+async def finds_no_primary(guard: dbguard.Guard, wire: Wire) -> None:
+    """The server is away for a moment."""
+    wire.refuse()
+    await until(lambda: guard.status().writes == "failover")
+
+    async def come_back() -> None:
+        await asyncio.sleep(0.05)
+        wire.accept()
+
+    wire.helpers.append(asyncio.ensure_future(come_back()))
+
+
+async def write(guard: dbguard.Guard, table: str) -> None:
+    await guard.execute(f"UPDATE {table} SET name = 'x'")
+
+
+async def block(guard: dbguard.Guard, table: str) -> None:
+    async with guard.transaction() as con:
+        await con.execute(f"UPDATE {table} SET name = 'x'")
+
+
+async def acquired(guard: dbguard.Guard, table: str) -> None:
+    con = await guard.acquire()
+    await guard.release(con)
+
+
+@HOW
+@pytest.mark.parametrize("before", [has_to_dial, finds_the_pool_exhausted], ids=lambda before: before.__name__)
+@pytest.mark.parametrize("form", [write, block, acquired], ids=lambda form: form.__name__)
+async def test_a_call_that_waits_for_a_connection_is_cancelled_at_every_await(
+    form: Any, before: Any, guard: dbguard.Guard, watch: Watch, wire: Wire, table: str, *, answered: bool
+) -> None:
+    await form(guard, table)
+    await watch.begin()
+    at = 0
+    while True:
+        at += 1
+        await before(guard, wire)
+        ran = await run(form(guard, table), at, answered=answered)
+        await wire.helped()
+        if ran.suspended < at:
+            break
+        await watch.settled()
+    assert at > 1
+
+
+@HOW
+@pytest.mark.parametrize("form", [write, block], ids=lambda form: form.__name__)
+async def test_a_call_that_waits_for_a_primary_is_cancelled_at_every_await(
+    form: Any, guard: dbguard.Guard, watch: Watch, wire: Wire, table: str, *, answered: bool
+) -> None:
+    await form(guard, table)
+    await watch.begin()
+    at = 0
+    while True:
+        at += 1
+        await finds_no_primary(guard, wire)
+        ran = await run(form(guard, table), at, answered=answered)
+        assert [node.in_use for node in guard.status().nodes] == [0]
+        await wire.helped()
+        await guard.ready()
+        await until(lambda: guard.status().nodes[0].breaker == "closed")
+        if ran.suspended < at:
+            break
+        await watch.quiet()
+        await form(guard, table)
     assert at > 1
     assert wire.cancels == 0
 
 
-# ---------------------------------------------------------------------- the call's time is over
-
-WRITES = (
-    execute,
-    execute_with_arguments,
-    executemany,
-    fetchmany,
-    copy_from_a_path,
-    copy_from_an_iterator,
-    copy_records,
-)
-READS = (fetch, copy_to_a_path, copy_to_a_function)
-
-
-@pytest.mark.parametrize("scenario", [*WRITES, *READS], ids=lambda scenario: scenario.__name__)
-async def test_a_call_out_of_time_ends_in_time_without_a_cancel_request(
-    scenario: Any, guard: dbguard.Guard, wire: Wire, table: str, files: Path
+async def test_a_connection_that_is_dropped_by_a_cancellation_is_given_back(
+    guard: dbguard.Guard, watch: Watch, table: str
 ) -> None:
-    await scenario(guard, table, files)
-    loop = asyncio.get_running_loop()
+    async def acquired_and_dropped() -> None:
+        con = await guard.acquire()
+        await con.fetch(f"SELECT * FROM {table} FOR UPDATE")
+        await con.fetch("SELECT pg_sleep(1)")
 
-    wire.mute()
-    began = loop.time()
-    with pytest.raises(TimeoutError) as raised:
-        await scenario(guard.using(timeout=0.3), table, files)
-    took = loop.time() - began
-    wire.unmute()
+    await watch.begin()
+    task = asyncio.ensure_future(acquired_and_dropped())
+    await until(lambda: guard.status().nodes[0].in_use == 1)
 
-    assert isinstance(raised.value, dbguard.OutcomeUnknown) == (scenario in WRITES)
-    assert isinstance(raised.value, asyncpg.PostgresConnectionError)
-    assert took < 3.0  # well below the 20 s that an unwatched call would take
-    await guard.ready()
-    assert await guard.fetchval("SELECT 1") == 1
-    assert [node.in_use for node in guard.status().nodes] == [0]
-    assert wire.cancels == 0
+    task.cancel()
+    await asyncio.wait([task])
+    del task
+    gc.collect()
 
-
-@pytest.mark.parametrize("by", ["the guard", "the application"])
-async def test_a_commit_out_of_time_is_unknown_and_not_cancelled(
-    by: str, guard: dbguard.Guard, wire: Wire, table: str, single: Cluster
-) -> None:
-    limited = guard.using(timeout=0.3) if by == "the guard" else guard
-
-    async def call() -> None:
-        async with asyncio.timeout(0.3 if by == "the application" else None), limited.transaction() as con:
-            await con.execute(f"INSERT INTO {table} VALUES (3, 'three')")
-            wire.mute()
-
-    with pytest.raises(TimeoutError) as raised:
-        await call()
-    wire.unmute()
-
-    # Whoever cuts the call's time from outside gets what he asked for; the guard's own limit says what it knows.
-    assert isinstance(raised.value, dbguard.OutcomeUnknown) == (by == "the guard")
-    await guard.ready()
-    assert await guard.fetchval(f"SELECT count(*) FROM {table} WHERE id = 3") == 1
-    assert wire.cancels == 0
+    await until(lambda: guard.status().nodes[0].in_use == 0)
+    await watch.settled()
 
 
-async def statement(con: dbguard.Connection, t: str) -> None:
-    await con.execute(f"UPDATE {t} SET name = 'x'")
+MOMENTS = 40
+"""Moments at which an opening or a closing is cancelled, spread over the time it takes: it runs in a task of its own."""
 
 
-async def iteration(con: dbguard.Connection, t: str) -> None:
-    async for _ in con.cursor(f"SELECT * FROM {t}"):
-        pass
-
-
-async def preparing(con: dbguard.Connection, t: str) -> None:
-    await con.prepare(f"SELECT * FROM {t}")
-
-
-@pytest.mark.parametrize("by", ["the guard", "the application"])
-@pytest.mark.parametrize("use", [statement, iteration, preparing], ids=lambda use: use.__name__)
-async def test_a_block_out_of_time_ends_at_once_and_nothing_of_it_is_committed(
-    use: Any, by: str, guard: dbguard.Guard, wire: Wire, table: str
+@pytest.mark.parametrize("end", ["close", "nothing"])
+async def test_an_opening_is_cancelled_at_many_moments(
+    end: str, wire: Wire, single: Cluster, observer: asyncpg.Connection[Any]
 ) -> None:
     loop = asyncio.get_running_loop()
-    limited = guard.using(timeout=0.3) if by == "the guard" else guard
-
-    async def call() -> None:
-        async with limited.transaction() as con:
-            await con.execute(f"INSERT INTO {table} VALUES (3, 'three')")
-            wire.mute()
-            async with asyncio.timeout(0.3 if by == "the application" else None):
-                await use(con, table)
-
+    given = {
+        "nodes": [{"name": "a", "host": "127.0.0.1", "port": wire.port}],
+        "connection": {"user": "postgres", "database": "postgres"},
+    }
+    guard = dbguard.Guard(given, min_size=2, max_size=2, server_settings={"application_name": APPLICATION})
+    tasks = asyncio.all_tasks()
     began = loop.time()
-    with pytest.raises(TimeoutError) as raised:
-        await call()
+    await guard.open()
     took = loop.time() - began
-    wire.unmute()
-
-    assert not isinstance(raised.value, dbguard.OutcomeUnknown)
-    assert took < 3.0
-    await guard.ready()
-    assert await guard.fetchval(f"SELECT count(*) FROM {table} WHERE id = 3") == 0
+    await guard.close()
+    cancelled = 0
+    for moment in range(MOMENTS):
+        opening = asyncio.ensure_future(guard.open())
+        await asyncio.sleep(took * moment / MOMENTS)
+        opening.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it goes at once: another await would need more turns of the loop
+        assert opening.done()
+        cancelled += opening.cancelled()
+        if end == "close" or not opening.cancelled():
+            await guard.close()
+        await until(lambda: not tasks_but(tasks))
+        await until(lambda: no_sessions(observer))
+    assert cancelled > 0
+    async with guard:
+        assert await guard.fetchval("SELECT 1") == 1
     assert wire.cancels == 0
 
 
-async def test_a_limit_of_the_drivers_own_sends_no_cancel_request(wire: Wire, open_guard: Any, table: str) -> None:
-    guard = await open_guard(wire.port, min_size=1, max_size=2, command_timeout=0.3)
-    await guard.execute(f"UPDATE {table} SET name = 'x'")
-
-    wire.mute()
-    with pytest.raises(dbguard.OutcomeUnknown):
-        await guard.execute(f"UPDATE {table} SET name = 'y'")
-    wire.unmute()
-
-    assert wire.cancels == 0
+async def no_sessions(observer: asyncpg.Connection[Any]) -> bool:
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+    return not await observer.fetchval(asked, APPLICATION)
 
 
-@pytest.mark.parametrize("how", ["cancelled", "out of time"])
-async def test_executemany_that_waits_for_the_server_to_read_ends_at_once(
-    how: str, guard: dbguard.Guard, wire: Wire, table: str
+async def test_a_closing_is_cancelled_at_many_moments(
+    wire: Wire, table: str, open_guard: Any, observer: asyncpg.Connection[Any]
 ) -> None:
     loop = asyncio.get_running_loop()
-    rows = [(number, "x" * 100_000) for number in range(1000, 1200)]
-    query = f"INSERT INTO {table} VALUES ($1, $2)"
-    await guard.executemany(query, [(3, "x")])
-
-    wire.stall()
-    began = loop.time()
-    call = asyncio.ensure_future(guard.executemany(query, rows, timeout=0.3 if how == "out of time" else 30))
-    if how == "cancelled":
-        loop.call_later(0.3, call.cancel)
-    await asyncio.wait([call], timeout=5)
-    took = loop.time() - began
-    wire.unstall()
-
-    assert took < 3.0
-    assert call.cancelled() if how == "cancelled" else isinstance(call.exception(), dbguard.OutcomeUnknown)
+    settings = {"application_name": APPLICATION}
+    tasks = asyncio.all_tasks()
+    took, cancelled = 0.0, 0
+    for moment in range(-1, MOMENTS):
+        guard = await open_guard(wire.port, min_size=2, max_size=3, server_settings=settings)
+        con = await guard.acquire()
+        call = asyncio.ensure_future(guard.fetchval("SELECT 7 FROM pg_sleep(0.005)"))
+        await asyncio.sleep(0)
+        loop.call_later(0.002, con.terminate)
+        began = loop.time()
+        closing = asyncio.ensure_future(guard.close(timeout=0.01))
+        if moment < 0:
+            await closing
+            took = loop.time() - began
+        else:
+            await asyncio.sleep(took * moment / MOMENTS)
+            closing.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert closing.done()
+            cancelled += closing.cancelled()
+        await guard.release(con)
+        with contextlib.suppress(asyncpg.PostgresConnectionError):
+            assert await call == 7
+        await until(lambda: not tasks_but(tasks))
+        await until(lambda: no_sessions(observer))
+    assert cancelled > 0
     assert wire.cancels == 0
