@@ -49,7 +49,7 @@ RETENTION = 3600.0
 `guard.resolve` from another process, once an operator has brought a primary back. It costs about 100 bytes per write."""
 
 BATCH = 10_000
-"""Tokens that one transaction of the pruner deletes: claims wait at most for one (some 25 ms)."""
+"""Tokens that one transaction of the pruner deletes: claims wait at most for one (some 50 ms)."""
 
 CONSTRAINT = ("dbguard", "token", "token_pkey")
 """Schema, table and constraint of the 23505 that a write gets if its token was claimed before it could commit."""
