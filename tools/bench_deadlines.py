@@ -42,6 +42,9 @@ PROMISED = 0.1
 TICK = 0.005
 """Seconds between two looks at how late a sleeping task is woken."""
 
+TRUTHFUL = {"done", "DeadlineExceeded", "OutcomeUnknownInTime", "NoPrimaryInTime", "NoPrimary", "KeyError"}
+"""How calls may end here, by the names of their errors. KeyError is the application's own."""
+
 FAULTS = ("replies", "requests", "frozen")
 
 LARGE = "SELECT repeat('x', 2000), pg_sleep(0.002) FROM generate_series(1, 100000)"
@@ -589,6 +592,12 @@ async def watch(seen: Seen) -> None:
             seen.stolen.append((now, lost))
 
 
+def prepare(cluster: ProxiedCluster) -> None:
+    """Make the tables that the cases write to."""
+    cluster.sql("a", "CREATE TABLE written (id int)")
+    cluster.sql("a", "CREATE TABLE texts (body text)")
+
+
 async def run_case(cluster: ProxiedCluster, fault: str, name: str, options: argparse.Namespace) -> Seen:
     """Make the calls of one case, batch after batch."""
     function, wants = CASES[name]
@@ -660,8 +669,7 @@ def main() -> int:
         print("\n".join(f"{name:34} {function.__doc__}" for name, (function, _) in CASES.items()))
         return 0
     with ProxiedCluster(replicas=0) as cluster:
-        cluster.sql("a", "CREATE TABLE written (id int)")
-        cluster.sql("a", "CREATE TABLE texts (body text)")
+        prepare(cluster)
         results = asyncio.run(run(cluster, options))
     late = [name for name, row in results.items() if row["net" if options.net else "largest"] > PROMISED]
     if options.json:
