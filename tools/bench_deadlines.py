@@ -59,14 +59,15 @@ class Seen:
 
     ends: list[tuple[float, float]] = field(default_factory=list)
     """Deadline and end of each call, on the monotonic clock."""
-    stolen: list[tuple[float, float]] = field(default_factory=list)
-    """When the machine withheld time, and how much."""
+    stolen: list[tuple[float, float, float]] = field(default_factory=list)
+    """From when to when a sleeping task was woken late, and the share of it in which this thread computed nothing."""
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def net(self) -> float:
         """Return the largest overshoot without the machine's share."""
         return max(
-            end - until - sum(lost for at, lost in self.stolen if until <= at <= end + TICK) for until, end in self.ends
+            end - until - sum(share * max(0.0, min(end, to) - max(until, since)) for since, to, share in self.stolen)
+            for until, end in self.ends
         )
 
 
@@ -586,10 +587,9 @@ async def watch(seen: Seen) -> None:
     while True:
         due, computed = time.monotonic() + TICK, time.thread_time()
         await asyncio.sleep(TICK)
-        now = time.monotonic()
-        lost = now - due - (time.thread_time() - computed)
-        if lost > 0.001:
-            seen.stolen.append((now, lost))
+        late = (now := time.monotonic()) - due
+        if late > 0.001:
+            seen.stolen.append((due, now, max(0.0, 1 - (time.thread_time() - computed) / late)))
 
 
 def prepare(cluster: ProxiedCluster) -> None:

@@ -288,3 +288,125 @@ async def test_sizes_are_those_of_a_pool(calm_cluster, open_guard, all_given_bac
     assert in_use == 1
     assert guard.get_size() >= guard.get_min_size() == 2
     assert guard.get_max_size() == 5
+
+
+# ---------------------------------------------------------------------- a conflict at COMMIT, and a change of roles
+
+
+@pytest.fixture
+def late_conflict(calm_cluster, table):
+    """A table whose COMMIT fails with a serialization failure where a row says so."""
+    calm_cluster.sql(
+        "a",
+        f"CREATE FUNCTION conflict_of_{table}() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF NEW.n < 0 THEN RAISE SQLSTATE '40001'; END IF; RETURN NULL; END $$",
+    )
+    calm_cluster.sql(
+        "a",
+        f"CREATE CONSTRAINT TRIGGER late AFTER INSERT ON {table} DEFERRABLE INITIALLY DEFERRED"
+        f" FOR EACH ROW EXECUTE FUNCTION conflict_of_{table}()",
+    )
+    yield table
+    calm_cluster.sql("a", f"DROP FUNCTION conflict_of_{table}() CASCADE")
+
+
+async def test_a_function_refused_at_commit_is_repeated_and_what_it_had_returned_is_never_seen(
+    calm_cluster, open_guard, late_conflict
+):
+    guard = await open_guard(calm_cluster)
+    returned = []
+
+    async def insert(tx):
+        await tx.execute(f"INSERT INTO {late_conflict} VALUES ($1, $2)", tx.attempt, -1 if tx.attempt < 3 else 1)
+        returned.append(tx.attempt)
+        return tx.attempt
+
+    value = await guard.run_in_transaction(insert)
+
+    assert returned == [1, 2, 3]
+    assert value == 3
+    assert calm_cluster.sql("a", f"SELECT id FROM {late_conflict}") == [(3,)]
+    assert guard.status().counts["unknown"] == 0
+
+
+@pytest.mark.parametrize("when", ["statement", "commit"])
+async def test_a_block_that_meets_a_conflict_is_not_repeated(calm_cluster, open_guard, late_conflict, when):
+    guard = await open_guard(calm_cluster)
+    bodies = []
+
+    async def block():
+        async with guard.transaction() as tx:
+            bodies.append(tx.attempt)
+            await tx.execute(f"INSERT INTO {late_conflict} VALUES (1, -1)")
+            if when == "statement":
+                await tx.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+    with pytest.raises(asyncpg.SerializationError) as caught:
+        await block()
+
+    assert not isinstance(caught.value, dbguard.DbGuardError)
+    assert bodies == [1]
+    assert await count(guard, late_conflict) == 0
+    assert guard.status().counts == guard.status().counts | {"repeats": 0, "unknown": 0}
+
+
+async def test_a_function_in_a_failover_is_repeated_on_the_new_primary(cluster, open_guard):
+    await asyncio.to_thread(cluster.sql, "a", "CREATE TABLE written (attempt int, node text)")
+    await asyncio.to_thread(cluster.wait_for, "b", "SELECT to_regclass('written') IS NOT NULL")
+    guard = await open_guard(cluster)
+    attempts = []
+
+    async def insert(tx):
+        attempts.append((tx.attempt, tx.node))
+        await tx.execute("INSERT INTO written VALUES ($1, $2)", tx.attempt, tx.node)
+        if tx.attempt == 1:
+            await asyncio.to_thread(cluster.kill, "a")
+            await asyncio.to_thread(cluster.promote, "b")
+        await tx.execute("UPDATE written SET node = node || '!'")
+        return tx.node
+
+    value = await guard.run_in_transaction(insert, timeout=60.0)
+
+    assert value == "b"
+    assert attempts[0] == (1, "a")
+    assert attempts[-1] == (len(attempts), "b")
+    rows = await asyncio.to_thread(cluster.sql, "b", "SELECT attempt, node FROM written")
+    assert rows == [(len(attempts), "b!")]
+
+
+async def test_a_savepoint_inside_a_function_is_undone_alone(calm_cluster, open_guard, table):
+    guard = await open_guard(calm_cluster)
+
+    async def insert(tx):
+        await tx.execute(f"INSERT INTO {table} VALUES (1, 1)")
+        with pytest.raises(asyncpg.UniqueViolationError):
+            async with tx.transaction():
+                await tx.executemany(f"INSERT INTO {table} VALUES ($1, $1)", [(2,), (1,)])
+        async with tx.transaction():
+            await tx.execute(f"INSERT INTO {table} VALUES (3, 3)")
+        return tx.attempt
+
+    assert await guard.run_in_transaction(insert) == 1
+
+    assert [row["id"] for row in await guard.fetch(f"SELECT id FROM {table} ORDER BY id")] == [1, 3]
+
+
+async def test_a_conflict_inside_a_savepoint_repeats_the_whole_function(calm_cluster, open_guard, table):
+    guard = await open_guard(calm_cluster)
+
+    async def insert(tx):
+        await tx.execute(f"INSERT INTO {table} VALUES ($1, 0)", tx.attempt)
+        async with tx.transaction():
+            if tx.attempt == 1:
+                await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+        return tx.attempt
+
+    assert await guard.run_in_transaction(insert) == 2
+
+    assert calm_cluster.sql("a", f"SELECT id FROM {table}") == [(2,)]
+
+
+def test_the_first_line_about_functions_says_what_they_must_not_do():
+    first = dbguard.Guard.run_in_transaction.__doc__.splitlines()[0]
+
+    assert "must have no effect outside the transaction" in first
