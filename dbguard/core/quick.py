@@ -7,7 +7,8 @@ is asked of the whole text at once, so that the loops run in C.
 
 Strings may be cut out first: whatever would make a quote something else than a string's begins before that quote and
 outside of strings, so it is still there to be seen. Quoted identifiers are looked at as if they were not quoted, which
-can only make the answer "look closer".
+can only make the answer "look closer". Parentheses are counted, not matched, and those in quoted identifiers too: a text
+of which that gives a wrong picture is a syntax error wherever it runs.
 
 Calls are found in the text read backwards: a parenthesis is rare and a word is not, so it is the parenthesis that is
 looked for, and then the word behind it, which ends before it.
