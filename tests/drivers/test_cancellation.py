@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 
 import dbguard
+from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.events import BreakerChanged
 from tests.drivers import call_forms
 from tests.drivers.conftest import APPLICATION, tasks_but, until
@@ -279,6 +280,33 @@ async def test_a_connection_that_is_dropped_by_a_cancellation_is_given_back(
 
     await until(lambda: guard.status().nodes[0].in_use == 0)
     await watch.settled()
+
+
+@HOW
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_a_dial_is_cancelled_at_every_await_without_a_complaint(
+    wire: Wire, observer: asyncpg.Connection[Any], *, tls: bool, answered: bool
+) -> None:
+    """asyncpg before 0.32 leaves a future behind whose exception nobody retrieves."""
+    where = {"host": "127.0.0.1", "port": wire.port, "user": "postgres", "database": "postgres", "timeout": 5.0}
+    dialer = Dialer(where | {"ssl": "prefer" if tls else False}, {"server_settings": {"application_name": APPLICATION}})
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def dial() -> None:
+        con = await dialer.control(timeout=5.0)
+        con.terminate()
+
+    suspended, at = 1, 0
+    while suspended >= at:
+        at += 1
+        suspended = (await run(dial(), at, answered=answered)).suspended
+        await until(lambda: no_sessions(observer))
+        gc.collect()
+
+    assert at > 3
+    assert complaints == []
+    assert wire.cancels == 0
 
 
 MOMENTS = 40

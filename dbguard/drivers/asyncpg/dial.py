@@ -79,13 +79,17 @@ class Dialer:
 
         A proxy that refuses what the server is told at connecting (PgBouncer does) is not told any more.
         """
-        if not self._plain:
-            told = {**SERVER_SETTINGS, **self._own_settings}
-            try:
-                return await self._dial(*args, server_settings=told, **kwargs)
-            except asyncpg.ProtocolViolationError:
-                self._plain = True
-        return await self._dial(*args, server_settings=self._own_settings or None, **kwargs)
+        try:
+            if not self._plain:
+                told = {**SERVER_SETTINGS, **self._own_settings}
+                try:
+                    return await self._dial(*args, server_settings=told, **kwargs)
+                except asyncpg.ProtocolViolationError:
+                    self._plain = True
+            return await self._dial(*args, server_settings=self._own_settings or None, **kwargs)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            _hear_what_is_left(error)
+            raise
 
     async def _connect_by_name(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["loop"] = NamingLoop(asyncio.get_running_loop(), self._names)
@@ -100,3 +104,30 @@ class Dialer:
         """Open a connection for claims. asyncpg sets no limit to what is run on it, since it would cancel a commit."""
         known = {name: value for name, value in self._connect.items() if name not in ("timeout", "command_timeout")}
         return await self.dial(timeout=timeout, **known)
+
+
+def _hear_what_is_left(error: BaseException | None) -> None:
+    """Take note of how the futures end that a dial cut short by *error* has left: nobody awaits them any more.
+
+    asyncpg makes one for the server's answer about TLS and, before 0.32, one for the login, and forgets them where it is
+    cancelled while the socket connects. They fail as that socket is closed, and asyncio would complain of exceptions
+    that were never retrieved. All there is to know is known: the dial was cut short. The futures are found in the frames
+    of the dial and in the protocol that waits there; no others are touched.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            for left in trace.tb_frame.f_locals.values():
+                waiting = (
+                    vars(left).values() if isinstance(left, asyncio.Protocol) and hasattr(left, "__dict__") else (left,)
+                )
+                for future in waiting:
+                    if asyncio.isfuture(future):
+                        future.add_done_callback(_heard)
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
