@@ -192,7 +192,9 @@ class Classifier:
             return inner.but(reason=f"EXPLAIN ANALYZE of {inner.reason}", token=token, known=effects)
         if "execute" in toks[at:end]:
             return inner.but(kind=Kind.SESSION, reason="EXPLAIN EXECUTE", pins_session=True, token=Token.NONE)
-        # The planner runs no volatile function. What a user declares to be stable is trusted in routing elsewhere too.
+        # The planner runs no volatile function, only immutable and stable ones with constant arguments. Their declaration
+        # is trusted in routing elsewhere too: what writes in spite of it is refused by the replica and remembered, and
+        # what it leaves on the session (a setting, an advisory lock) is reset after it, since `user` is told.
         found = examine(toks, at, end, self._trust, sql)
         planned = next((finding for finding in found if finding.planned), None)
         user = any(finding.user for finding in found)

@@ -244,10 +244,10 @@ def _call(
         return None
     if before == "," and _is_with_item(toks, paren, end):
         return None
-    if name[0] == '"' or any(part[0] == '"' for part in path):
+    if name[0] == '"' or any(part[:1] == '"' for part in path):
         if not raw:
             raw.extend(written(sql))
-        path = [raw[i][1:-1].replace('""', '"') if raw[i][0] == '"' else toks[i] for i in range(at, paren, 2)]
+        path = [raw[i][1:-1].replace('""', '"') if raw[i][:1] == '"' else toks[i] for i in range(at, paren, 2)]
     return _called(path, at, toks, paren, trust)
 
 

@@ -130,6 +130,8 @@ UNKNOWNS = [
     "EXPLAIN DROP TABLE t",
     "SELECT _pg_expandarray(a)",
     "SELECT information_schema.f(a)",
+    'SELECT \\."f"(1)',
+    'SELECT @@@@."f"(1)',
     "SELECT operator(1)",
     "SELECT operator($1)",
     "SELECT operator(%s)",

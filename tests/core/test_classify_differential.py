@@ -15,7 +15,7 @@ import postgast
 import pytest
 
 from dbguard.core.classify import Classifier, classify
-from dbguard.core.functions import OPERATORS, PLANNED_FUNCTIONS, READ_FUNCTIONS
+from dbguard.core.functions import INFORMATION_FUNCTIONS, OPERATORS, PLANNED_FUNCTIONS, READ_FUNCTIONS
 from dbguard.core.lexer import HEAD, written
 from dbguard.core.query import Trust
 from dbguard.core.quick import plainly_read
@@ -149,6 +149,25 @@ WORDS = [
     r"type",
     r"/*c*/",
     r"--c",
+    r"to",
+    r"day",
+    r"conflict",
+    r"do",
+    r"nothing",
+    r"atomic",
+    r"create",
+    r"begin",
+    r"search",
+    r"cycle",
+    r"operator(1)",
+    r"operator(*)",
+    r"second(x)",
+    r"insert(1)",
+    r"conflict(1)",
+    r"materialized(1)",
+    r"information_schema._pg_expandarray(x)",
+    r"json_table(x,'$' columns(a int))",
+    r"(select 1)",
     r"f(1)",
     r"nextval('s')",
     r"app.f(2)",
@@ -240,6 +259,7 @@ def is_plain(tree, *, planned: bool) -> bool:
         if kind == "FuncCall":
             path = strings(node.funcname)
             listed = is_own(path) and path[-1] in READ_FUNCTIONS
+            listed = listed or (path[:-1] == ["information_schema"] and path[-1] in INFORMATION_FUNCTIONS)
             if not (listed or (planned and not (is_own(path) and path[-1] in PLANNED_FUNCTIONS))):
                 return False
         elif kind in {"A_Expr", "SubLink", "SortBy"}:
