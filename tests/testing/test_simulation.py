@@ -152,6 +152,19 @@ def test_a_promotion_fails_no_call_that_can_bear_it(how: str) -> None:
     assert [line for line in endings(run) if not any(said in line for said in short)] == []
 
 
+@pytest.mark.parametrize(("seeds", "engine"), [(120, False), (30, True)], ids=["own", "engine"])
+def test_tokens_settle_what_would_stay_unknown(seeds: int, *, engine: bool) -> None:
+    unknown = {True: 0, False: 0}
+    for seed in range(seeds):
+        for tokens in unknown:
+            run = simulate(replace(draw(seed), tokens=tokens), engine=engine)
+            assert run.violations == ()
+            unknown[tokens] += run.unknown
+
+    assert unknown[False] > seeds / 5
+    assert unknown[True] < unknown[False] / 2
+
+
 # ---------------------------------------------------------------- dbguard's own engine
 
 
@@ -160,7 +173,7 @@ def test_no_promise_is_broken_by_the_engine_that_applications_run(first: int) ->
     assert broken_of(range(first, first + 100), engine=True) == []
 
 
-@pytest.mark.parametrize("name", ["repeat", "fence", "gate"])
+@pytest.mark.parametrize("name", ["repeat", "fence", "gate", "nothing"])
 def test_engine_is_judged_as_sharply(name: str) -> None:
     found = first_broken(DEFECTS[name].finds, 200, defect=name, engine=True)
 

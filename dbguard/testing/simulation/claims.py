@@ -22,7 +22,7 @@ LIMIT = 1.0
 AGAIN = 0.05
 """Seconds before a claim is made again that was not answered."""
 
-PRUNED = "its token is older than the horizon"
+PRUNED = "its token is older than"
 
 
 def resolve(guard: SimulatedGuard, number: int, step: Resolve) -> Waits:
@@ -68,7 +68,7 @@ def _ask(guard: SimulatedGuard, step: Resolve, connection: Connection) -> Waits:
     if said is LATE or said.dead or said.unproven:
         return None
     if said.code == "pruned":
-        return StillOpen(PRUNED)
+        return StillOpen(f"{PRUNED} what the pruner has kept")
     if said.code == "55P03" and step.orphan is not None:
         doomed = to_end([said.value], (step.orphan.pid, step.orphan.started))
         if doomed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.causal import Box
-from dbguard.core.outcome import RESERVE, NotApplied, commit_until
+from dbguard.core.outcome import RESERVE, NotApplied, commit_until, new_token
 from dbguard.core.plan import Call, Done, Resolve
 from dbguard.core.retry import Stake, Work
 from dbguard.errors import DbGuardError, OutcomeUnknown
@@ -13,7 +13,6 @@ from dbguard.testing.fake import DriverError
 from dbguard.testing.simulation.agenda import LATE
 from dbguard.testing.simulation.claims import PRUNED, resolve
 from dbguard.testing.simulation.messages import Request
-from dbguard.testing.simulation.tokens import new_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,9 +87,9 @@ class Client:
             error = yield from self._some_call()
             if isinstance(error, OutcomeUnknown):
                 if error.token is not None and rng.random() < 0.5:
-                    answer = yield from resolve(self.guard, 0, Resolve(error.token, agenda.now + 5.0))
+                    answer = yield from self._resolve(error.token, agenda.now + 5.0)
                     if isinstance(answer, NotApplied):
-                        self.judge.denies([self.judge.value_of(error.token)], error)
+                        self.judge.refutes(error.token, error)
                 for _ in range(CHECKS):  # it looks whether the write is there, and may well write it again if not
                     yield agenda.sleep(0.12 * rng.random())
                     yield from self._call(Stake.READ, 3.0, key=None)
@@ -103,6 +102,10 @@ class Client:
             if error is not None:
                 self.judge.break_("dead", agenda.now, f"a {stake.value} fails in a healthy cluster: {error!r}")
         self.over = True
+
+    def _resolve(self, token: str, until: float) -> Waits:
+        """Ask later what became of a write; ends with the answer."""
+        return (yield from resolve(self.guard, 0, Resolve(token, until)))
 
     def _some_call(self) -> Waits:
         rng = self.rng
@@ -183,7 +186,7 @@ class Client:
         now, until = guard.agenda.now, call.deadline
         judge.sends((value,), now)
         if guard.tokens:
-            call.token, call.result = new_token(now, self.count()), Done(None)
+            call.token, call.result = str(new_token(now, self.count())), Done(None)
             judge.carries(call.token, value)
             request = request._replace(token=call.token)
             until = commit_until(until, now, call.reserve)

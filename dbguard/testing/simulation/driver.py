@@ -7,15 +7,20 @@ and `CHANGE`, and the questions of the monitor.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import defaultdict
 from heapq import heappop, heappush
 from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import asyncpg
 
 from dbguard.core.topology import Role
+from dbguard.drivers import outcome_sql
+from dbguard.drivers.asyncpg.registry import DURABLE
+from dbguard.drivers.base import TooOld
 from dbguard.testing.simulation.agenda import LATE
 from dbguard.testing.simulation.messages import Answer, Request
 from dbguard.testing.simulation.network import Connection, dial
@@ -35,10 +40,14 @@ READ = "SELECT value FROM item"
 WRITE = "INSERT INTO item VALUES ($1, $2)"
 CHANGE = "UPDATE item SET value = $1 WHERE key = $2"
 
+TOKEN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+
 ERRORS: dict[str, type[asyncpg.PostgresError]] = {
+    "23505": asyncpg.UniqueViolationError,
     "25006": asyncpg.ReadOnlySQLTransactionError,
     "40001": asyncpg.SerializationError,
     "53300": asyncpg.TooManyConnectionsError,
+    "55P03": asyncpg.LockNotAvailableError,
     "57P01": asyncpg.AdminShutdownError,
     "57P03": asyncpg.CannotConnectNowError,
 }
@@ -133,6 +142,8 @@ class SimulatedConnection:
         self._state = state
         self._in_transaction = False
         self._pending: list[str] = []
+        self._claim: Any = None
+        self._claimed_under: Any = None
         self._listeners: list[Callable[[Any, Any], None]] = []
         self._standby = connection.server.role is Role.REPLICA
 
@@ -183,8 +194,16 @@ class SimulatedConnection:
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Run one of the statements."""
-        if query == WRITE:
-            await self._commits(Request("write", args[0], args[1]), [args[0]], timeout)
+        if query == WRITE or outcome_sql.CTE_NAME in query:
+            token = args[2] if len(args) > 2 else None
+            await self._commits(Request("write", args[0], args[1], token), [args[0]], timeout)
+        elif query.startswith(outcome_sql.CLAIM_BEGIN):
+            self._claimed_under = self._state.view.reign
+            await self._ask(Request("begin"), timeout)
+        elif query == "COMMIT":
+            self._conclude()
+        elif query == "ROLLBACK":
+            await self.end("rollback")
         elif query == CHANGE:
             await self._ask(Request("change", args[0], args[1]), timeout)
             self._pending.append(args[0])
@@ -199,16 +218,50 @@ class SimulatedConnection:
             if answer.value is not None:
                 self._judge.reads(answer.value, self.connection.server, self._world.agenda.now)
             return []
+        if query == outcome_sql.BLOCKERS:
+            holder = (await self._ask(Request("blockers", args[0]), timeout)).value
+            return (
+                []
+                if holder is None
+                else [{"pid": holder.pid, "started": holder.started, "wait_event": holder.waits_for}]
+            )
         pid, started, doomed = args
         if started != self.connection.server.born:
             return []
         answer = await self._ask(Request("end", (pid, doomed)), timeout)
         return [] if answer.value else [False]
 
-    async def fetchval(self, query: str, *, timeout: float | None = None) -> bool:  # noqa: ARG002  one question
-        """Ask whether the session keeps notices back: it does not."""
-        await self._ask(Request("read", ()), timeout)
-        return False
+    async def fetchval(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        """Claim a token, or one of the questions beside it; or ask whether the session keeps notices back: it does not."""
+        if query == outcome_sql.CLAIM_HORIZON:
+            return UUID(int=0)  # the server looks at it when the claim is made
+        if query == DURABLE:
+            return "on"
+        if query != outcome_sql.CLAIM:
+            await self._ask(Request("read", ()), timeout)
+            return False
+        token = str(args[0])
+        answer = await self._ask(Request("claim", token=token), timeout)
+        self._claim = token, answer
+        return answer.value
+
+    def _conclude(self) -> None:
+        """End a claim's transaction, whose answer has come already: tell whether its standby was waited for."""
+        (token, answer), self._claim = self._claim, None
+        state, now = self._state, self._world.agenda.now
+        if answer.unproven:
+            self._notice()
+        elif state.view.reign == self._claimed_under:
+            self._judge.resolves(token, answer.value, self.connection.server, state.view, now)
+
+    def _notice(self) -> None:
+        for listener in self._listeners:
+            listener(self, SimpleNamespace(server_source_function="SyncRepWaitForLSN"))
+
+    def get_server_pid(self) -> int:
+        """The backend's number."""
+        backend = self.connection.backend
+        return backend.pid if backend is not None else 0
 
     async def fetchrow(self, query: str, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ARG002  one question
         """Ask the server who it is."""
@@ -245,7 +298,8 @@ class SimulatedConnection:
         """Send COMMIT or ROLLBACK."""
         pending, self._pending = self._pending, []
         if kind == "commit":
-            await self._commits(Request(kind, pending), pending, None)
+            found = TOKEN.search(self.guard_tag.ending)
+            await self._commits(Request(kind, pending, token=found[0] if found else None), pending, None)
         else:
             await self._ask(Request(kind), None)
         self._in_transaction = False
@@ -255,6 +309,8 @@ class SimulatedConnection:
         judge, now = self._judge, self._world.agenda.now
         if not self.is_closed():
             judge.sends(values, now)
+            if request.token is not None:
+                judge.carries(request.token, values[0])
         try:
             answer = await self._ask(request, timeout)
         except asyncpg.PostgresError:
@@ -262,8 +318,7 @@ class SimulatedConnection:
                 judge.refuses(values)
             raise
         if answer.unproven and self._listeners:
-            for listener in self._listeners:
-                listener(self, SimpleNamespace(server_source_function="SyncRepWaitForLSN"))
+            self._notice()
         else:
             judge.acknowledges(values, self.connection.server, answer, self._state.view, self._world.agenda.now)
 
@@ -280,8 +335,13 @@ class SimulatedConnection:
         if answer.dead:
             raise ERRORS.get(answer.code, asyncpg.ConnectionDoesNotExistError)("connection was closed")
         self._standby = connection.server.role is Role.REPLICA
+        if answer.code == "pruned":
+            raise TooOld("its token is older than what the pruner has kept")
         if answer.code is not None:
-            raise ERRORS[answer.code](f"error {answer.code}")
+            error: Any = ERRORS[answer.code](f"error {answer.code}")
+            if answer.code == "23505":
+                error.schema_name, error.table_name, error.constraint_name = outcome_sql.CONSTRAINT
+            raise error
         return answer  # type: ignore[no-any-return]
 
 

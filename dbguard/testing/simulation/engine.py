@@ -10,17 +10,23 @@ from __future__ import annotations
 import asyncio
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import asyncpg
 
-from dbguard.core.statement import Touch
+from dbguard.core.outcome import RESERVE
+from dbguard.core.statement import Token, Touch
 from dbguard.drivers.asyncpg.control import OwnControl
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
+from dbguard.drivers.asyncpg.outcome import Tokens
 from dbguard.drivers.asyncpg.pool import OwnPool
+from dbguard.drivers.asyncpg.registry import Registry
+from dbguard.drivers.asyncpg.sending import Sender
 from dbguard.errors import DbGuardError
-from dbguard.jobs import Function, Run
+from dbguard.jobs import Function, Run, Written
 from dbguard.runtime.engine import Engine
 from dbguard.runtime.monitor import Monitor, Pace
+from dbguard.runtime.resolve import resolve
 from dbguard.testing.simulation.clients import Client
 from dbguard.testing.simulation.driver import CHANGE, READ, WRITE, Dial, LoopAgenda, SimulatedPool
 from dbguard.testing.simulation.guard import ACQUIRE_TIMEOUT, DRAIN_TIMEOUT
@@ -58,6 +64,7 @@ class EngineGuard:
         rng: Random,
         *,
         size: int,
+        tokens: bool,
         fast: bool,
         calm_at: float,
         listen: Callable[[Event], None],
@@ -66,7 +73,15 @@ class EngineGuard:
         self.state = state
         self.agenda = agenda
         self.judge = judge
-        self.tokens = False  # the runtime's own claims are not simulated yet
+        self.tokens = tokens
+        self.tokens_of_writes = Tokens(
+            reserve=RESERVE,
+            keep_result=False,
+            clock=agenda.clock,
+            say=_unheard,
+            wall=agenda.clock,
+            chance=rng.getrandbits,
+        )
         self.texts = Texts()
         self._rng = rng
         self._calm_at = calm_at
@@ -91,8 +106,14 @@ class EngineGuard:
             )
             for name, dial in dials.items()
         }
+        self.registries = {name: Registry(name, dial, self._check, clock=agenda.clock) for name, dial in dials.items()}
         self.engine = Engine(
-            state, self.pools, AsyncpgDriver(), acquire_timeout=ACQUIRE_TIMEOUT, drain_timeout=DRAIN_TIMEOUT
+            state,
+            self.pools,
+            AsyncpgDriver(),
+            acquire_timeout=ACQUIRE_TIMEOUT,
+            drain_timeout=DRAIN_TIMEOUT,
+            registries=self.registries,
         )
         self.engine.fast = fast
         self.engine.listeners.append(listen)
@@ -122,6 +143,8 @@ class EngineGuard:
         left += [f"{len(engine.room)} calls at the gate"] if len(engine.room) else []
         for what in left:
             self.judge.break_("unended", now, f"{what} left out at the end")
+        for registry in self.registries.values():
+            registry.close()
         for pool in self.pools.values():
             await pool.close(1.0)
         engine.flights.stop()
@@ -136,6 +159,13 @@ class EngineGuard:
             self.agenda.after(
                 0.01 * self._rng.random() if self._rng.random() < 0.7 else 0.5, self._cancel, task, number
             )
+        return (yield from self._wait(task))
+
+    def resolve(self, token: str, until: float) -> Waits:
+        """Ask what became of a write, as `Guard.resolve` does."""
+        return (yield from self._wait(asyncio.ensure_future(resolve(self.engine, UUID(token), until, None))))
+
+    def _wait(self, task: asyncio.Future[Any]) -> Waits:
         signal: Any = self.agenda.signal()
         task.add_done_callback(lambda _: signal.wake())
         yield signal
@@ -157,7 +187,15 @@ class EngineClient(Client):
         return lambda _: Run("fetch", (READ, expected), {}, Touch.NOTHING, writes=False)
 
     def _write(self, value: str, key: str | None) -> Any:
-        return lambda _: Run("execute", (WRITE, value, key), {}, Touch.SETTINGS, writes=True)
+        run = Run("execute", (WRITE, value, key), {}, Touch.SETTINGS, writes=True)
+        if not self.guard.tokens:
+            return lambda _: run
+        known: dict[str, Any] = {"rows": False, "touched": run.touched, "method": "execute"}
+        tokens = self.guard.tokens_of_writes
+        return lambda call: Written(run, Sender(tokens, call, WRITE, Token.CTE, args=(value, key), extra={}, **known))
+
+    def _resolve(self, token: str, until: float) -> Waits:
+        return (yield from self.guard.resolve(token, until))
 
     def _transaction(self, value: str, key: str | None) -> Any:
         idle = self._idle()
@@ -167,7 +205,13 @@ class EngineClient(Client):
             await asyncio.sleep(idle)
 
         begin = {"isolation": None, "readonly": False, "deferrable": False}
-        return lambda call: Function(self.guard.engine, self.guard.texts, call, change, begin)
+        guard = self.guard
+        tokens = guard.tokens_of_writes if guard.tokens else None
+        return lambda call: Function(guard.engine, guard.texts, call, change, begin, tokens)
+
+
+def _unheard(why: str) -> None:
+    raise AssertionError(f"writes went without tokens: {why}")
 
 
 async def run_process(process: Waits) -> None:

@@ -139,13 +139,16 @@ class Judge:
         """The request that commits *value* carries *token*."""
         self._carried[token] = value
 
-    def value_of(self, token: str) -> str:
-        """Return what the request that carries *token* commits."""
-        return self._carried[token]
+    def refutes(self, token: str, error: BaseException) -> None:
+        """Its client was told later that the write under *token* was not applied; *error* is what it had been told first."""
+        if token in self._carried:
+            self.denies([self._carried[token]], error)
 
     def resolves(self, token: str, kind: str, server: Server, view: View, at: float) -> None:
         """A claim of *token* was answered: ``w``, its write is there, or ``x``, it is not and cannot come any more."""
-        value = self._carried[token]
+        value = self._carried.get(token)
+        if value is None:
+            return  # its connection was closed before anything was sent
         if kind == "w":
             self.acknowledges((value,), server, Answer(server.timeline), view, at)
         else:

@@ -268,6 +268,7 @@ async def _run_engine(stage: _Stage, *, fast: bool) -> None:
         stage.judge,
         Random(-1 - stage.schedule.seed),  # noqa: S311  its own, so that the clients are the same with either engine
         size=stage.schedule.size,
+        tokens=stage.schedule.tokens,
         fast=fast,
         calm_at=stage.began + LASTS,
         listen=stage.listen,

@@ -148,6 +148,8 @@ class Server(Replicated):
             answer = Answer(self._missing(request.value))
         elif kind == "end":
             answer = Answer(self._end(*request.value))
+        elif kind == "blockers":
+            answer = Answer(self._holder(request.value))
         elif kind == "begin":
             answer = Answer()
         elif kind == "rollback":
@@ -227,10 +229,17 @@ class Server(Replicated):
         key = _keys(request)[0]
         queue, waiting = self._queues.get(key, []), (backend, request, reply)
         if waiting in queue:
+            held = self._holder(backend.pid)
             queue.remove(waiting)
-            holder = self._locks[key]
-            held = Holder(holder.pid, self.born, "SyncRep" if holder.waits_for_standby else None)
             self._done(backend, reply, Answer(held, code="55P03"))
+
+    def _holder(self, pid: int) -> Holder | None:
+        """Return who holds up a backend; None if nobody does."""
+        for key, queue in self._queues.items():
+            if any(waiter.pid == pid for waiter, _, _ in queue):
+                holder = self._locks[key]
+                return Holder(holder.pid, self.born, "SyncRep" if holder.waits_for_standby else None)
+        return None
 
     def prune(self) -> None:
         """Take away the tokens that are too old to be asked for, and say so with the horizon."""
@@ -385,5 +394,5 @@ def _keys(request: Request) -> list[str]:
     """Return what a request locks, in order: a statement may store its token before or after it meets its row."""
     keys = [request.key] if request.key is not None else []
     if request.token is not None:
-        keys.insert(int(request.token[-1]) % 2 * len(keys), f"token {request.token}")
+        keys.insert(int(request.token[-1], 16) % 2 * len(keys), f"token {request.token}")
     return keys

@@ -1,7 +1,7 @@
 """The table of tokens in the model: what a claim answers, what it writes, and what the pruner takes away.
 
 Entries lie in the log among the values, told apart by how they begin: ``w:`` stands with the write that carried the
-token, ``x:`` was put there by a claim, ``h:`` is the horizon. What is older than the horizon has been pruned.
+token, ``x:`` was put there by a claim, ``h:`` is the horizon. Writes older than the horizon have been pruned.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["RETENTION", "Claimed", "burnt", "claim", "horizon", "is_mark", "new_token", "time_of"]
+__all__ = ["RETENTION", "Claimed", "burnt", "claim", "horizon", "is_mark", "time_of"]
 
 RETENTION = 4.0
 """Seconds that a token is kept: longer than any request of the model is held back, as the hour of the default is."""
@@ -25,14 +25,9 @@ class Claimed(NamedTuple):
     waits: bool
 
 
-def new_token(now: float, number: int) -> str:
-    """Return a token that is made *now*."""
-    return f"{now:.4f}-{number}"
-
-
 def time_of(token: str) -> float:
-    """Return when *token* was made."""
-    return float(token.split("-", maxsplit=1)[0])
+    """Return when *token*, a UUIDv7, was made."""
+    return int(token[:8] + token[9:13], 16) / 1000
 
 
 def is_mark(entry: str) -> bool:
@@ -47,8 +42,7 @@ def horizon(visible: Collection[str]) -> float:
 
 def burnt(visible: Collection[str], token: str) -> bool:
     """Whether a write that carries *token* finds it there already: then it fails, with 23505."""
-    there = f"x:{token}" in visible or f"w:{token}" in visible
-    return there and time_of(token) >= horizon(visible)
+    return f"x:{token}" in visible or (f"w:{token}" in visible and time_of(token) >= horizon(visible))
 
 
 def claim(visible: Collection[str], token: str) -> Claimed:
