@@ -160,7 +160,7 @@ async def test_calls_that_have_sent_nothing_are_sent_home_at_once(end: str, make
 
     for call in (dialling, queued):
         with pytest.raises(dbguard.GuardClosed):
-            await in_time(call)
+            await in_time(call, 3.0)  # below the 5 s that a connection is waited for
     if end == "close":
         assert not closing.done()  # the connection is still out
         assert not con.is_closed()
