@@ -62,6 +62,7 @@ class Run:
     __slots__ = ("args", "controls", "extra", "method", "touched", "writes")
     keeps = False
     cancels = False
+    commits = False
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class Written:
 
     __slots__ = ("cancels", "job", "sender", "touched")
     keeps = False
+    commits = True
 
     def __init__(self, job: Run, sender: Sender) -> None:
         self.job = job
@@ -151,6 +153,7 @@ class Checkout:
     __slots__ = ("begin", "call", "engine", "limit", "texts", "tokens", "touched")
     keeps = True
     cancels = False
+    commits = False
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class Function:
     __slots__ = ("begin", "call", "engine", "made", "number", "texts", "tokens", "touched")
     keeps = False
     cancels = True
+    commits = False
 
     def __init__(
         self,

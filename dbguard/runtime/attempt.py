@@ -43,11 +43,13 @@ class Job(Protocol):
     touched: what it may leave on the session when it succeeds.
     keeps: the lease stays out when it succeeds (an acquired connection, a transaction block).
     cancels: the application's own code runs in it, so that ending it in time takes more than ending the connection.
+    commits: it ends in a commit whose fate can be asked, for which it leaves the call's reserve.
     """
 
     touched: Touch
     keeps: bool
     cancels: bool
+    commits: bool
 
     async def run(self, lease: Any) -> Any:
         """Do the work; raises what the driver raises. Its time is watched by the sweep."""
@@ -96,7 +98,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             return overtaken
     flight.lease = lease
     flight.deadline = call.deadline
-    if call.reserve and call.work.stake is Stake.WRITE:
+    if job.commits:
         flight.deadline = commit_until(call.deadline, clock(), call.reserve)
     reign = state.view.reign
     unsent = lease.con.is_closed()

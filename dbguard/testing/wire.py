@@ -47,6 +47,7 @@ class _Armed:
     what: bytes
     how: Break
     skip: int
+    then: bytes | None
 
 
 class _Line:
@@ -58,6 +59,7 @@ class _Line:
         self.deaf = False
         self.mute = False
         self.cut_at_reply = False
+        self.waits_for: tuple[bytes, Break] | None = None
 
     def reset(self) -> None:
         for end in (self.down, self.up):
@@ -89,13 +91,16 @@ class Wire:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    def arm(self, what: bytes, how: Break, *, skip: int = 0) -> None:
-        """Break the next request that holds *what*, after *skip* others that do."""
-        self._armed.append(_Armed(what, how, skip))
+    def arm(self, what: bytes, how: Break, *, skip: int = 0, then: bytes | None = None) -> None:
+        """Break the next request that holds *what*, after *skip* others that do.
 
-    def disarm(self) -> None:
-        """Break nothing more."""
-        self._armed.clear()
+        then: break not that one, but the next request on the same connection that holds this.
+        """
+        self._armed.append(_Armed(what, how, skip, then))
+
+    def disarm(self, what: bytes | None = None) -> None:
+        """Break nothing more; *what*: no request that holds this."""
+        self._armed = [armed for armed in self._armed if what is not None and armed.what != what]
 
     def deliver(self) -> int:
         """Let the server have the requests that were held up; returns how many."""
@@ -150,7 +155,7 @@ class Wire:
 
     async def _requests(self, line: _Line, reader: asyncio.StreamReader) -> None:
         while data := await reader.read(CHUNK):
-            how = self._struck(data)
+            how = self._struck(line, data)
             if how is not None:
                 self.struck += 1
                 self._break(line, how, data)
@@ -169,14 +174,20 @@ class Wire:
                 line.down.write(data)
         line.reset()
 
-    def _struck(self, data: bytes) -> Break | None:
+    def _struck(self, line: _Line, data: bytes) -> Break | None:
+        if line.waits_for is not None and line.waits_for[0] in data:
+            how = line.waits_for[1]
+            line.waits_for = None
+            return how
         for armed in self._armed:
             if armed.what in data:
                 if armed.skip:
                     armed.skip -= 1
                     return None
                 self._armed.remove(armed)
-                return armed.how
+                if armed.then is None:
+                    return armed.how
+                line.waits_for = (armed.then, armed.how)
         return None
 
     def _break(self, line: _Line, how: Break, data: bytes) -> None:

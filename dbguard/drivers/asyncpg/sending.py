@@ -38,7 +38,7 @@ class Sender:
     method, args, extra: the driver's; *args* without the text.
     """
 
-    __slots__ = ("_refused", "args", "call", "extra", "form", "method", "query", "rows", "tokens", "touched")
+    __slots__ = ("_refused", "args", "call", "extra", "form", "method", "query", "rows", "tokens", "touched", "work")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Sender:
         self._refused: Token | None = None
         self.tokens = tokens
         self.call = call
+        self.work = call.work
         self.query = query
         self.form = form
         self.rows = rows
@@ -69,6 +70,7 @@ class Sender:
         form = self.tokens.form(self.query, self.form, rows=self.rows)
         refusal: asyncpg.PostgresError | None = None
         while True:
+            self.call.work = self.work
             self.call.token = self.call.result = self._refused = None
             try:
                 if form is Token.CTE:
@@ -123,7 +125,7 @@ class Sender:
     async def _around(self, lease: Lease, plain: Callable[[], Awaitable[Any]]) -> Any:
         """Send it as a block. Until its COMMIT is sent, a lost connection means that nothing was applied."""
         con: Any = lease.con
-        call, work = self.call, self.call.work
+        call, work = self.call, self.work
         read_only = lease.pool.node.view.read_only
         mark = Mark.of(writes=True, read_only=read_only, touched=self.touched, unseen=False)
         call.work = replace(work, stake=Stake.TRANSACTION, leaves_nothing=False)
@@ -141,7 +143,6 @@ class Sender:
             if call.token is not None:
                 self._refused = self.tokens.judge_ending(error)
             await roll_back(con)
-            call.work = work if con.is_closed() else replace(work, stake=Stake.TRANSACTION)
             raise
         except Exception:
             await roll_back(con)

@@ -175,6 +175,47 @@ async def test_a_broken_commit_is_applied_once(home, guard, wire, item, way, how
         assert counts["applied"] == 1
 
 
+BODIES = {
+    "many": b"\x00\x00\x00\x04",
+    "copy": b"FROM STDIN",
+    "ddl": b"UPDATE item SET n = n WHERE",
+    "function": b"\x00\x00\x00\x04",
+}
+
+
+@pytest.mark.parametrize("how", [Break.REQUEST_CUT, Break.ACK_CUT], ids=lambda how: how.value)
+@pytest.mark.parametrize("way", BODIES)
+async def test_what_was_lost_before_its_commit_was_sent_is_repeated_without_a_question(
+    home, guard, wire, item, way, how
+):
+    number, _ = await warmed(guard, way, item, home)
+    known = BODIES[way] + number.to_bytes(4, "big") if BODIES[way][0] == 0 else BODIES[way]
+    wire.arm(known, how)
+
+    await write(guard, way, number)
+
+    assert wire.struck == 1
+    assert await counted(home, way, number) == 1
+    counts = guard.status().counts
+    assert (counts["repeats"], counts["applied"], counts["not_applied"], counts["unknown"]) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("how", [Break.ACK_CUT, Break.REQUEST_CUT], ids=lambda how: how.value)
+@pytest.mark.parametrize("way", ["many", "copy", "ddl", "function"])
+async def test_the_commit_of_a_repeat_is_asked_about_as_the_first_is(home, guard, wire, item, way, how):
+    """The first attempt was lost before its COMMIT; what was known of that one says nothing about the next."""
+    number, _ = await warmed(guard, way, item, home)
+    wire.arm(BODIES[way] + number.to_bytes(4, "big") if BODIES[way][0] == 0 else BODIES[way], Break.REQUEST_CUT)
+    wire.arm(b"; COMMIT", how)
+
+    await write(guard, way, number)
+
+    assert wire.struck == 2
+    assert await counted(home, way, number) == 1
+    counts = guard.status().counts
+    assert (counts["applied"], counts["not_applied"]) == ((1, 0) if how is Break.ACK_CUT else (0, 1))
+
+
 @pytest.mark.parametrize("how", [Break.ACK_CUT, Break.ACK_HOLE], ids=lambda how: how.value)
 async def test_rows_that_went_with_the_connection_are_said_to_be_lost(home, guard, wire, item, how):
     number = await item(home)
