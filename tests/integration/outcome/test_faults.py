@@ -326,6 +326,31 @@ async def test_a_write_that_waits_for_somebody_elses_lock_is_ended_and_repeated(
     assert await applied(home, number) == 2
 
 
+async def test_a_writes_own_backend_that_holds_its_token_is_ended_and_repeated(home, guard, wire, connect, until):
+    """Its commit waits for a lock, in a deferred trigger, and has stored the token already."""
+    for statement in (
+        "CREATE TABLE held (id int)",
+        """CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql
+           AS $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$""",
+        """CREATE CONSTRAINT TRIGGER holds AFTER INSERT ON held DEFERRABLE INITIALLY DEFERRED
+           FOR EACH ROW EXECUTE FUNCTION hold()""",
+        "GRANT ALL ON held TO app",
+    ):
+        await looked(home, statement)
+    holder = await connect(home)
+    await holder.execute("SELECT pg_advisory_lock(4711)")
+    wire.arm(b"INSERT INTO held", Break.ORPHAN)
+
+    writing = asyncio.create_task(guard.execute("INSERT INTO held VALUES (1)"))
+    await until(lambda: guard.status().counts["not_applied"])
+    await holder.execute("SELECT pg_advisory_unlock(4711)")
+
+    await writing
+    assert await looked(home, "SELECT count(*) FROM held") == [(1,)]
+    await looked(home, "DROP TABLE held")
+    await looked(home, "DROP FUNCTION hold")
+
+
 async def test_who_holds_a_token_and_is_not_its_write_is_waited_for(home, opened, wire, connect):
     """What stays open is said with its token, and can be asked later, from another process too."""
     guard, elsewhere = await opened(), await opened()
