@@ -324,7 +324,7 @@ class OwnPool(Books):
         await self._drained(timeout)
         self.end_in_use()
         await self._drained(SETTLE_WITHIN)
-        await self._quiet(max(SETTLE_WITHIN, end - asyncio.get_running_loop().time()))
+        await self._quiet(end - asyncio.get_running_loop().time())
         self._end_all()
         await self._end_tasks()
 

@@ -175,7 +175,7 @@ class WrappedPool(Books):
         await self._drained(timeout)
         self.end_in_use()
         await self._drained(SETTLE_WITHIN)
-        await self._quiet(max(SETTLE_WITHIN, end - asyncio.get_running_loop().time()))
+        await self._quiet(end - asyncio.get_running_loop().time())
         await self._end_tasks()
 
     def terminate(self) -> None:
