@@ -190,9 +190,11 @@ class EngineClient(Client):
         run = Run("execute", (WRITE, value, key), {}, Touch.SETTINGS, writes=True)
         if not self.guard.tokens:
             return lambda _: run
-        known: dict[str, Any] = {"rows": False, "touched": run.touched, "method": "execute"}
-        tokens = self.guard.tokens_of_writes
-        return lambda call: Written(run, Sender(tokens, call, WRITE, Token.CTE, args=(value, key), extra={}, **known))
+        tokens: Tokens = self.guard.tokens_of_writes
+        args = value, key
+        return lambda call: Written(
+            run, Sender(tokens, call, WRITE, Token.CTE, rows=False, plain=True, method="execute", args=args, extra={})
+        )
 
     def _resolve(self, token: str, until: float) -> Waits:
         return (yield from self.guard.resolve(token, until))
