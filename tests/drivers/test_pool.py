@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -13,6 +12,7 @@ import pytest
 
 from dbguard.core.route import Node
 from dbguard.core.statement import Touch
+from dbguard.core.topology import NodeView
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import WrongNode
 from dbguard.drivers.asyncpg.pool import OwnPool
@@ -55,9 +55,8 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
         where = {"host": "127.0.0.1", "port": single.primary.port, "user": "postgres", "database": "postgres"}
         dialer = Dialer(where, given)
         breaker: Any = None
-        view: Any = SimpleNamespace(epoch=0)
         pool = OwnPool(
-            Node("a", breaker, view),
+            Node("a", breaker, NodeView("a")),
             partial(dialer.pool, size),
             clock=clock,
             size=size,
