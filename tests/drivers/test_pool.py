@@ -56,7 +56,7 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
         dialer = Dialer(where, given)
         breaker: Any = None
         pool = OwnPool(
-            Node("a", breaker, NodeView("a")),
+            Node("a", breaker, NodeView(name="a")),
             partial(dialer.pool, size),
             clock=clock,
             size=size,
