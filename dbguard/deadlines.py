@@ -20,7 +20,7 @@ class Deadline:
     __slots__ = ("_token", "seconds", "until")
 
     def __init__(self, seconds: float) -> None:
-        if not seconds > 0:
+        if not (isinstance(seconds, int | float) and seconds > 0):
             raise ValueError(f"a deadline must lie ahead: above 0 seconds, not {seconds!r}")
         self.seconds = seconds
         self.until = 0.0

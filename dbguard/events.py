@@ -33,6 +33,7 @@ __all__ = [
     "RoleChanged",
     "SplitBrainSeen",
     "WriteMayBeLost",
+    "WriteWithoutToken",
 ]
 
 

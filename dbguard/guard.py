@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
@@ -18,7 +19,7 @@ from dbguard.texts import Direction, Texts
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
     import asyncpg
@@ -92,11 +93,13 @@ class Guard(Calls):
 
         A wrapped pool can be reset and drained, but not moved to an address that it does not know.
         """
-        pools = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
+        if not isinstance(config, Mapping | None):
+            raise ConfigError("config= of wrapped pools is a mapping of sections, such as {'reads': {'max_lag': 2}}")
         given = dict(config or {})
         for key in ("nodes", "dsn", "connection"):
             if key in given:
                 raise ConfigError(f"{key} has no meaning for wrapped pools: they know their servers", path=key)
+        pools = _named(primary, replicas)
         # The addresses are never dialled: the pools do that.
         given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
         guard = cls(given, on_event=on_event)
@@ -356,6 +359,20 @@ def _checked(arguments: dict[str, Any], settings: Settings) -> dict[str, Any]:
     elif least > most:
         raise ConfigError(f"min_size ({least}) should not be above max_size ({most})", path="min_size")
     return arguments
+
+
+def _named(primary: asyncpg.Pool[Any], replicas: Sequence[asyncpg.Pool[Any]]) -> dict[str, asyncpg.Pool[Any]]:
+    """Name wrapped pools. Raises `TypeError` for what is none, such as a DSN."""
+    if hasattr(replicas, "acquire"):
+        raise TypeError("replicas= is a list of pools, not one pool")
+    pools = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
+    for name, pool in pools.items():
+        if not hasattr(pool, "acquire"):
+            raise TypeError(
+                f"{name} should be an asyncpg.Pool, not {type(pool).__name__}; `dbguard.connect` takes a DSN, and opens "
+                "pools of its own"
+            )
+    return pools
 
 
 def _directions(settings: Settings) -> list[Direction]:

@@ -19,6 +19,7 @@ class NodeStatus:
 
     role: ``primary``, ``replica``, ``unknown``, or ``fenced``. lag: seconds behind the primary; None: unknown.
     proven: a replica proven to follow the accepted primary. in_use, size: leases out, and how many can be.
+    problem: why it cannot be used as it is configured, or why it does not answer; None: neither.
     """
 
     name: str
@@ -76,7 +77,7 @@ def status_of(state: GuardState) -> Status:
                 read_only=seen.read_only,
                 in_use=node.load.in_use,
                 size=node.load.size,
-                problem=seen.misconfigured,
+                problem=seen.misconfigured or seen.silent,
             )
         )
     return Status(

@@ -29,6 +29,8 @@ def test_an_inner_deadline_only_shortens() -> None:
 def test_a_deadline_lies_ahead() -> None:
     with pytest.raises(ValueError, match="above 0 seconds"):
         dbguard.deadline(0)
+    with pytest.raises(ValueError, match="above 0 seconds, not '2'"):
+        dbguard.deadline("2")  # type: ignore[arg-type]
 
 
 async def test_child_tasks_share_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from dbguard.cli.outcome_findings import find_in_schema
 from dbguard.cli.output import Cell, Output, complain
 from dbguard.cli.rights import rights
 from dbguard.config import describe, load
+from dbguard.errors import ConfigError
 from dbguard.guard import Guard
 
 if TYPE_CHECKING:
@@ -65,8 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def source(config: str) -> str | Path:
-    """Return what CONFIG names: a DSN as it is, and everything else as a file, whatever its name ends in."""
-    return config if "://" in config else Path(config)
+    """Return what CONFIG names: a DSN as it is, and everything else as a file, whatever its name ends in.
+
+    Raises `ConfigError` for what is neither, such as ``host=db1 password=...``; it is not shown, as it may hold a secret.
+    """
+    if "://" in config:
+        return config
+    if not config.endswith((".yaml", ".yml")) and not os.path.exists(config):  # noqa: PTH110  Path's raises for a long one
+        raise ConfigError("CONFIG should be a .yaml file, or a DSN: postgresql://user@host1,host2/database")
+    return Path(config)
 
 
 async def settled(guard: Guard) -> Status:
@@ -107,8 +116,10 @@ def _rights(settings: Settings, looks: Mapping[str, Look | Unusable], status: St
     yield from rights(look.user, look.tokens.database, tokens=tokens)
 
 
-def _say_waiting(seconds: float) -> None:
+def _say_waiting(seconds: float, said: Mapping[str, Unusable]) -> None:
     sys.stderr.write(f"no node answers yet: trying for {seconds:.1f} s more (startup.wait)\n")
+    for name, look in said.items():
+        sys.stderr.write(f"  {name}: {look.why}\n")
 
 
 def _shown(settings: Settings, index: int) -> str:

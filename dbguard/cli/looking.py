@@ -8,6 +8,8 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from dbguard.cli.outcome_look import look_at_schema
 from dbguard.core.failure import Family
 from dbguard.core.topology import Role
@@ -17,7 +19,7 @@ from dbguard.drivers.asyncpg.probe import ask, sighting
 from dbguard.wiring import connect_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dbguard.cli.outcome_look import TokenSchema
     from dbguard.config import Settings
@@ -92,23 +94,26 @@ class Unusable:
     configured: bool
 
 
-async def look_at_all(settings: Settings, waiting: Callable[[float], None]) -> dict[str, Look | Unusable]:
+async def look_at_all(
+    settings: Settings, waiting: Callable[[float, Mapping[str, Unusable]], None]
+) -> dict[str, Look | Unusable]:
     """Look at every node, in parallel, again and again until one answers or ``startup.wait`` is over.
 
-    waiting: called with the seconds that are left, once, if no node answers at first.
+    waiting: called with the seconds that are left and what is wrong with each node, once, if none answers at first.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + settings.startup.wait
     told = False
     while True:
         answers = await asyncio.gather(*(_look(settings, node) for node in settings.nodes))
-        later = all(isinstance(answer, Unusable) and not answer.configured for answer in answers)
+        said = {node.name: answer for node, answer in zip(settings.nodes, answers, strict=True)}
+        silent = {name: look for name, look in said.items() if isinstance(look, Unusable) and not look.configured}
         left = until - loop.time()
-        if not later or left <= 0:
-            return {node.name: answer for node, answer in zip(settings.nodes, answers, strict=True)}
+        if len(silent) < len(said) or left <= 0:
+            return said
         if not told:
             told = True
-            waiting(left)
+            waiting(left, silent)
         await asyncio.sleep(min(_AGAIN, left))
 
 
@@ -176,6 +181,11 @@ def _named(error: Exception, settings: Settings, node: NodeSettings) -> Unusable
         )
     elif isinstance(error, ConnectionRefusedError):
         why = "nobody listens there: is the address right, does PostgreSQL run?"
+    elif isinstance(error, asyncpg.ClientConfigurationError):
+        why = f"{str(error).splitlines()[0]}: see connection.sslmode, sslrootcert, sslcert and sslkey"
+    elif isinstance(error, FileNotFoundError):
+        files = "its socket" if node.host.startswith("/") else "connection.sslrootcert, sslcert, sslkey and sslcrl"
+        why = f"a file is not there: see {files}"
     elif isinstance(error, OSError) and type(error).__name__ == "gaierror":
         why = "its host name is not known: see its host"
     else:

@@ -210,7 +210,7 @@ async def _prune(output: Output, settings: Settings, role: str | None, arguments
 @contextlib.asynccontextmanager
 async def _primary(settings: Settings) -> AsyncIterator[Primary]:
     """Find the primary as a guard does, and connect to it. Raises Refused if there is none that takes writes."""
-    looks = await look_at_all(settings, lambda _: None)
+    looks = await look_at_all(settings, lambda _left, _said: None)
     if not any(isinstance(look, Look) for look in looks.values()):
         lines = [f"\n  {name}: {look.why}" for name, look in looks.items() if isinstance(look, Unusable)]
         raise Refused("no node can be used" + "".join(lines))

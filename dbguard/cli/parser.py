@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -178,11 +179,25 @@ exit codes: 0 done; 2 bad input, or the primary was not reached or refused.
 """
 
 
+_DSN = re.compile(r"[^\s'\"]*://[^\s'\"]*|password=[^\s'\"]*")
+
+
 class _Parser(argparse.ArgumentParser):
     """Wrong words get the same kind of message as everything else that is wrong."""
 
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads differ in the namespace alone
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Complain of what is left over here, in the command that it was given to, and show its options alone."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            options = [word.partition("=")[0] for word in rest if word.startswith("-")]
+            self.error(f"there is no {' or '.join(options)}" if options else f"words too many: {len(rest)}")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
-        complain(f"{message}\n  `{self.prog} --help` shows what there is")
+        """Name the way out. What may hold a password is not shown."""
+        complain(f"{_DSN.sub('(a DSN)', message)}\n  `{self.prog} --help` shows what there is")
         raise SystemExit(2)
 
 

@@ -89,5 +89,14 @@ class Failure:
     @property
     def why(self) -> str:
         """One short phrase for logs and notes; never the server's text, which can hold data."""
-        code = self.sqlstate or type(self.cause).__name__
-        return f"{self.family.value} failure ({code}) in phase {self.phase.value} on {self.node}"
+        code = f"{self.sqlstate or ''} {type(self.cause).__name__}".strip()
+        return f"{self.family.value} failure ({code}) on {self.node}, {_TOLD[self.phase]}"
+
+
+_TOLD = {
+    Phase.CONNECT: "while connecting",
+    Phase.UNSENT: "before anything was sent",
+    Phase.SENT: "sent and not answered",
+    Phase.ERROR: "answered with an error",
+    Phase.DONE: "after success was told",
+}

@@ -199,6 +199,7 @@ class Node:
             ),
             fenced=self.fenced,
             misconfigured=self.misconfigured,
+            silent=None if self.reachable or not isinstance(self.last, Missed) else self.last.why,
             read_only=seen is not None and seen.read_only,
             group=self.group,
         )

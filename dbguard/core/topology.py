@@ -173,6 +173,7 @@ class NodeView:
     proven: a replica that is proven to follow the accepted reign (RULES 5.2).
     fenced: it claims to be primary but belongs to an older reign: nothing is written there.
     misconfigured: why it is out of rotation; None if it is not.
+    silent: why it did not answer its last probe; None if it did.
     read_only: `default_transaction_read_only` is on: a primary stays the primary.
     group: several instances were seen to answer under this name: nothing is proven by what one of them said.
     """
@@ -189,6 +190,7 @@ class NodeView:
     proven: bool = False
     fenced: bool = False
     misconfigured: str | None = None
+    silent: str | None = None
     read_only: bool = False
     group: bool = False
 

@@ -143,6 +143,33 @@ def test_nodes_of_different_clusters_are_named(
     assert "  n3: system identifier " in ran.err
 
 
+@pytest.mark.parametrize("named", ["", ", sslrootcert: nowhere.crt"], ids=["left to the driver", "named"])
+def test_missing_file_of_tls_is_told(
+    named: str, dbguard: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "guard.yaml"
+    file.write_text(
+        f"nodes: [{{host: 127.0.0.1, port: 1}}]\nstartup: {{wait: 100ms}}\nconnection: {{sslmode: verify-full{named}}}\n"
+    )
+
+    ran = dbguard("check", str(file))
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "see connection." in ran.err
+    assert ("a file is not there" if named else f'"{tmp_path}/.postgresql/root.crt"') in ran.err
+    assert "sslrootcert" in ran.err
+
+
+@pytest.mark.parametrize("config", ["host=db1 password=hidden", "postgres//app:hidden@db1/shop", "db1"])
+def test_what_is_neither_a_file_nor_a_dsn_is_not_shown(config: str, dbguard: Callable[..., Ran]) -> None:
+    ran = dbguard("check", config)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "postgresql://user@host1,host2/database" in ran.err
+    assert "hidden" not in ran.err
+
+
 def test_cluster_that_does_not_answer_is_an_error_after_the_wait(dbguard: Callable[..., Ran], tmp_path: Path) -> None:
     file = tmp_path / "guard.yaml"
     file.write_text("nodes: [{host: 127.0.0.1, port: 1}, {host: nowhere.invalid}]\nstartup: {wait: 300ms}\n")
@@ -151,6 +178,7 @@ def test_cluster_that_does_not_answer_is_an_error_after_the_wait(dbguard: Callab
 
     assert (ran.code, ran.out) == (2, "")
     assert "no node answers yet" in ran.err
+    assert ran.err.index("  127.0.0.1:1: nobody listens there") < ran.err.index("no node can be used")
     assert "nodes[0] 127.0.0.1:1: nobody listens there" in ran.err
     assert "nodes[1] nowhere.invalid:5432: its host name is not known" in ran.err
 

@@ -46,6 +46,27 @@ def test_wrong_words_are_one_error_with_the_way_out(words: tuple[str, ...], dbgu
     assert not ran.out
 
 
+@pytest.mark.parametrize(
+    ("words", "named", "way_out"),
+    [
+        (("check", "--procesess", "3", "postgresql://app:hidden@db1/shop"), "--procesess", "dbguard check --help"),
+        (("check", "x.yaml", "postgresql://app:hidden@db1/shop"), "too many", "dbguard check --help"),
+        (("check", "x.yaml", "--dsn=postgresql://app:hidden@db1/shop"), "--dsn", "dbguard check --help"),
+        (("outcome", "install", "x.yaml", "password=hidden"), "too many", "dbguard outcome install --help"),
+        (("postgresql://app:hidden@db1/shop",), "COMMAND", "dbguard --help"),
+    ],
+)
+def test_wrong_words_are_named_in_their_command_and_no_password_is_shown(
+    words: tuple[str, ...], named: str, way_out: str, dbguard: Callable[..., Ran]
+) -> None:
+    ran = dbguard(*words)
+
+    assert ran.code == 2
+    assert named in ran.err
+    assert f"`{way_out}` shows what there is" in ran.err
+    assert "hidden" not in ran.err
+
+
 def test_without_a_command_the_help_is_shown(dbguard: Callable[..., Ran]) -> None:
     ran = dbguard()
 

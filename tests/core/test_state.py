@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dbguard.core.breaker import BreakerState
@@ -13,6 +15,7 @@ from dbguard.core.state import GuardState, ReadPolicy
 from dbguard.core.topology import Missed, Role, Sighting
 from dbguard.errors import NoPrimary, NoReplica
 from dbguard.events import ClassifierMissed, ContextOutlivedReign
+from dbguard.status import status_of
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import demoted, known_state, lost, new_call, refused, seen, timed_out
 
@@ -406,3 +409,23 @@ def test_full_waiting_room_declines(state: GuardState, clock: ManualClock) -> No
     state.waiting = 10_000
 
     assert state.admit(call) is not None
+
+
+def test_status_says_why_a_node_does_not_answer(state: GuardState, clock: ManualClock) -> None:
+    look(state, clock, "c")
+
+    assert {node.name: node.problem for node in status_of(state).nodes} == {"a": None, "b": None, "c": SILENT}
+
+    look(state, clock)
+    assert [node.problem for node in status_of(state).nodes] == [None, None, None]
+
+
+def test_failure_names_code_class_node_and_phase_in_words() -> None:
+    failure = Failure(
+        node="a", phase=Phase.SENT, family=Family.HARD, cause=ConnectionResetError("hidden"), sqlstate="08003"
+    )
+
+    assert failure.why == "hard failure (08003 ConnectionResetError) on a, sent and not answered"
+    assert replace(failure, sqlstate=None, phase=Phase.CONNECT).why == (
+        "hard failure (ConnectionResetError) on a, while connecting"
+    )

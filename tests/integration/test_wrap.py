@@ -292,3 +292,19 @@ def test_what_has_no_meaning_for_wrapped_pools_is_refused():
     for key in ("nodes", "dsn", "connection"):
         with pytest.raises(dbguard.ConfigError, match=key):
             dbguard.Guard.wrap(object(), config={key: {}})
+
+
+def test_what_is_no_pool_is_named():
+    with pytest.raises(TypeError, match=r"primary should be an asyncpg.Pool, not str; `dbguard.connect` takes a DSN"):
+        dbguard.Guard.wrap("postgresql://db1/shop")
+
+
+async def test_wrong_arguments_beside_pools_are_named(calm_cluster, pools):
+    (one,) = await pools(calm_cluster, "a")
+
+    with pytest.raises(TypeError, match=r"replica1 should be an asyncpg\.Pool"):
+        dbguard.Guard.wrap(one, [None])
+    with pytest.raises(TypeError, match="replicas= is a list"):
+        dbguard.Guard.wrap(one, one)
+    with pytest.raises(dbguard.ConfigError, match="mapping of sections"):
+        dbguard.Guard.wrap(one, config="guard.yaml")
