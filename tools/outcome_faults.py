@@ -145,9 +145,10 @@ class Naive:
                 await pool.release(con)
                 continue
             try:
-                async with con.transaction():
+                async with asyncio.timeout(DEADLINE), con.transaction():
                     yield con
             finally:
+                con.terminate()
                 await pool.release(con)
             return
 
