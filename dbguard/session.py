@@ -16,13 +16,14 @@ from dbguard.core.failure import Phase
 from dbguard.core.outcome import Mark, commit_until, is_plain, turns_read_only
 from dbguard.core.plan import Done
 from dbguard.core.retry import Act, Stake, Work, judge
-from dbguard.core.statement import Kind, Touch
+from dbguard.core.statement import Kind, Token, Touch
 from dbguard.deadlines import ambient
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.outcome import ending_of, refused_ending
+from dbguard.drivers.asyncpg.sending import Sender
 from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
 from dbguard.dropped import caller, dropped
 from dbguard.errors import DeadlineExceeded
@@ -184,12 +185,39 @@ class Session:
                 copy = getattr(con, method)
                 return await self.do(lambda: copy(*args, **files), stake, limit, whole=whole, cancels=True)
         many = method.endswith("many")
+        if self.tokens is not None and not many and stake is Stake.WRITE and not self.within:
+            sender = self._sender(self.tokens, query, method, args, extra)
+            if sender is not None:
+                return await self._send(sender, lambda: getattr(con, method)(*args, **extra), limit)
         value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole, cancels=many)
         if self.failed and not many and self.texts.learn(query).statement.verb:
             # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no
             # statement, nothing is asked.)
             self.failed = False
         return value
+
+    def _sender(
+        self, tokens: Tokens, query: str, method: str, args: tuple[Any, ...], extra: dict[str, Any]
+    ) -> Sender | None:
+        """Return what sends an autocommit write with its token; None where its text, or the session, does not allow one."""
+        text, lease = self.texts.learn(query), self.lease
+        if text.statement.token is not Token.CTE or lease.con.is_in_transaction() or not tokens.on:
+            return None
+        if lease.raw_touched or lease.touched >= Touch.IDENTITY:
+            return None
+        rows, plain = text.statement.returns_rows, is_plain(text.statement, query, text.touched)
+        return Sender(
+            tokens, self.call, query, Token.CTE, rows=rows, plain=plain, method=method, args=args[1:], extra=extra
+        )
+
+    async def _send(self, sender: Sender, plain: Callable[[], Awaitable[Any]], limit: float | None) -> Any:
+        """Send an autocommit write with its token."""
+        try:
+            return await self.do(
+                lambda: sender.send(self.lease, plain), Stake.WRITE, limit, reserve=sender.tokens.reserve
+            )
+        finally:
+            self.call.token = self.call.result = None
 
     async def do(
         self,

@@ -134,8 +134,11 @@ class Registry(Protocol):
         within: seconds for which the claim lets itself be held up. Raises `TooOld`, or what the driver raises.
         """
 
+    def rest(self) -> None:
+        """Close the connections that wait for the next claim."""
+
     def close(self) -> None:
-        """Close its connections."""
+        """Close its connections; claims under way raise `GuardClosed`."""
 
 
 class Driver(Protocol):

@@ -34,8 +34,8 @@ log = logging.getLogger("dbguard")
 MOST = 8
 """Claims at one time, each on a connection of its own: a primary's end leaves the writes of a whole process to resolve."""
 
-KEPT_FOR = 5.0
-"""Seconds for which a connection waits for the next claim."""
+KEPT_FOR = 60.0
+"""Seconds for which a connection waits for the next claim: faults come in bursts, and dialling takes longer than asking."""
 
 HELD_UP = 0.02
 """Seconds after which it is asked who holds up a claim; and between two such questions."""
@@ -114,10 +114,14 @@ class Registry:
     def close(self) -> None:
         """Close all connections at once; claims under way raise `GuardClosed`, as later ones do."""
         self._closed = True
-        while self._free:
-            self._drop(self._free[-1])
+        self.rest()
         for desk in self._busy:
             desk.con.terminate()
+
+    def rest(self) -> None:
+        """Close the connections that wait for the next claim."""
+        while self._free:
+            self._drop(self._free[-1])
 
     def _check_open(self) -> None:
         if self._closed:

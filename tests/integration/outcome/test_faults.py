@@ -252,6 +252,27 @@ async def test_the_tag_of_a_write_proved_applied_is_told_without_its_count(home,
     assert await guard.execute(ADD, number) == "UPDATE"
 
 
+@pytest.mark.parametrize("how", BROKEN, ids=lambda how: how.value)
+async def test_a_write_on_an_acquired_connection_is_proved_and_not_repeated(home, guard, wire, item, how):
+    number, known = await warmed(guard, "cte", item, home)
+    async with guard.using(timeout=4).acquire() as con:
+        assert await con.fetchval("SELECT 1") == 1
+        wire.arm(known, how)
+        try:
+            said = await con.execute(ADD, number)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            said = error
+
+    wire.deliver()
+    times = await applied(home, number)
+    assert not isinstance(said, dbguard.OutcomeUnknown)
+    assert times == (1 if said == "UPDATE" else 0)
+    if how in UNSEEN:
+        assert times == 0
+        assert "it was not applied" in "".join(getattr(said, "__notes__", ())) or "nothing was" in str(said)
+    assert wire.struck == 1
+
+
 async def test_a_function_proved_applied_returns_what_it_returned(home, guard, wire, item):
     number, known = await warmed(guard, "function", item, home)
     attempts = []
