@@ -48,8 +48,9 @@ Starts a primary with two streaming replicas on this machine (a PostgreSQL
 that is installed, or the one of the extra `demo`), lets readers and writers
 work on it through dbguard and, beside them, the same ones through a plain
 asyncpg.create_pool; kills the primary, promotes a replica, brings the old
-primary back. At the end both tables are read back and compared with what was
-acknowledged. Nothing stays behind.
+primary back. Each guarded write carries a token, which proves what became of
+it if its answer is lost. At the end both tables are read back and compared with
+what was acknowledged. Nothing stays behind.
 """
 
 DEMO_EXAMPLES = """\
@@ -59,8 +60,9 @@ examples:
   dbguard demo --json=result.json    figures and events, for programs
   dbguard demo | cat                 plain lines instead of the live view
 
-exit codes: 0 the guarded side saw no error, lost nothing and wrote nothing
-twice; 1 it did not keep that; 2 the demo could not run.
+exit codes: 0 the guarded side saw no error, lost nothing, wrote nothing twice
+and, with tokens, left no outcome unknown; 1 it did not keep that; 2 the demo
+could not run.
 """
 
 CHECK = """\
@@ -256,6 +258,14 @@ def _parser() -> argparse.ArgumentParser:
         const="-",
         metavar="FILE",
         help="write the figures and events as JSON; without FILE to standard output, and everything else to standard error",
+    )
+
+    demo.add_argument(
+        "--outcome",
+        choices=("token-table", "none"),
+        default="token-table",
+        help="prove by tokens what became of guarded writes whose answer is lost, or leave them unknown (default: "
+        "token-table)",
     )
 
     check = _command(

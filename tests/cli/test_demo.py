@@ -22,8 +22,11 @@ FIGURES = {
     "reads": int,
     "writes": int,
     "errors": int,
+    "proved_applied": int,
+    "proved_not_applied": int,
     "unknown": int,
     "unknown_applied": int,
+    "result_lost": int,
     "failed_applied": int,
     "lost": int,
     "duplicated": int,
@@ -72,7 +75,8 @@ def test_demo_loses_nothing_and_its_control_sees_errors(environment: dict[str, s
         assert side["reads"] > 0
         assert side["writes"] > 0
     guarded = result["guarded"]
-    assert (guarded["errors"], guarded["lost"], guarded["duplicated"]) == (0, 0, 0)
+    assert [guarded[figure] for figure in ("errors", "lost", "duplicated", "unknown", "result_lost")] == [0] * 5
+    assert not [event for event in result["events"] if event.get("event") in {"OutcomeLeftOpen", "WriteWithoutToken"}]
     assert result["control"]["errors"] > 0
     steps = [event["step"] for event in result["events"] if event["source"] == "demo"]
     assert steps == ["kill", "promote", "promoted", "rejoin", "rejoined"]

@@ -5,14 +5,17 @@ from dataclasses import replace
 import pytest
 
 from dbguard.cli.demo.history import Ending, History, Operation
-from dbguard.cli.demo.judging import Figures, faults, first_after, judge, longest_pause
+from dbguard.cli.demo.judging import Figures, Proofs, excuse, faults, first_after, judge, longest_pause
 
 GOOD = Figures(
     reads=10,
     writes=10,
     errors=0,
+    proved_applied=0,
+    proved_not_applied=0,
     unknown=0,
     unknown_applied=0,
+    result_lost=0,
     failed_applied=0,
     lost=0,
     duplicated=0,
@@ -49,6 +52,21 @@ def test_unknown_write_is_neither_lost_nor_an_error(*, there: bool) -> None:
 
     assert (figures.unknown, figures.errors, figures.lost) == (1, 0, 0)
     assert figures.unknown_applied == there
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_write_whose_rows_were_lost_is_lost_itself_if_the_table_does_not_hold_it(*, there: bool) -> None:
+    figures = judge(history((1, 7, Ending.RESULT_LOST)), {7: 1} if there else {}, None)
+
+    assert (figures.result_lost, figures.writes, figures.errors, figures.unknown) == (1, 0, 0, 0)
+    assert figures.lost == (not there)
+
+
+def test_proofs_are_those_that_the_guard_counts() -> None:
+    figures = judge(history(), {}, None, Proofs.of({"applied": 2, "not_applied": 3, "unknown": 9}))
+
+    assert (figures.proved_applied, figures.proved_not_applied) == (2, 3)
+    assert Proofs.of({}).all == 0
 
 
 def test_failed_write_that_the_table_holds_is_counted_beside() -> None:
@@ -90,8 +108,17 @@ def test_first_after_is_the_next_one_at_or_after_the_moment() -> None:
 
 
 def test_promises_kept_leave_no_fault() -> None:
-    assert faults(GOOD) == ()
-    assert faults(replace(GOOD, unknown=8, unknown_applied=3)) == ()
+    assert faults(replace(GOOD, proved_applied=2, proved_not_applied=3, result_lost=1)) == ()
+
+
+def test_unknown_outcome_is_a_fault_only_where_it_should_have_been_proved() -> None:
+    figures = replace(GOOD, unknown=8, unknown_applied=3)
+
+    assert faults(figures, excuse(tokens=False, outage=1.0, timeout=30.0)) == ()
+    assert faults(figures, excuse(tokens=True, outage=31.0, timeout=30.0)) == ()
+    assert faults(figures, excuse(tokens=True, outage=29.0, timeout=30.0)) == (
+        "8 writes are of unknown outcome, although each carried a token",
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ STATUS = Status(
     why="a is lost",
     waiting=5,
     nodes=(node("a", "primary", reachable=False), node("b"), node("c")),
-    counts={},
+    counts={"applied": 2, "not_applied": 3, "unknown": 0},
 )
 
 
@@ -98,6 +98,13 @@ def test_one_side_waits_while_the_other_fails() -> None:
     assert (seen.guarded.reads_per_s, seen.guarded.writes_per_s) == (20, 0)
 
 
+def test_what_the_guard_proves_is_told_of_its_side_alone() -> None:
+    seen = picture()
+
+    assert (seen.guarded.unknown, seen.guarded.proved) == (0, 5)
+    assert (seen.control.unknown, seen.control.proved) == (None, None)
+
+
 def test_strip_is_as_wide_as_asked_even_where_a_tile_is_less_than_a_beat() -> None:
     history = History(0.0)
     add(history, "read", Ending.ACKNOWLEDGED, *every(0.05, 0, 2))
@@ -119,6 +126,9 @@ def test_live_view_shows_sides_nodes_and_what_happened_within_a_terminal() -> No
         "guarded",
         "control",
         "20 errors",
+        "0 of unknown outcome",
+        "5 proved",
+        "which writes were applied: not told",
         "5 waiting",
         "down (killed)",
         "a, the primary, is dead",
@@ -140,7 +150,7 @@ def test_plain_view_is_one_line_per_picture_and_entry() -> None:
 
     assert isinstance(view, PlainView)
     assert len(lines) == 2
-    assert "guarded  20 reads/s   0 writes/s    0 errors,  5 waiting" in lines[0]
+    assert "guarded  20 reads/s   0 writes/s    0 errors,  5 waiting,  5 proved" in lines[0]
     assert "20 errors" in lines[0]
     assert lines[1] == "  1.5 s  >>> demo: a, the primary, is dead"
 

@@ -10,7 +10,7 @@ import pytest
 
 from dbguard.cli.demo.history import Ending, History
 from dbguard.cli.demo.workload import READERS, WRITERS, Side
-from dbguard.errors import NoPrimary, OutcomeUnknown
+from dbguard.errors import NoPrimary, OutcomeUnknown, ResultLost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,13 +63,15 @@ async def test_every_value_is_written_once() -> None:
 
 async def test_each_ending_is_recorded_as_the_client_saw_it_and_nothing_is_repeated() -> None:
     unknown = OutcomeUnknown("it may have been applied", node="a", phase="sent")
-    database = Database(None, NoPrimary("no primary"), unknown, None, OSError("reset"))
+    lost = ResultLost("it was applied, its rows are lost", node="a")
+    database = Database(None, NoPrimary("no primary"), unknown, lost, OSError("reset"))
 
     history = await work(database)
 
     assert len(history.operations) == database.calls
     assert history.errors.keys() == {"NoPrimary", "OSError"}
     assert {o.error for o in history.operations if o.ending is Ending.UNKNOWN} == {"OutcomeUnknown"}
+    assert {o.error for o in history.operations if o.ending is Ending.RESULT_LOST} == {"ResultLost"}
     assert max(Counter(database.values).values()) == 1
 
 

@@ -6,6 +6,7 @@ dbguard has no part in this: it promotes nobody. Here the demo is what Patroni, 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,21 +44,30 @@ class Failover:
     say: told one line per step, with the step's name and node.
     killed: the node that is down at present, None if all are up.
     promoted_at: when the new primary was seen out of recovery, on the monotonic clock; None before that.
+    killed_at: when the primary was about to be killed, on the same clock; None before that.
     """
 
     def __init__(self, cluster: Cluster, script: Script, say: Callable[[str, str, str], None]) -> None:
         self.killed: str | None = None
+        self.killed_at: float | None = None
         self.promoted_at: float | None = None
         self._cluster = cluster
         self._script = script
         self._say = say
+
+    @property
+    def outage(self) -> float:
+        """Seconds without a primary; infinite if nobody took its place."""
+        if self.killed_at is None or self.promoted_at is None:
+            return math.inf
+        return self.promoted_at - self.killed_at
 
     async def play(self, began: float) -> None:
         """Do each step when it is due, and return at the end. Raises `ClusterError` if PostgreSQL does not obey."""
         cluster, script = self._cluster, self._script
         old = cluster.primary
         await _until(began + script.kill)
-        self.killed = old.name
+        self.killed, self.killed_at = old.name, time.monotonic()
         self._say("kill", old.name, f"{old.name}, the primary, is killed: kill -9 of all its processes")
         await asyncio.to_thread(cluster.kill, old)
         await _until(began + script.promote)

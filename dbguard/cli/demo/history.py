@@ -27,6 +27,8 @@ class Ending(Enum):
     """It raised an error."""
     UNKNOWN = "unknown"
     """A write that raised `OutcomeUnknown`: the client was told that it may have been applied."""
+    RESULT_LOST = "result lost"
+    """A write that raised `ResultLost`: the client was told that it was applied, once, and that its rows are lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,32 @@ if TYPE_CHECKING:
 
     from dbguard.cli.demo.history import History
 
-__all__ = ["Figures", "faults", "first_after", "judge", "longest_pause"]
+__all__ = ["NOTHING_PROVED", "Figures", "Proofs", "excuse", "faults", "first_after", "judge", "longest_pause"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """How often a token proved what became of a write whose answer was lost.
+
+    applied: it was in the database. not_applied: it was not, and could not come any more, so it was sent again.
+    """
+
+    applied: int
+    not_applied: int
+
+    @property
+    def all(self) -> int:
+        """How often it was proved, whichever way it was."""
+        return self.applied + self.not_applied
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int]) -> Proofs:
+        """Read them from the counts of a guard's status."""
+        return cls(counts.get("applied", 0), counts.get("not_applied", 0))
+
+
+NOTHING_PROVED = Proofs(0, 0)
+"""That of a side whose writes carry no tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +46,13 @@ class Figures:
     """What became of one side's work.
 
     reads, writes: acknowledged ones.
-    errors: reads and writes that raised anything but `OutcomeUnknown`.
+    errors: reads and writes that raised anything but `OutcomeUnknown` and `ResultLost`.
+    proved_applied, proved_not_applied: writes whose answer was lost, and what their tokens proved.
     unknown: writes that raised `OutcomeUnknown`.
     unknown_applied: those among them that the table holds.
+    result_lost: writes that raised `ResultLost`: proved to be applied, their rows lost.
     failed_applied: writes that raised another error, and yet the table holds them.
-    lost: acknowledged writes that the table does not hold.
+    lost: writes that the table does not hold, although they were acknowledged or proved to be applied.
     duplicated: rows beyond the first of a value.
     read_gap_s, write_gap_s: the longest pause between two acknowledged ones, the beginning and the end of the run
         included.
@@ -37,8 +64,11 @@ class Figures:
     reads: int
     writes: int
     errors: int
+    proved_applied: int
+    proved_not_applied: int
     unknown: int
     unknown_applied: int
+    result_lost: int
     failed_applied: int
     lost: int
     duplicated: int
@@ -52,7 +82,9 @@ class Figures:
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
-def judge(history: History, rows: Mapping[int, int], promoted: float | None) -> Figures:
+def judge(
+    history: History, rows: Mapping[int, int], promoted: float | None, proofs: Proofs = NOTHING_PROVED
+) -> Figures:
     """Compare what was acknowledged with *rows*: how often the table holds each value.
 
     promoted: when the new primary was seen out of recovery, on the history's clock.
@@ -63,10 +95,13 @@ def judge(history: History, rows: Mapping[int, int], promoted: float | None) -> 
         reads=len(reads),
         writes=len(writes),
         errors=history.count(Ending.FAILED),
+        proved_applied=proofs.applied,
+        proved_not_applied=proofs.not_applied,
         unknown=history.count(Ending.UNKNOWN),
         unknown_applied=len(history.values(Ending.UNKNOWN) & rows.keys()),
+        result_lost=history.count(Ending.RESULT_LOST),
         failed_applied=len(history.values(Ending.FAILED) & rows.keys()),
-        lost=len(history.values(Ending.ACKNOWLEDGED) - rows.keys()),
+        lost=len(history.values(Ending.ACKNOWLEDGED, Ending.RESULT_LOST) - rows.keys()),
         duplicated=sum(count - 1 for count in rows.values()),
         read_gap_s=longest_pause(reads, history.began, ended),
         write_gap_s=longest_pause(writes, history.began, ended),
@@ -89,8 +124,23 @@ def first_after(times: Sequence[float], moment: float) -> float | None:
     return next((time - moment for time in times if time >= moment), None)
 
 
-def faults(guarded: Figures) -> tuple[str, ...]:
-    """Return what speaks against the guarded side; nothing if it kept its promises."""
+def excuse(*, tokens: bool, outage: float, timeout: float) -> str | None:
+    """Return why guarded writes may stay of unknown outcome, as one sentence; None: none may.
+
+    tokens: the writes carried them. outage: seconds without a primary. timeout: seconds that a call had.
+    """
+    if not tokens:
+        return "Without tokens nobody can prove it"
+    if outage >= timeout:
+        return f"There was no primary for {outage:.1f} s, and a call has {timeout:g} s"
+    return None
+
+
+def faults(guarded: Figures, excuse: str | None = None) -> tuple[str, ...]:
+    """Return what speaks against the guarded side; nothing if it kept its promises.
+
+    excuse: why writes of unknown outcome are none; None: they are.
+    """
     found = []
     if guarded.errors:
         found.append(f"{guarded.errors} calls raised an error")
@@ -98,6 +148,8 @@ def faults(guarded: Figures) -> tuple[str, ...]:
         found.append(f"{guarded.lost} acknowledged writes are not in the table")
     if guarded.duplicated:
         found.append(f"{guarded.duplicated} rows are there more than once")
+    if guarded.unknown and excuse is None:
+        found.append(f"{guarded.unknown} writes are of unknown outcome, although each carried a token")
     if guarded.write_gap_after_promotion_s is None:
         found.append("no write was acknowledged after the promotion")
     return tuple(found)

@@ -23,7 +23,7 @@ __all__ = ["LiveView"]
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS: dict[Mood, str] = {"calm": "green", "waiting": "yellow", "failing": "red", "": "bright_black"}
 _SAID: dict[Mood, str] = {"calm": "ok", "waiting": "no error, calls wait", "failing": "FAILING"}
-_OTHER_LINES = 17
+_OTHER_LINES = 18
 """Lines of the view beside the entries."""
 
 
@@ -74,14 +74,13 @@ class LiveView:
         colour = _COLOURS["failing" if side.mood == "failing" else "calm"]
         totals = Text().append(f"{side.acknowledged:,}", "bold").append(" acknowledged   ")
         totals.append(f"{side.errors:,} errors", "bold red" if side.errors else "bold green")
-        extra = Text(f"{side.unknown} of unknown outcome", "yellow" if side.unknown else "bright_black")
-        if waiting is not None:
-            extra.append(f"   {waiting} waiting", "yellow" if waiting else "bright_black")
+        queue = Text("" if waiting is None else f"{waiting} waiting", "yellow" if waiting else "bright_black")
         body = Group(
             self._strip("reads", side.reads, side.reads_per_s),
             self._strip("writes", side.writes, side.writes_per_s),
             totals,
-            extra,
+            _outcomes(side),
+            queue,
         )
         title = Text.assemble((name, f"bold {colour}"), (f"  {what} ", "bright_black"))
         return Panel(
@@ -130,6 +129,14 @@ class LiveView:
             text.append(f"{entry.source:<6}", "cyan" if entry.source == "demo" else "bright_black")
             text.append(f"{entry.text}\n", "bold" if entry.source == "demo" else "")
         return text
+
+
+def _outcomes(side: SidePicture) -> Text:
+    """Say what is known of the writes whose answer was lost."""
+    if side.unknown is None:
+        return Text("which writes were applied: not told", "bright_black", no_wrap=True)
+    text = Text(f"{side.unknown} of unknown outcome", "yellow" if side.unknown else "bright_black", no_wrap=True)
+    return text.append(f"   {side.proved} proved", "bold green" if side.proved else "bright_black")
 
 
 def _role(node: NodeStatus, *, down: bool) -> tuple[str, str]:

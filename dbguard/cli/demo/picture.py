@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dbguard.cli.demo.history import BEAT, Ending
+from dbguard.cli.demo.judging import Proofs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,13 +35,17 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SidePicture:
-    """One side: rates per second over the last second, totals, and a strip of the whole run per kind."""
+    """One side: rates per second over the last second, totals, and a strip of the whole run per kind.
+
+    unknown: writes of unknown outcome; proved: writes whose answer was lost, settled by their tokens. None: nobody tells.
+    """
 
     reads_per_s: int
     writes_per_s: int
     acknowledged: int
     errors: int
-    unknown: int
+    unknown: int | None
+    proved: int | None
     mood: Mood
     reads: tuple[Tile, ...]
     writes: tuple[Tile, ...]
@@ -80,8 +85,8 @@ def photograph(
     return Picture(
         elapsed=elapsed,
         seconds=seconds,
-        guarded=_side(guarded, elapsed, seconds, width),
-        control=_side(control, elapsed, seconds, width),
+        guarded=_side(guarded, elapsed, seconds, width, Proofs.of(status.counts).all),
+        control=_side(control, elapsed, seconds, width, None),
         nodes=status.nodes,
         writes=status.writes,
         waiting=status.waiting,
@@ -90,7 +95,7 @@ def photograph(
     )
 
 
-def _side(history: History, elapsed: float, seconds: float, width: int) -> SidePicture:
+def _side(history: History, elapsed: float, seconds: float, width: int, proved: int | None) -> SidePicture:
     reads, writes = (_strip(history, kind, elapsed, seconds, width) for kind in ("read", "write"))
     last = int(elapsed / BEAT)
     recent = [history.beat(kind, number) for kind in ("read", "write") for number in (last - 1, last)]
@@ -101,7 +106,8 @@ def _side(history: History, elapsed: float, seconds: float, width: int) -> SideP
         writes_per_s=_rate(history, "write", last),
         acknowledged=history.count(Ending.ACKNOWLEDGED),
         errors=history.count(Ending.FAILED),
-        unknown=history.count(Ending.UNKNOWN),
+        unknown=None if proved is None else history.count(Ending.UNKNOWN),
+        proved=proved,
         mood="failing" if failing else "waiting" if "waiting" in moods else "calm",
         reads=reads,
         writes=writes,

@@ -27,11 +27,14 @@ def report(
     guarded_errors: Counter[str],
     control_errors: Counter[str],
     survivor: str,
+    *,
+    excuse: str | None,
 ) -> None:
     """Write the table of both sides, and the judgement.
 
     guarded_errors, control_errors: the classes of errors that clients got, counted.
     survivor: the primary at the end, where the tables were read back.
+    excuse: why guarded writes may stay of unknown outcome; None: none may.
     """
     output.line()
     output.table(["", ">guarded", ">control"], _rows(guarded, control))
@@ -45,13 +48,26 @@ def report(
             f"of the writes that raised an error, {_are(control.failed_applied)} in the table all the same: "
             "whoever repeats on every error writes them twice",
         )
+    if proved := guarded.proved_applied + guarded.proved_not_applied:
+        output.item(
+            "guarded:",
+            f"{proved} writes lost their answer when the primary died. Their tokens proved on {survivor} what had become "
+            f"of them: {guarded.proved_applied} applied, {guarded.proved_not_applied} not applied, and so sent once more",
+        )
+    if guarded.result_lost:
+        output.item(
+            "guarded:",
+            f"{guarded.result_lost} of those that were applied had rows to return, which are lost: their clients were "
+            "told so (ResultLost)",
+        )
     if guarded.unknown:
         output.item(
             "guarded:",
-            f"{guarded.unknown} writes were in flight when the primary died, and PostgreSQL never answered: their "
-            f"clients were told so (OutcomeUnknown). {_are(guarded.unknown_applied).capitalize()} in the table",
+            f"{guarded.unknown} writes were in flight when the primary died, and nobody could tell in time what became "
+            f"of them: their clients were told so (OutcomeUnknown). {_are(guarded.unknown_applied).capitalize()} in the "
+            f"table{'' if excuse is None else '. ' + excuse}",
         )
-    found = faults(guarded)
+    found = faults(guarded, excuse)
     if found:
         output.item("FAILED: ", "; ".join(found), "bold red")
     else:
@@ -74,11 +90,13 @@ def as_json(guarded: Figures, control: Figures, entries: Sequence[Entry]) -> dic
 
 def _rows(guarded: Figures, control: Figures) -> list[list[Cell | str]]:
     both = (guarded, control)
+    proved = guarded.proved_applied + guarded.proved_not_applied
     return [
         ["reads acknowledged", *(f"{side.reads:,}" for side in both)],
         ["writes acknowledged", *(f"{side.writes:,}" for side in both)],
         ["errors", *(_must_be_0(side.errors) for side in both)],
         ["writes of unknown outcome", f"{guarded.unknown:,}", Cell("not told", "dim")],
+        ["answer lost, outcome proved by a token", f"{proved:,}", Cell("no token", "dim")],
         ["lost: acknowledged, not in the table", *(_must_be_0(side.lost) for side in both)],
         ["duplicated: in the table more than once", *(_must_be_0(side.duplicated) for side in both)],
         ["longest pause between two reads", *(_seconds(side.read_gap_s) for side in both)],

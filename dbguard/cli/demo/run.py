@@ -12,17 +12,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from dbguard.cli import running
 from dbguard.cli.demo.control import plain_pool
 from dbguard.cli.demo.failover import Failover, Script
 from dbguard.cli.demo.history import History
 from dbguard.cli.demo.journal import Entry, Journal
-from dbguard.cli.demo.judging import faults, judge
+from dbguard.cli.demo.judging import NOTHING_PROVED, Proofs, excuse, faults, judge
 from dbguard.cli.demo.picture import photograph
 from dbguard.cli.demo.report import as_json, report
 from dbguard.cli.demo.view import make_view
 from dbguard.cli.demo.workload import READERS, TABLE, WRITERS, Side
 from dbguard.cli.output import Output, complain
+from dbguard.drivers import outcome_sql
 from dbguard.errors import ConfigError
 from dbguard.events import OutcomeLeftOpen
 from dbguard.guard import Guard
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Coroutine, Iterator
 
+    from dbguard.cli.demo.judging import Figures
     from dbguard.cli.demo.view import View
     from dbguard.events import Event
 
@@ -42,6 +46,12 @@ GUARDED, CONTROL = "guarded", "control"
 
 POOL_SIZE = 16
 """Connections at most, per node of the guard and of the control's pool: one for each client."""
+
+USER = "postgres"
+"""Whom the guard logs in as; the cluster of the demo has no other role."""
+
+TIMEOUT = 30.0
+"""Seconds that a guarded call has, the default; an outage that takes less must leave no write of unknown outcome."""
 
 SHOWN_FROM = logging.INFO
 """Events of this level and above are shown; those below tell of single calls."""
@@ -59,18 +69,19 @@ def run(arguments: argparse.Namespace) -> int:
             began = time.monotonic()
             with Cluster(synchronous=True) as cluster:
                 took = time.monotonic() - began
-                demo = Demo(cluster, arguments.seconds, output)
+                demo = Demo(cluster, arguments.seconds, output, tokens=arguments.outcome == "token-table")
                 output.line(f"ready after {took:.1f} s: {_described(cluster)}")
+                output.line(demo.about_outcomes)
                 running.run(_until_terminated(demo.play()))
                 guarded, control = demo.judge()
                 survivor = cluster.primary.name
-            report(output, guarded, control, demo.guarded.errors, demo.control.errors, survivor)
+            report(output, guarded, control, demo.guarded.errors, demo.control.errors, survivor, excuse=demo.excuse)
             result = json.dumps(as_json(guarded, control, demo.journal.entries), indent=2) + "\n"
             if to_stdout:
                 sys.stdout.write(result)
             elif arguments.json:
                 _write(arguments.json, result)
-            return 1 if faults(guarded) else 0
+            return 1 if faults(guarded, demo.excuse) else 0
     except ClusterError as error:
         complain(str(error))
         return 2
@@ -79,10 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
 class Demo:
     """One run on *cluster*, a primary with two synchronous replicas.
 
+    tokens: guarded writes carry them.
     guarded, control: what the clients of each side did. journal: what happened.
     """
 
-    def __init__(self, cluster: Cluster, seconds: float, output: Output) -> None:
+    def __init__(self, cluster: Cluster, seconds: float, output: Output, *, tokens: bool) -> None:
         now = time.monotonic()
         self.guarded, self.control = History(now), History(now)
         self._cluster = cluster
@@ -91,9 +103,25 @@ class Demo:
         self._view: View = make_view(output)
         self.journal = Journal(self._view.note)
         self._failover = Failover(cluster, self._script, self._step)
+        self._tokens = tokens
+        self._proofs = NOTHING_PROVED
+
+    @property
+    def excuse(self) -> str | None:
+        """Why guarded writes may stay of unknown outcome; None: none may."""
+        return excuse(tokens=self._tokens, outage=self._failover.outage, timeout=TIMEOUT)
+
+    @property
+    def about_outcomes(self) -> str:
+        """What is done about guarded writes whose answer is lost, as one line."""
+        if self._tokens:
+            return "each guarded write carries a token, which proves what became of it if its answer is lost"
+        return "no tokens: guarded writes whose answer is lost are of unknown outcome"
 
     async def play(self) -> None:
         """Let both sides work through the failover. Raises `ClusterError` if PostgreSQL does not obey."""
+        if self._tokens:
+            await self._install_tokens()
         await asyncio.to_thread(self._make_tables)
         guard = Guard(self._config())
         plain = plain_pool(self._cluster.dsn(), POOL_SIZE)
@@ -118,23 +146,33 @@ class Demo:
                         await side.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await drawing
+            self._proofs = Proofs.of(guard.status().counts)
 
-    def judge(self) -> tuple[Any, Any]:
+    def judge(self) -> tuple[Figures, Figures]:
         """Read both tables back on the surviving primary, and compare; the guarded side first."""
         promoted = self._failover.promoted_at
-        guarded, control = (
-            judge(history, self._rows(table), promoted)
-            for table, history in ((GUARDED, self.guarded), (CONTROL, self.control))
+        return (
+            judge(self.guarded, self._rows(GUARDED), promoted, self._proofs),
+            judge(self.control, self._rows(CONTROL), promoted),
         )
-        return guarded, control
 
     def _config(self) -> dict[str, Any]:
         nodes = [{"name": node.name, "host": node.host, "port": node.port} for node in self._cluster.nodes]
         return {
             "nodes": nodes,
-            "connection": {"user": "postgres", "database": "postgres"},
+            "connection": {"user": USER, "database": "postgres"},
             "pool": {"min_size": 2, "max_size": POOL_SIZE},
+            "outcome": {"resolve": "token-table" if self._tokens else "none"},
+            "timeout": TIMEOUT,
         }
+
+    async def _install_tokens(self) -> None:
+        """Do what `dbguard outcome install --apply` does."""
+        con = await asyncpg.connect(self._cluster.dsn(self._cluster.primary, user=USER))
+        try:
+            await con.execute(outcome_sql.schema() + outcome_sql.grants(USER))
+        finally:
+            await con.close()
 
     def _make_tables(self) -> None:
         cluster = self._cluster

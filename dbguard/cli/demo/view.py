@@ -57,7 +57,7 @@ class PlainView:
         """Write the rates and errors of both sides."""
         sides = "  |  ".join(
             (
-                f"guarded {_rates(picture.guarded)}, {picture.waiting:>2} waiting",
+                f"guarded {_rates(picture.guarded)}, {picture.waiting:>2} waiting, {picture.guarded.proved:>2} proved",
                 f"control {_rates(picture.control)}",
             )
         )

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbguard.cli.demo.history import Ending, Operation
-from dbguard.errors import OutcomeUnknown
+from dbguard.errors import OutcomeUnknown, ResultLost
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -121,6 +121,8 @@ class Side:
                 await self._client.execute(self._insert, value)
         except OutcomeUnknown as raised:
             ending, error = Ending.UNKNOWN, type(raised).__name__
+        except ResultLost as raised:
+            ending, error = Ending.RESULT_LOST, type(raised).__name__
         except asyncio.CancelledError:
             self._record(kind, began, Ending.FAILED, value, "still under way at the end")
             raise
