@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 import dbguard
+from dbguard import errors
 from dbguard.core.failure import Family, Phase
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import (
@@ -158,7 +159,6 @@ DIALS = [
     (asyncpg.AdminShutdownError("terminating"), Family.HARD),
     (asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"), Family.HARD),
     (asyncpg.InterfaceError("pool is closing"), Family.HARD),
-    (WrongNode("an old primary"), Family.ROLE),
     (PoolExhausted("none free"), Family.NEUTRAL),
     (ZeroDivisionError("in the application's init"), Family.NEUTRAL),
 ]
@@ -169,6 +169,15 @@ def test_other_ways_not_to_get_a_connection(error: Exception, family: Family) ->
     failure = name_dial(error, "a")
 
     assert (failure.phase, failure.family, failure.cause) == (Phase.CONNECT, family, error)
+
+
+def test_a_server_that_must_not_be_used_is_told_in_words_that_the_application_can_catch() -> None:
+    failure = name_dial(WrongNode("a belongs to an older reign"), "a")
+
+    assert (failure.phase, failure.family) == (Phase.CONNECT, Family.ROLE)
+    assert isinstance(failure.cause, errors.NoPrimary)
+    assert isinstance(failure.cause, asyncpg.PostgresConnectionError)
+    assert "a belongs to an older reign" in str(failure.cause)
 
 
 def test_a_wait_for_a_full_pool_says_nothing_about_the_node() -> None:

@@ -293,3 +293,27 @@ async def test_what_lives_and_dies_with_its_session_is_never_of_unknown_fate(cal
     with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InternalClientError)) as caught:
         await running
     assert not isinstance(caught.value, dbguard.OutcomeUnknown)
+
+
+@pytest.mark.parametrize("query", ["SELEC 1", "INSERT INTO nothing VALUES (1); COMMIT; SELEC 1"])
+async def test_a_text_that_the_server_cannot_read_has_applied_no_parts(guard, query):
+    with pytest.raises(asyncpg.PostgresSyntaxError) as caught:
+        await guard.execute(query)
+
+    assert not getattr(caught.value, "__notes__", ())
+
+
+async def test_a_procedure_that_runs_a_text_which_cannot_be_read_may_have_applied_parts(calm_cluster, guard, table):
+    await asyncio.to_thread(
+        calm_cluster.sql,
+        "a",
+        f"CREATE PROCEDURE parts_{table}() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO {table} VALUES (1, 1); COMMIT;"
+        " EXECUTE 'SELEC 1'; END $$",
+    )
+
+    with pytest.raises(asyncpg.PostgresSyntaxError) as caught:
+        await guard.execute(f"CALL parts_{table}()")
+
+    assert "parts may have been applied" in "".join(caught.value.__notes__)
+    assert await rows(calm_cluster, table) == [(1,)]
+    await asyncio.to_thread(calm_cluster.sql, "a", f"DROP PROCEDURE parts_{table}")

@@ -59,11 +59,14 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
     if full and type(error) is TimeoutError:
         error = PoolExhausted(f"all connections of {node} are in use: {error or 'none came free in time'}")
     sqlstate = getattr(error, "sqlstate", None)
-    cause = error
+    cause: BaseException = error
     if isinstance(error, PoolExhausted):
         family = Family.NEUTRAL
     elif isinstance(error, WrongNode):
         family = Family.ROLE
+        # Where no attempt is left the application sees it: as what dbguard decided, and as asyncpg's users catch it.
+        cause = dress(errors.NoPrimary(f"no primary to go to: {error}", retry_after=1.0))
+        cause.__cause__ = error
     elif isinstance(error, PoolClosed):
         family = Family.SHUT
     elif isinstance(error, (ssl.SSLCertVerificationError, asyncpg.ClientConfigurationError)):
