@@ -94,7 +94,11 @@ def find(
 
 
 def _of_cluster(status: Status, looks: Mapping[str, Look | Unusable]) -> Iterator[Finding]:
-    if status.primary is None:
+    primaries = [name for name, look in looks.items() if isinstance(look, Look) and look.role == "primary"]
+    if status.primary is None and len(primaries) > 1:
+        why = f"{' and '.join(primaries)} all answer as primary, and writes are refused ({status.why})"
+        yield Finding(True, None, f"{why}: stop all but the right one, and bring the others back as replicas")
+    elif status.primary is None:
         yield Finding(True, None, "no node answers as primary: writes wait until a primary is started or promoted")
     elif status.writes != "open":
         yield Finding(True, None, f"writes do not flow: {status.writes} ({status.why})")

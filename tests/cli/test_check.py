@@ -213,6 +213,22 @@ def test_cluster_through_a_failover(
     assert dbguard("check", file).code == 0
 
 
+def test_several_primaries_are_named_and_no_promotion_is_asked_for(
+    cluster_factory: Callable[..., Cluster], dbguard: Callable[..., Ran], config: Callable[..., str]
+) -> None:
+    cluster = cluster_factory()
+    cluster.promote("b")
+    cluster.promote("c")
+
+    ran = dbguard("check", "--json", config(cluster))
+
+    told = [problem["text"] for problem in json.loads(ran.out)["problems"]]
+    assert ran.code == 1
+    assert told[0].startswith("n0 and n1 and n2 all answer as primary, and writes are refused (split brain: n1 and n2 are")
+    assert "stop all but the right one" in told[0]
+    assert "promoted" not in ran.out
+
+
 def test_role_without_rights_is_told_what_it_misses(
     cluster_factory: Callable[..., Cluster], dbguard: Callable[..., Ran], config: Callable[..., str]
 ) -> None:
