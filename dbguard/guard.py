@@ -351,6 +351,8 @@ def _checked(arguments: dict[str, Any], settings: Settings) -> dict[str, Any]:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f": did you mean {close[0]}?" if close else " (nor of asyncpg.connect)"
+                if hasattr(settings, name):
+                    hint = f": it is a setting, such as dbguard.connect({{'dsn': ..., '{name}': ...}})"
                 raise ConfigError(f"{name} is no argument of asyncpg.create_pool{hint}", path=name)
     least = arguments.get("min_size", settings.pool.min_size)
     most = arguments.get("max_size", settings.pool.max_size)

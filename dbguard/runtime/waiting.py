@@ -10,6 +10,8 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from dbguard.core.gate import GateState
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -89,8 +91,9 @@ class Room:
             if again_at is not None:
                 self._timer = asyncio.get_running_loop().call_later(max(0.0, again_at - now), self._give)
         else:
+            down = state.gate.state is GateState.DOWN  # calls no longer wait: whoever is woken is told so
             for waiter, reads in self._turns.items():
-                if reads:
+                if reads or down:
                     _wake(waiter)
 
 

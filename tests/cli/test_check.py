@@ -224,7 +224,9 @@ def test_several_primaries_are_named_and_no_promotion_is_asked_for(
 
     told = [problem["text"] for problem in json.loads(ran.out)["problems"]]
     assert ran.code == 1
-    assert told[0].startswith("n0 and n1 and n2 all answer as primary, and writes are refused (split brain: n1 and n2 are")
+    assert told[0].startswith(
+        "n0 and n1 and n2 all answer as primary, and writes are refused (split brain: n1 and n2 are"
+    )
     assert "stop all but the right one" in told[0]
     assert "promoted" not in ran.out
 

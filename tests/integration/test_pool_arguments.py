@@ -204,3 +204,10 @@ async def test_every_argument_of_connect_is_passed_on(calm_cluster, name):
         assert given[name]["work_mem"] == "7MB"
     elif name not in ("timeout", "command_timeout"):  # the monitor has its own
         assert given[name] is value
+
+
+def test_setting_given_as_an_argument_is_told_where_it_belongs():
+    with pytest.raises(
+        dbguard.ConfigError, match=r"failover is no argument .*: it is a setting, such as .*'failover': "
+    ):
+        dbguard.connect("postgresql://db1/shop", failover={"max_wait": 1})

@@ -57,6 +57,18 @@ async def test_writes_fail_at_once_or_after_their_time_as_told(cluster, open_gua
         await guard.using(timeout=0.1).run_in_transaction(lambda tx: tx.execute("INSERT INTO written VALUES (1)"))
 
 
+async def test_no_call_waits_longer_than_max_wait(cluster, open_guard, until):
+    guard = await open_guard(cluster, config={"failover": {"max_wait": 1}})
+    await asyncio.to_thread(cluster.kill, "a")
+    await until(lambda: guard.status().writes == "failover")
+
+    began = time.monotonic()
+    with pytest.raises(dbguard.NoPrimary, match="no primary within 1 s"):
+        await guard.execute("CREATE TABLE never (id int)", timeout=60)
+    assert time.monotonic() - began < 20.0
+    assert guard.status().writes == "down"
+
+
 async def test_more_calls_than_may_wait_are_declined(cluster, open_guard, until):
     guard = await open_guard(cluster, config={"failover": {"max_waiting": 3}})
     await asyncio.to_thread(cluster.kill, "a")

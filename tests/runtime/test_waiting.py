@@ -113,6 +113,22 @@ def test_nobody_goes_while_there_is_no_primary(room: Room, state: GuardState, cl
     assert state.waiting == len(room) == 0
 
 
+def test_who_waits_is_woken_when_the_cluster_is_given_up(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    async def scene() -> float:
+        lose_primary(state, clock)
+        began = clock.now
+        tasks = [asyncio.ensure_future(room.turn(600.0, reads=False)) for _ in range(3)]
+        await asyncio.sleep(60)  # the gate's max_wait
+        state.tick()
+        room.changed()
+        await asyncio.gather(*tasks)
+        return clock.now - began
+
+    assert run(scene()) == pytest.approx(60)
+
+
 def test_read_that_waits_is_woken_by_any_change(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
     async def scene() -> float:
         lose_primary(state, clock)
