@@ -95,21 +95,27 @@ class Naive:
     async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
         """Do *work* on the primary, again and again."""
         until = time.monotonic() + DEADLINE
+        lost = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.ReadOnlySQLTransactionError)
         while True:
             for pool in self.pools:
                 try:
-                    async with asyncio.timeout(2), pool.acquire() as con:
-                        return await work(con)
-                except (
-                    OSError,
-                    asyncpg.PostgresConnectionError,
-                    asyncpg.InterfaceError,
-                    TimeoutError,
-                    asyncpg.ReadOnlySQLTransactionError,
-                ):
+                    return await self.once(pool, work)
+                except lost:
                     if time.monotonic() > until:
                         raise
             await asyncio.sleep(0.05)
+
+    async def once(self, pool: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Do *work* on a connection of *pool*; one that fails is ended."""
+        con = await pool.acquire(timeout=2)
+        try:
+            async with asyncio.timeout(2):
+                return await work(con)
+        except BaseException:
+            con.terminate()
+            raise
+        finally:
+            await pool.release(con, timeout=1)
 
     async def execute(self, *args: Any) -> Any:
         """As asyncpg's."""
@@ -140,17 +146,19 @@ class Naive:
     async def transaction(self) -> Any:
         """A block cannot be repeated: it is what asyncpg makes of it."""
         for pool in self.pools:
-            con = await pool.acquire()
-            if await con.fetchval("SELECT pg_is_in_recovery()"):
-                await pool.release(con)
-                continue
+            con = await pool.acquire(timeout=2)
             try:
-                async with asyncio.timeout(DEADLINE), con.transaction():
-                    yield con
-            finally:
+                async with asyncio.timeout(2):
+                    if await con.fetchval("SELECT pg_is_in_recovery()"):
+                        continue
+                    async with con.transaction():
+                        yield con
+                        return
+            except BaseException:
                 con.terminate()
-                await pool.release(con)
-            return
+                raise
+            finally:
+                await pool.release(con, timeout=1)
 
 
 class Run:
