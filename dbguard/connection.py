@@ -177,8 +177,8 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         self._session.con.remove_log_listener(self._handed(callback))
 
     def add_query_logger(self, callback: Callable[..., Any]) -> None:
-        """As `asyncpg.Connection.add_query_logger`."""
-        self._session.touch(Touch.SETTINGS)
+        """As `asyncpg.Connection.add_query_logger`. The connection is closed afterwards: no reset removes a logger."""
+        self._session.touch(Touch.LOST)
         self._session.con.add_query_logger(callback)
 
     def remove_query_logger(self, callback: Callable[..., Any]) -> None:
@@ -186,7 +186,8 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         self._session.con.remove_query_logger(callback)
 
     def query_logger(self, callback: Callable[[Any], Any]) -> AbstractContextManager[None]:  # type: ignore[override]  # wider
-        """As `asyncpg.Connection.query_logger`."""
+        """As `asyncpg.Connection.query_logger`. The connection is closed afterwards: it may be given back before the end."""
+        self._session.touch(Touch.LOST)
         return self._session.con.query_logger(callback)  # type: ignore[no-any-return]
 
     def add_termination_listener(self, callback: Callable[..., Any]) -> None:

@@ -85,7 +85,7 @@ class Run:
         """Run it; an autocommit write hears whether its standby was waited for."""
         con = lease.con
         work = getattr(con, self.method)(*self.args, **self.extra)
-        value = await heard(con, lease, work) if self.writes and lease.tag.synchronous else await work
+        value = await heard(con, lease, work) if self.writes and lease.synchronous else await work
         if self.controls and con.is_in_transaction():
             # The connection is closed by the pool, and the transaction with it: that must not pass for success.
             raise Application(left_open())
@@ -105,7 +105,7 @@ class Feed(Run):
     async def _run(self, lease: Any, extra: dict[str, Any]) -> Any:
         con = lease.con
         work = interruptible(con, getattr(con, self.method)(*self.args, **extra))
-        if self.writes and lease.tag.synchronous:
+        if self.writes and lease.synchronous:
             return await heard(con, lease, work)
         return await work
 
@@ -227,8 +227,10 @@ class Function:
         transaction = Transaction(session, inner)
         try:
             value = await self.made(Connection(session, self.number))
-        except Exception as error:
+        except BaseException as error:
             call.work = replace(call.work, one_transaction=session.whole)
+            if not isinstance(error, Exception):
+                raise
             await transaction.abandon(error)
             if is_drivers(error) or (isinstance(error, TimeoutError) and session.closed):
                 raise
@@ -240,7 +242,7 @@ class Function:
             await inner.rollback()
             raise Application(rolled_back())
         ending = ""
-        if session.writes:
+        if session.writes and not lease.con.is_closed():  # on a closed one, COMMIT cannot be sent any more
             call.work = Work(stake=Stake.COMMIT, one_transaction=session.whole, idempotent=call.work.idempotent)
             ending = session.ending()
             call.result = Done(value)

@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
-    from dbguard.core.statement import Statement
     from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.runtime.engine import Engine
-    from dbguard.texts import Texts
+    from dbguard.texts import Text, Texts
 
 __all__ = ["ROLLBACK_WITHIN", "Session"]
 
@@ -128,7 +127,7 @@ class Session:
     def touch_raw(self) -> None:
         """Note that the application has the driver's own connection: nothing is known of what is done with it."""
         self.touch(Touch.LOST)  # no reset takes back PREPARE, LOAD, a codec, or the application's own reference to it
-        self.lease.raw_touched = self.writes = True
+        self.lease.raw_touched = self.lease.doubtful = self.writes = True
         self._stamp()
 
     def note(self, query: str) -> tuple[Stake, bool]:
@@ -139,15 +138,15 @@ class Session:
         text = self.texts.learn(query)
         self._ddl = self._ddl or text.ddl
         self.touch(text.touched)
-        if self.tokens is not None and text.statement.kind is not Kind.READ:
+        if self.tokens is not None and text.work.stake is not Stake.READ:
             self.plain = self.plain and is_plain(text.statement, query, text.touched)
             self.read_only = self.read_only or turns_read_only(text.statement, query)
-        return _stake_of(text.statement), text.statement.one_transaction
+        return _stake_of(text), text.statement.one_transaction
 
     def begins(self, *, read_only: bool) -> None:
         """Note that a transaction begins."""
         self.read_only = read_only or self.node.view.read_only
-        self.plain = True
+        self.plain = self.whole = True
 
     def ending(self) -> str:
         """Return how the open transaction stores its token and ends; empty: by COMMIT alone, without a token."""
@@ -270,7 +269,10 @@ class Session:
             if flight.over and (flight.absorb() or isinstance(raised, Exception)):
                 error = TimeoutError(f"no answer within {until - began:.3g} s ({whose})")
                 error.__cause__ = raised if isinstance(raised, Exception) else None
-            self.failed = self.failed or (inside and is_refusal(error))
+            if inside:
+                refused = is_refusal(error)
+                self.failed = self.failed or refused
+                lease.doubtful = lease.doubtful or not refused
             if self.within:
                 raise error from error.__cause__
             at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
@@ -298,9 +300,9 @@ class Session:
             raise error from error.__cause__
         finally:
             engine.flights.remove(flight)
-        if self.within:
+        if inside or self.within:
             self.whole = self.whole and con.is_in_transaction()
-        elif stake is not Stake.READ:
+        if not self.within and stake is not Stake.READ:
             self.call.box.wrote(reign, state.clock())
         return value
 
@@ -330,6 +332,8 @@ class Session:
     def finish(self) -> None:
         """Let nothing more be done; what was done to the catalogue is noted."""
         self.over = True
+        if self.lease.raw_touched:
+            self._stamp()  # of what the application did there, nothing is known but that it has ended now
         if self._ddl:
             self.texts.changed()
 
@@ -344,9 +348,10 @@ class Session:
         self.call.box.wrote(state.view.reign, state.clock())
 
 
-def _stake_of(statement: Statement) -> Stake:
+def _stake_of(text: Text) -> Stake:
+    statement = text.statement
     if statement.kind is Kind.READ:
-        return Stake.READ
+        return text.work.stake  # of a view that runs a volatile function, and of what a replica has refused: a write
     alone = not statement.several
     if alone and (statement.sets_only or (statement.kind is Kind.TRANSACTION and statement.verb in COMMIT_NOTHING)):
         return Stake.READ  # it lives and dies with its session

@@ -78,8 +78,13 @@ class Text:
         self.work = Work(
             stake=Stake.READ if statement.kind is Kind.READ and taint is None else Stake.WRITE,
             one_transaction=statement.one_transaction,
-            leaves_nothing=statement.locks_only or statement.sets_only,
+            leaves_nothing=(statement.locks_only or statement.sets_only) and known.taints(statement, query) is None,
         )
+
+    def refuse(self) -> None:
+        """Take in that a replica has refused it as a write: from now on it is one, wherever it runs."""
+        self.reads, self.refused = False, True
+        self.work = replace(self.work, stake=Stake.WRITE)
 
 
 class Texts:
@@ -165,5 +170,4 @@ class Texts:
         refused = [query for query, text in self._known.items() if text.refused]
         self._known.clear()
         for query in refused:
-            text = self.learn(query)
-            text.reads, text.refused = False, True
+            self.learn(query).refuse()

@@ -175,7 +175,7 @@ def test_a_domain_whose_check_writes_taints_a_text_that_holds_it_and_a_view_over
 def test_what_a_replica_refused_stays_known_when_the_catalogue_is_read_again() -> None:
     texts = Texts()
     text = texts.learn("SELECT sly()")
-    text.reads, text.refused = False, True
+    text.refuse()
 
     texts.trust(Catalogue(relations=[], functions=[Function(names=("sly",), stable=True, hides=False)]), texts.version)
 

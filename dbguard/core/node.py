@@ -201,6 +201,7 @@ class Node:
             misconfigured=self.misconfigured,
             silent=None if self.reachable or not isinstance(self.last, Missed) else self.last.why,
             read_only=seen is not None and seen.read_only,
+            synchronous=seen is not None and seen.synchronous,
             group=self.group,
         )
 

@@ -73,6 +73,9 @@ class Known(Protocol):
     refused: bool
     why: str
 
+    def refuse(self) -> None:
+        """Take in that a replica has refused it as a write."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Call:

@@ -379,7 +379,7 @@ class GuardState:
         call.reads = False
         call.work = replace(call.work, stake=Stake.WRITE)
         if call.text is not None:
-            call.text.reads, call.text.refused = False, True
+            call.text.refuse()
             why = call.text.why
         else:
             why = "a read-only block"

@@ -111,6 +111,7 @@ class Sighting:
     flushed: of a primary, the flush position.
     streaming: of a replica, whether its WAL receiver streams.
     read_only: `default_transaction_read_only` is on.
+    synchronous: its commits wait for a standby.
     address: the server's own address.
     fresh: asked over a newly dialled connection, so the name leads to this instance *now*.
     """
@@ -125,6 +126,7 @@ class Sighting:
     flushed: int | None = None
     streaming: bool | None = None
     read_only: bool = False
+    synchronous: bool = False
     address: str | None = None
     fresh: bool = False
 
@@ -175,6 +177,7 @@ class NodeView:
     misconfigured: why it is out of rotation; None if it is not.
     silent: why it did not answer its last probe; None if it did.
     read_only: `default_transaction_read_only` is on: a primary stays the primary.
+    synchronous: its commits wait for a standby.
     group: several instances were seen to answer under this name: nothing is proven by what one of them said.
     """
 
@@ -192,6 +195,7 @@ class NodeView:
     misconfigured: str | None = None
     silent: str | None = None
     read_only: bool = False
+    synchronous: bool = False
     group: bool = False
 
 

@@ -25,6 +25,9 @@ class Known:
     refused: bool = False
     why: str = "SELECT"
 
+    def refuse(self) -> None:
+        self.reads, self.refused = False, True
+
 
 @pytest.fixture
 def clock() -> ManualClock:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import asyncpg
 import pytest
 
@@ -188,3 +191,40 @@ async def test_a_connection_over_its_lifetime_or_uses_is_replaced(calm_cluster, 
     pids = {await by_uses.fetchval(PID) for _ in range(20)}
 
     assert 2 <= len(pids) <= 10
+
+
+async def test_what_a_trigger_leaves_on_the_session_is_taken_back(calm_cluster, guard, table):
+    """A trigger can set a role and make a temporary table as well as a setting; no text shows it."""
+    for statement in (
+        f"""CREATE FUNCTION {table}_leaves() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+        PERFORM set_config('role', 'pg_monitor', false); CREATE TEMP TABLE left_behind (id int); RETURN NEW; END$$""",
+        f"CREATE TRIGGER leaves BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_leaves()",
+    ):
+        calm_cluster.sql("a", statement)
+    calm_cluster.sql("a", f"GRANT ALL ON {table} TO pg_monitor")
+    pid = await guard.fetchval(PID)
+
+    await guard.execute(f"INSERT INTO {table} VALUES (1, 1)")
+
+    assert await guard.fetchval("SELECT current_user::text") == "postgres"
+    assert await guard.fetchval("SELECT to_regclass('pg_temp.left_behind')::text") is None
+    assert await guard.fetchval(PID) == pid
+
+
+@pytest.mark.parametrize("how", ["add", "block"])
+async def test_what_one_caller_logs_hears_nothing_of_the_next(guard, how):
+    heard = []
+    async with contextlib.AsyncExitStack() as later:
+        async with guard.acquire() as con:
+            if how == "add":
+                con.add_query_logger(heard.append)
+            else:
+                later.enter_context(con.query_logger(heard.append))
+            await con.fetchval("SELECT 1")
+        del con
+
+        await guard.fetchval("SELECT $1::text", "a secret")
+        await asyncio.sleep(0)
+
+    assert [record.query for record in heard if "secret" in record.args] == []
+    assert [record.query for record in heard] == ["SELECT 1"]

@@ -34,7 +34,7 @@ class Tag:
     """What is known about one connection from its birth on.
 
     epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
-    born: on the monotonic clock. synchronous: whether commits there wait for a standby.
+    born: on the monotonic clock. synchronous: whether commits there waited for a standby then.
     quiet: the session's own setting keeps warnings back, and with them the notice that such a wait was cut short.
     plain_role: the role at birth was the login's, so the role can be reset. uses: calls so far.
     ending: what is sent in the place of the next COMMIT of asyncpg's `Transaction`; empty: that itself.
@@ -72,9 +72,11 @@ class Lease:
     con: what statements are run on. tag: its birth. touched: the worst that was done to its session so far.
     ours: it was ended by a drain, a fence or a terminate of ours.
     raw_touched: the application was handed the driver's own connection.
+    doubtful: an open transaction on it may have failed without the server's refusal having been seen: in the
+        application's own use of the connection, or under an exception of its own, as when a COPY's source raises.
     """
 
-    __slots__ = ("con", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
+    __slots__ = ("con", "doubtful", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
 
     def __init__(self, pool: Books, con: Any, loan: Any, tag: Tag) -> None:
         self.pool = pool
@@ -84,6 +86,7 @@ class Lease:
         self.touched = Touch.NOTHING
         self.ours = False
         self.raw_touched = False
+        self.doubtful = False
         self.used_at = 0.0
 
     @property
@@ -93,8 +96,8 @@ class Lease:
 
     @property
     def synchronous(self) -> bool:
-        """Whether commits on it wait for a standby."""
-        return self.tag.synchronous
+        """Whether commits on it wait for a standby: since its birth, or since the server was told so later."""
+        return self.tag.synchronous or self.pool.node.view.synchronous
 
     @property
     def backend(self) -> tuple[int, float | None]:

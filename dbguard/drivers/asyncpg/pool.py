@@ -208,7 +208,7 @@ class OwnPool(Books):
         """Take a lease back: hand on, reset or close."""
         self._returned(lease)
         worst = max(lease.touched, touched)
-        lease.touched, lease.raw_touched = Touch.NOTHING, False
+        lease.touched, lease.raw_touched, lease.doubtful = Touch.NOTHING, False, False
         now = lease.used_at = self.clock()
         lease.tag.uses += 1
         if (
@@ -226,7 +226,9 @@ class OwnPool(Books):
         elif worst is Touch.IDENTITY and not (self._deep_reset and lease.tag.plain_role):
             self._close(lease)
         else:
-            self._later(self._reset(lease, deep=worst is Touch.IDENTITY))
+            # Deep for settings too: what only may have been touched was touched by functions of the application's, in
+            # triggers and policies, and they can set a role or make a temporary table as well.
+            self._later(self._reset(lease, deep=self._deep_reset and lease.tag.plain_role))
 
     settle = give
 

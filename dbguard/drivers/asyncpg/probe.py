@@ -84,6 +84,7 @@ def sighting(row: Mapping[str, Any], node: str, at: float, *, fresh: bool) -> Si
         flushed=row["flushed"],
         streaming=row["streaming"] if recovery else None,
         read_only=bool(row["read_only"]),
+        synchronous=bool(row["synchronous"]),
         address=row["address"],
         fresh=fresh,
     )

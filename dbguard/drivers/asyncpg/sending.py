@@ -69,6 +69,7 @@ class Sender:
         """Send it; *plain* sends it as it is, by the driver's own method. Raises what the driver raises."""
         form = self.tokens.form(self.query, self.form, rows=self.rows)
         refusal: asyncpg.PostgresError | None = None
+        planned_anew = False
         while True:
             self.call.work = self.work
             self.call.token = self.call.result = self._refused = None
@@ -82,6 +83,9 @@ class Sender:
             except asyncpg.PostgresError as error:
                 if burnt(error):
                     raise claimed() from error
+                if form is Token.BLOCK and not planned_anew and isinstance(error, asyncpg.InvalidCachedStatementError):
+                    planned_anew = True  # as asyncpg does by itself where no transaction is open
+                    continue
                 lesser = self._lesser(error, form, lease)
                 if lesser is None:
                     raise

@@ -56,7 +56,7 @@ async def commit(con: Any, inner: Any, lease: Lease, ending: str = "") -> None:
     """
     tag = lease.tag
     tag.last_status = ""
-    if lease.raw_touched:
+    if lease.doubtful:
         await con.fetchval("SELECT 1")  # raises 25P02 if the transaction has failed unseen
     await heard(con, lease, _end(con, inner, lease, ending) if ending else inner.commit())
     if tag.last_status not in ("", "COMMIT"):
@@ -84,7 +84,7 @@ async def heard(con: Any, lease: Lease, work: Any) -> Any:
 
     Raised, too, where that could not have been heard: the application has turned warnings off.
     """
-    if not lease.tag.synchronous:
+    if not lease.synchronous:
         return await work
     notices: list[Any] = []
 
