@@ -79,13 +79,14 @@ def source(config: str) -> str | Path:
 
 
 async def settled(guard: Guard) -> Status:
-    """Return the status once every node that answers has its place, or after `SETTLE_WITHIN` seconds as it is."""
+    """Return the status once every node that answers has its place and its lag, or after `SETTLE_WITHIN` seconds as it is."""
     loop = asyncio.get_running_loop()
     until = loop.time() + SETTLE_WITHIN
     while True:
         status = guard.status()
         placed = all(
-            node.proven or node.role == "primary" or not node.reachable or node.problem for node in status.nodes
+            (node.proven and node.lag is not None) or node.role == "primary" or not node.reachable or node.problem
+            for node in status.nodes
         )
         if (status.writes == "open" and placed) or loop.time() > until:
             return status
