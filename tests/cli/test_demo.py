@@ -69,7 +69,7 @@ def test_demo_loses_nothing_and_its_control_sees_errors(environment: dict[str, s
     result = json.loads(file.read_text())
 
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
-    assert set(result) == {"guarded", "control", "events"}
+    assert set(result) == {"outage_s", "guarded", "control", "events"}
     for side in (result["guarded"], result["control"]):
         assert {name: type(value) for name, value in side.items()} == FIGURES
         assert side["reads"] > 0
@@ -80,11 +80,31 @@ def test_demo_loses_nothing_and_its_control_sees_errors(environment: dict[str, s
     assert result["control"]["errors"] > 0
     steps = [event["step"] for event in result["events"] if event["source"] == "demo"]
     assert steps == ["kill", "promote", "promoted", "rejoin", "rejoined"]
+    moments = {event["step"]: event["at_s"] for event in result["events"] if event["source"] == "demo"}
+    assert 0 < result["outage_s"] <= moments["promoted"] - moments["kill"] + 0.5
     promoted = next(event["node"] for event in result["events"] if event.get("step") == "promoted")
     changes = [event["node"] for event in result["events"] if event.get("event") == "PrimaryChanged"]
     assert changes == [promoted]
     assert "longest pause between two reads" in ran.stdout
     assert f"OK:      read back on {promoted}" in ran.stdout
+
+
+def test_demo_without_tokens_proves_nothing_and_forgives_unknown_outcomes(environment: dict[str, str]) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "dbguard", "demo", "--seconds", "5", "--outcome", "none", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    guarded = json.loads(ran.stdout)["guarded"]
+
+    assert ran.returncode == 0, ran.stderr
+    assert (guarded["proved_applied"], guarded["proved_not_applied"], guarded["lost"], guarded["duplicated"]) == (
+        0,
+    ) * 4
+    assert "each guarded write carries a token" not in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         pytest.param(("demo", "--seconds", "1e9"), id="too long"),
         pytest.param(("demo", "--seconds", "nan"), id="not a number"),
         pytest.param(("demo", "extra"), id="a word too many"),
+        pytest.param(("demo", "--outcome", "perhaps"), id="unknown way to settle"),
         pytest.param(("outcome",), id="no verb"),
         pytest.param(("outcome", "install"), id="install what"),
         pytest.param(("outcome", "install", "x.yaml", "--print", "--apply"), id="print and apply"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from dbguard.cli.demo.judging import faults
@@ -79,9 +80,13 @@ def report(
         )
 
 
-def as_json(guarded: Figures, control: Figures, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return the result as plain data."""
+def as_json(guarded: Figures, control: Figures, entries: Sequence[Entry], outage: float) -> dict[str, Any]:
+    """Return the result as plain data.
+
+    outage: seconds without a primary; infinite if nobody took its place, which is None in JSON.
+    """
     return {
+        "outage_s": round(outage, 3) if math.isfinite(outage) else None,
         "guarded": guarded.as_dict(),
         "control": control.as_dict(),
         "events": [entry.as_dict() for entry in entries],

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
                 guarded, control = demo.judge()
                 survivor = cluster.primary.name
             report(output, guarded, control, demo.guarded.errors, demo.control.errors, survivor, excuse=demo.excuse)
-            result = json.dumps(as_json(guarded, control, demo.journal.entries), indent=2) + "\n"
+            result = json.dumps(as_json(guarded, control, demo.journal.entries, demo.outage), indent=2) + "\n"
             if to_stdout:
                 sys.stdout.write(result)
             elif arguments.json:
@@ -107,9 +107,14 @@ class Demo:
         self._proofs = NOTHING_PROVED
 
     @property
+    def outage(self) -> float:
+        """Seconds without a primary; infinite if nobody took its place."""
+        return self._failover.outage
+
+    @property
     def excuse(self) -> str | None:
         """Why guarded writes may stay of unknown outcome; None: none may."""
-        return excuse(tokens=self._tokens, outage=self._failover.outage, timeout=TIMEOUT)
+        return excuse(tokens=self._tokens, outage=self.outage, timeout=TIMEOUT)
 
     @property
     def about_outcomes(self) -> str:
