@@ -67,6 +67,10 @@ class Core:
         self.texts = texts
         self.box = Box()
 
+    def current_box(self) -> Box:
+        """Return the box of the context that asks: the nearest one opened, or the guard's own."""
+        return _boxes.get().get(id(self), self.box)
+
 
 _boxes: ContextVar[Mapping[int, Box]] = ContextVar("dbguard_boxes", default={})  # noqa: B039  never changed in place
 
@@ -253,7 +257,7 @@ class Calls(Statements):
         return Call(
             reads=reads,
             work=work,
-            box=_boxes.get().get(id(core), core.box),
+            box=core.current_box(),
             deadline=until,
             limit=limit,
             began=now,
@@ -356,7 +360,7 @@ class Acquiring:
         options, core = calls._options, calls._core  # noqa: SLF001
         job = Checkout(engine, core.texts, call, (options.timeout, options.limit), begin, core.tokens)
         self._session, self._transaction = await engine.call(call, job)
-        self._session.lend()
+        self._session.lend(core.current_box)
         return Connection(self._session)
 
     def __await__(self) -> Generator[Any, None, Connection]:

@@ -34,8 +34,10 @@ from dbguard.runtime.resolve import settled
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from dbguard.core.causal import Box, Orphan
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
+    from dbguard.core.topology import Reign
     from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Text, Texts
@@ -63,6 +65,7 @@ class Session:
 
     _loop: asyncio.AbstractEventLoop | None = None
     _taken_at: str | None = None
+    _box: Callable[[], Box] | None = None
 
     def __init__(
         self,
@@ -92,8 +95,12 @@ class Session:
         self.over = False
         self._ddl = False
 
-    def lend(self) -> None:
-        """Note that the application has it. Dropped without being given back, its lease is ended, and that is told."""
+    def lend(self, box: Callable[[], Box]) -> None:
+        """Note that the application has it. Dropped without being given back, its lease is ended, and that is told.
+
+        box: returns the box of the context that asks.
+        """
+        self._box = box
         self._loop = asyncio.get_running_loop()
         self._taken_at = caller() if self._loop.get_debug() else None
 
@@ -128,7 +135,7 @@ class Session:
         """Note that the application has the driver's own connection: nothing is known of what is done with it."""
         self.touch(Touch.LOST)  # no reset takes back PREPARE, LOAD, a codec, or the application's own reference to it
         self.lease.raw_touched = self.lease.doubtful = self.writes = True
-        self._stamp()
+        self._stamp(self.engine.state.view.reign)
 
     def note(self, query: str) -> tuple[Stake, bool]:
         """Note what *query* may do; return what is at stake when it runs, and whether it is one transaction.
@@ -281,6 +288,8 @@ class Session:
                 self.call, work=at_stake, began=began, deadline=until, limit=whose, spent=spent, orphan=None
             )
             failure = name_failed(engine, call, self.node, lease, error, reign, unsent=unsent, closed=closed)
+            if stake is not Stake.READ and failure.phase is not Phase.UNSENT:
+                self._stamp(reign, call.orphan)
             if not isinstance(error, Exception):
                 raise
             state.failed(failure, generation)
@@ -303,7 +312,7 @@ class Session:
         if inside or self.within:
             self.whole = self.whole and con.is_in_transaction()
         if not self.within and stake is not Stake.READ:
-            self.call.box.wrote(reign, state.clock())
+            self._stamp(reign)
         return value
 
     async def commit(self, inner: Any) -> None:
@@ -333,7 +342,9 @@ class Session:
         """Let nothing more be done; what was done to the catalogue is noted."""
         self.over = True
         if self.lease.raw_touched:
-            self._stamp()  # of what the application did there, nothing is known but that it has ended now
+            self._stamp(
+                self.engine.state.view.reign
+            )  # of what the application did there, nothing is known but that it has ended now
         if self._ddl:
             self.texts.changed()
 
@@ -343,9 +354,18 @@ class Session:
             self.finish()
             self.engine.pools[self.node.name].give(self.lease, self.lease.touched)
 
-    def _stamp(self) -> None:
-        state = self.engine.state
-        self.call.box.wrote(state.view.reign, state.clock())
+    def _stamp(self, reign: Reign | None, orphan: Orphan | None = None) -> None:
+        """Note a write in the box of the context that took the connection, and of the one that uses it now.
+
+        orphan: pins the second's reads; the first has it already.
+        """
+        now = self.engine.state.clock()
+        self.call.box.wrote(reign, now)
+        here = self._box() if self._box is not None else self.call.box
+        if here is not self.call.box:
+            here.wrote(reign, now)
+            if orphan is not None:
+                here.pin(orphan)
 
 
 def _stake_of(text: Text) -> Stake:

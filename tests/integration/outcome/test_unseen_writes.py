@@ -276,3 +276,15 @@ async def test_a_standby_that_is_asked_for_later_is_waited_for_by_old_connection
 
     with pytest.raises(dbguard.OutcomeUnknown):
         await writing
+
+
+async def test_a_context_sees_what_it_wrote_on_a_connection_taken_before_it(behind, open_guard):
+    guard = await open_guard(behind, "a", "b")
+    await looked(behind, "SELECT pg_wal_replay_pause()", node="b")
+    count = "SELECT count(*) FROM heard WHERE what = 'inside'"
+
+    async with guard.acquire() as con, guard.causal():
+        await con.execute("INSERT INTO heard VALUES ('inside')")
+        assert await guard.fetchval(count) == 1
+
+    assert await guard.fetchval(count) == 1
