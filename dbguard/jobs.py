@@ -13,9 +13,9 @@ from dbguard.core.plan import Done
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.copying import opened
-from dbguard.drivers.asyncpg.failures import is_drivers
+from dbguard.drivers.asyncpg.failures import is_conflict, is_drivers
 from dbguard.drivers.asyncpg.interrupt import interruptible
-from dbguard.drivers.asyncpg.transaction import commit, heard, left_open, rolled_back
+from dbguard.drivers.asyncpg.transaction import commit, cut_off, heard, left_open, rolled_back
 from dbguard.runtime.attempt import Application
 from dbguard.runtime.flights import Flight
 from dbguard.session import Session
@@ -231,13 +231,20 @@ class Function:
             call.work = replace(call.work, one_transaction=session.whole)
             if not isinstance(error, Exception):
                 raise
+            # What the function raised was raised on a connection that lived: it is not to be taken for a lost one.
+            alive = session.cut_off() and not is_conflict(error)
             await transaction.abandon(error)
+            if alive:
+                raise Application(error) from error
             if is_drivers(error) or (isinstance(error, TimeoutError) and session.closed):
                 raise
             raise Application(error) from error
         finally:
             self.touched = lease.touched
+            busy = session.cut_off()
             session.finish()
+        if busy:
+            raise Application(cut_off())
         if session.failed:
             await inner.rollback()
             raise Application(rolled_back())

@@ -24,7 +24,7 @@ from dbguard.drivers.asyncpg.failures import is_refusal
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.outcome import ending_of, refused_ending
 from dbguard.drivers.asyncpg.sending import Sender
-from dbguard.drivers.asyncpg.transaction import commit, heard, rolled_back
+from dbguard.drivers.asyncpg.transaction import commit, cut_off, heard, rolled_back
 from dbguard.dropped import caller, dropped
 from dbguard.errors import DeadlineExceeded
 from dbguard.runtime.attempt import name_failed
@@ -93,6 +93,7 @@ class Session:
         self.writes = False
         self.whole = True
         self.over = False
+        self.running = 0
         self._ddl = False
 
     def lend(self, box: Callable[[], Box]) -> None:
@@ -264,6 +265,7 @@ class Session:
         flight = Flight(commit_until(until, began, reserve), task, cancels=cancels)
         flight.lease = lease
         engine.flights.add(flight)
+        self.running += 1
         try:
             commits = stake is Stake.WRITE or stake is Stake.COMMIT
             work: Any = interruptible(con, act()) if cancels else act()
@@ -308,6 +310,7 @@ class Session:
                 error.add_note(f"dbguard: {verdict.note}")
             raise error from error.__cause__
         finally:
+            self.running -= 1
             engine.flights.remove(flight)
         if inside or self.within:
             self.whole = self.whole and con.is_in_transaction()
@@ -317,6 +320,8 @@ class Session:
 
     async def commit(self, inner: Any) -> None:
         """End the transaction with COMMIT. One that only read is no commit: nothing hangs on its answer."""
+        if self.cut_off():
+            raise cut_off()
         if self.failed and self.in_transaction:
             await self.rollback(inner)
             raise rolled_back()
@@ -334,9 +339,16 @@ class Session:
 
     async def rollback(self, inner: Any) -> None:
         """End the transaction, or go back to the savepoint. A connection that does not answer is terminated instead."""
-        if not self.closed:
+        if not (self.closed or self.cut_off()):
             await self.do(inner.rollback, Stake.READ, ROLLBACK_WITHIN, whose="for a ROLLBACK")
             self.failed = False
+
+    def cut_off(self) -> bool:
+        """End the connection if a task that nobody waited for still uses it; say whether. It must not be handed on."""
+        busy = self.running > 0 and not self.closed
+        if busy:
+            self.lease.end()
+        return busy
 
     def finish(self) -> None:
         """Let nothing more be done; what was done to the catalogue is noted."""
@@ -351,6 +363,7 @@ class Session:
     def give_back(self) -> None:
         """End the lease."""
         if not self.over:
+            self.cut_off()
             self.finish()
             self.engine.pools[self.node.name].give(self.lease, self.lease.touched)
 

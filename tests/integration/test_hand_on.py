@@ -166,6 +166,74 @@ async def test_a_transaction_left_open_on_an_acquired_connection_is_rolled_back(
     assert await guard.fetchval(f"SELECT count(*) FROM {table}") == 0
 
 
+SLOW = "SELECT pg_sleep(3)"
+
+
+async def at_once(con, by):
+    """Do two things at once on one connection, which fails while the first still runs."""
+    slow = con.fetch(SLOW)
+    if by == "prepared":
+        slow.close()
+        slow = (await con.prepare(SLOW)).fetch()
+    elif by == "cursor":
+        slow.close()
+        slow = (await con.cursor(SLOW)).fetch(1)
+    await asyncio.gather(slow, con.fetch("SELECT 1"))
+
+
+@pytest.mark.parametrize("by", ["acquire", "prepared", "transaction", "cursor", "function"])
+async def test_a_connection_that_a_task_still_uses_is_not_handed_on(guard, table, by):
+    pid = await guard.fetchval(PID)
+    attempts = []
+
+    async def function(con):
+        attempts.append(con.attempt)
+        await at_once(con, by)
+
+    async def use():
+        if by == "function":
+            await guard.run_in_transaction(function)
+        else:
+            async with guard.transaction() if by in ("transaction", "cursor") else guard.acquire() as con:
+                await function(con)
+
+    with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
+        await use()
+
+    await guard.execute(f"INSERT INTO {table} VALUES (1, 1)")
+    assert await guard.fetchval(PID) != pid
+    assert len(attempts) == 1
+    assert all(node.breaker == "closed" for node in guard.status().nodes)
+
+
+@pytest.mark.parametrize("by", ["transaction", "inner", "function"])
+async def test_a_transaction_that_ends_while_a_task_uses_it_says_that_it_was_rolled_back(guard, table, by):
+    left = []
+
+    async def leave(con):
+        await con.execute(f"INSERT INTO {table} VALUES (1, 1)")
+        left.append(asyncio.create_task(con.fetch(SLOW)))
+        await asyncio.sleep(0)  # it begins
+
+    async def use():
+        if by == "function":
+            await guard.run_in_transaction(leave)
+        elif by == "inner":
+            async with guard.acquire() as con, con.transaction():
+                await leave(con)
+        else:
+            async with guard.transaction() as con:
+                await leave(con)
+
+    with pytest.raises(asyncpg.InterfaceError, match="as it ended, another task still ran an operation"):
+        await use()
+
+    assert await guard.fetchval(f"SELECT count(*) FROM {table}") == 0
+    assert len(left) == 1
+    with pytest.raises(asyncpg.PostgresConnectionError):
+        await left[0]
+
+
 async def test_listeners_of_a_caller_are_gone_with_it(guard):
     heard = []
     async with guard.acquire() as con:

@@ -147,6 +147,17 @@ async def test_the_application_may_go_on_using_its_pools(calm_cluster, pools, wr
     assert await a.fetchval(f"SELECT count(*) FROM {table}") == 20
 
 
+async def test_a_connection_that_a_task_still_uses_is_not_handed_on(calm_cluster, pools, wrap):
+    primary = await pools(calm_cluster, "a", max_size=1)
+    guard = await wrap(*primary)
+
+    with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
+        async with guard.acquire() as con:
+            await asyncio.gather(con.fetch("SELECT pg_sleep(3)"), con.fetch("SELECT 1"))
+
+    assert await guard.fetchval("SELECT 1", timeout=2) == 1
+
+
 async def test_closing_the_guard_leaves_the_pools_open(calm_cluster, pools, wrap):
     a, b, c = await pools(calm_cluster)
     guard = await wrap(a, b, c)

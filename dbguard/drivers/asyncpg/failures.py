@@ -28,6 +28,7 @@ __all__ = [
     "WrongNode",
     "describe",
     "dress",
+    "is_conflict",
     "is_drivers",
     "is_refusal",
     "name_dial",
@@ -132,6 +133,11 @@ def is_drivers(error: BaseException) -> bool:
     """Say whether *error* is asyncpg's, and so about the connection or what ran on it."""
     kinds = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, NotReplicated)
     return isinstance(error, kinds)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Say whether the transaction lost against another one, so that it is worth running again."""
+    return isinstance(error, asyncpg.TransactionRollbackError)
 
 
 def is_refusal(error: BaseException) -> bool:

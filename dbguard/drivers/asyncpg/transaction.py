@@ -16,7 +16,7 @@ from dbguard.drivers.asyncpg.failures import NotReplicated
 if TYPE_CHECKING:
     from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["commit", "heard", "left_open", "roll_back", "rolled_back"]
+__all__ = ["commit", "cut_off", "heard", "left_open", "roll_back", "rolled_back"]
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The server's function whose notice says that a commit was not waited for; its text is localized."""
@@ -28,6 +28,14 @@ def rolled_back() -> asyncpg.InFailedSQLTransactionError:
     """Return the error for a COMMIT that the server answered with ROLLBACK."""
     return asyncpg.InFailedSQLTransactionError(
         "the transaction was rolled back, because a statement in it had failed: nothing was committed"
+    )
+
+
+def cut_off() -> asyncpg.InterfaceError:
+    """Return the error for a transaction that ends while a task that was not awaited still uses its connection."""
+    return asyncpg.InterfaceError(
+        "the transaction was rolled back: as it ended, another task still ran an operation on its connection; await "
+        "every task that uses the connection before the transaction ends"
     )
 
 
