@@ -78,6 +78,7 @@ class Text:
         self.work = Work(
             stake=Stake.READ if statement.kind is Kind.READ and taint is None else Stake.WRITE,
             one_transaction=statement.one_transaction,
+            single=not statement.several,
             leaves_nothing=(statement.locks_only or statement.sets_only) and known.taints(statement, query) is None,
         )
 

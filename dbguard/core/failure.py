@@ -68,6 +68,7 @@ class Failure:
     timed_out: it was ended by a time limit of ours.
     ours: the lease was ended by a drain, a fence or a `terminate` of our own; the first repeat is free.
     unparsed: the server could not read the text, so that nothing of it ran.
+    refused: the server refused a statement of the text before it ran that statement; earlier ones may have run.
     cause: the driver's exception, as it would have reached the application.
     """
 
@@ -80,6 +81,7 @@ class Failure:
     timed_out: bool = False
     ours: bool = False
     unparsed: bool = False
+    refused: bool = False
 
     @property
     def unsent(self) -> bool:

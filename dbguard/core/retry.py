@@ -131,6 +131,7 @@ class Work:
     final: input that can be read once was consumed, or output was handed out.
     block: an ``async with transaction()`` or an acquired connection, whose body only the application can run again.
         Entering one (acquire, BEGIN) is work of its own without this mark.
+    single: it is known to be one statement, so that nothing of it ran if that one was refused before it ran.
     idempotent: the caller says that applying it twice is as good as once.
     leaves_nothing: in autocommit it only locks rows or only sets the session.
     """
@@ -139,6 +140,7 @@ class Work:
     one_transaction: bool = True
     final: bool = False
     block: bool = False
+    single: bool = False
     idempotent: bool = False
     leaves_nothing: bool = False
 
@@ -239,9 +241,10 @@ def judge(failure: Failure, work: Work, *, gone: bool = False, refuted: bool = F
 
 
 def _in_parts(failure: Failure, work: Work) -> bool:
-    """Whether parts of the work may have been applied. A single statement that was not sent has no parts."""
+    """Whether parts of the work may have been applied. What was not sent, or refused before it ran, has no parts."""
     inside = work.stake in {Stake.TRANSACTION, Stake.COMMIT}
-    sent = failure.phase not in {Phase.CONNECT, Phase.UNSENT} and not failure.unparsed
+    ran = not (failure.unparsed or (failure.refused and work.single))
+    sent = failure.phase not in {Phase.CONNECT, Phase.UNSENT} and ran
     return not work.one_transaction and (inside or sent)
 
 

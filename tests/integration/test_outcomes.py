@@ -295,12 +295,34 @@ async def test_what_lives_and_dies_with_its_session_is_never_of_unknown_fate(cal
     assert not isinstance(caught.value, dbguard.OutcomeUnknown)
 
 
-@pytest.mark.parametrize("query", ["SELEC 1", "INSERT INTO nothing VALUES (1); COMMIT; SELEC 1"])
-async def test_a_text_that_the_server_cannot_read_has_applied_no_parts(guard, query):
-    with pytest.raises(asyncpg.PostgresSyntaxError) as caught:
+@pytest.mark.parametrize("query", ["SELEC 1", "INSERT INTO nothing VALUES (1); COMMIT; SELEC 1", "CALL nope()"])
+async def test_a_text_that_the_server_refuses_before_it_runs_it_has_applied_no_parts(guard, query):
+    with pytest.raises((asyncpg.PostgresSyntaxError, asyncpg.UndefinedFunctionError)) as caught:
         await guard.execute(query)
 
     assert not getattr(caught.value, "__notes__", ())
+
+
+@pytest.mark.parametrize("refused", ["SELECT nope()", "INSERT INTO {table} VALUES (1, 1, 1)"])
+async def test_what_was_committed_before_a_statement_was_refused_is_applied(calm_cluster, guard, table, refused):
+    query = f"INSERT INTO {table} VALUES (1, 1); COMMIT; {refused.format(table=table)}"
+    with pytest.raises((asyncpg.PostgresSyntaxError, asyncpg.UndefinedFunctionError)) as caught:
+        await guard.execute(query)
+
+    assert "parts may have been applied" in "".join(caught.value.__notes__)
+    assert await rows(calm_cluster, table) == [(1,)]
+
+
+@pytest.mark.parametrize("by", ["call", "acquire"])
+@pytest.mark.parametrize("many", [[(1,)], [(1, 1, 1)], [(n, 1) for n in range(20_000)] + [(1,)]])
+async def test_arguments_that_the_driver_refuses_are_applied_nowhere(calm_cluster, guard, table, by, many):
+    query = f"INSERT INTO {table} VALUES ($1, $2)"
+    async with guard.acquire() as con:
+        with pytest.raises(asyncpg.InterfaceError, match="the server expects 2 arguments") as caught:
+            await (con if by == "acquire" else guard).executemany(query, many)
+
+    assert not getattr(caught.value, "__notes__", ())
+    assert await rows(calm_cluster, table) == []
 
 
 async def test_a_procedure_that_runs_a_text_which_cannot_be_read_may_have_applied_parts(calm_cluster, guard, table):

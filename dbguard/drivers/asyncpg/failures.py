@@ -147,6 +147,18 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError)
 
 
+UNREADABLE = "scanner_yyerror"
+"""The server's function that says of a whole text that it cannot be read; the message itself is localized."""
+
+NEVER_SENT = (
+    "the server expects ",
+    "the number of query arguments ",
+    "query argument $",
+    "cannot perform operation: another operation is in progress",
+)
+"""How asyncpg's errors begin with which it refuses to send something; an executemany that has begun is rolled back."""
+
+
 def name_failure(
     error: BaseException,
     node: str,
@@ -166,6 +178,8 @@ def name_failure(
     sqlstate = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
     timed_out = isinstance(error, TimeoutError)
     unproven = isinstance(error, NotReplicated)
+    # An error that points into the text, and not from within a function, was found before its statement ran.
+    refused = isinstance(error, asyncpg.SyntaxOrAccessError) and error.position is not None and not error.context
     # The server's last word arrived as the call began: the connection dies, though a COPY says so before it is closed.
     torn = isinstance(error, asyncpg.InternalClientError) and str(error).startswith("cannot switch to state")
     if unsent:
@@ -176,11 +190,12 @@ def name_failure(
         phase, family = Phase.SENT, Family.SOFT
     elif isinstance(error, asyncpg.PostgresError) and not closed:
         phase, family = Phase.ERROR, family_of(sqlstate, connection_died=False)
-        refused = sqlstate in RECOVERY_REFUSALS if standby else (standby is None and sqlstate == "25006")
-        if refused:
+        if sqlstate in RECOVERY_REFUSALS if standby else (standby is None and sqlstate == "25006"):
             family = Family.ROLE  # with the setting off, 25006 speaks of a read-only session, not of the node
     elif closed or torn:
         phase, family = Phase.SENT, Family.HARD
+    elif isinstance(error, asyncpg.InterfaceError) and str(error).startswith(NEVER_SENT):
+        phase, family = Phase.ERROR, Family.NEUTRAL
     else:
         # Raised by the client on a living connection: a decoder, an argument that does not fit, misuse.
         phase, family = Phase.SENT, Family.NEUTRAL
@@ -193,7 +208,8 @@ def name_failure(
         broken=closed or unsent or timed_out or unproven or torn,
         timed_out=timed_out,
         ours=ours,
-        unparsed=isinstance(error, asyncpg.PostgresSyntaxError) and error.position is not None and not error.context,
+        unparsed=refused and getattr(error, "server_source_function", None) == UNREADABLE,
+        refused=refused,
     )
 
 
