@@ -9,6 +9,7 @@ import os
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from inspect import isasyncgenfunction, isgeneratorfunction
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,13 +20,13 @@ from dbguard.core.plan import Call, Choice, Nowhere
 from dbguard.core.reasons import Route, against
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Token, Touch
-from dbguard.deadlines import ambient
+from dbguard.deadlines import ambient, check_seconds
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.connection import not_ours
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.drivers.asyncpg.sending import Sender
 from dbguard.errors import GuardClosed
-from dbguard.jobs import Checkout, Copy, Feed, Function, Run, Written, again
+from dbguard.jobs import Checkout, Copy, Feed, Function, Run, Written, again, not_a_function
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
@@ -139,8 +140,11 @@ class Calls(Statements):
         timeout: seconds for all attempts together. Default: the guard's.
 
         Repeated on serialization failures, deadlocks, a connection lost before COMMIT, and a change of roles. Raises
-        what *fn* raises; `OutcomeUnknown` if a COMMIT was sent and its answer lost.
+        what *fn* raises; `OutcomeUnknown` if a COMMIT was sent and its answer lost; `TypeError` if *fn* is no function
+        that returns an awaitable.
         """
+        if not callable(fn) or isasyncgenfunction(fn) or isgeneratorfunction(fn):
+            raise not_a_function(fn)
         begin = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
         reads = readonly and isolation != "serializable"
         engine = self._engine()
@@ -248,6 +252,8 @@ class Calls(Statements):
     ) -> Call:
         options = self._options
         core = self._core
+        if timeout is not None:
+            check_seconds(timeout)
         now = engine.state.clock()
         engine.state.budget.deposit(now)
         until, limit = (now + options.timeout, options.limit) if timeout is None else (now + timeout, "timeout=")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar, Token
+from numbers import Real
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Deadline", "ambient", "deadline"]
+__all__ = ["Deadline", "ambient", "check_seconds", "deadline"]
 
 _until: ContextVar[float | None] = ContextVar("dbguard_deadline", default=None)
 
@@ -56,6 +57,14 @@ def deadline(seconds: float) -> Deadline:
     are `TimeoutError`s then.
     """
     return Deadline(seconds)
+
+
+def check_seconds(timeout: object) -> None:
+    """Check the timeout that a call was given. Raises `TypeError` if it is no number, `ValueError` if it is NaN."""
+    if not isinstance(timeout, Real) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if timeout != timeout:  # noqa: PLR0124  NaN alone differs from itself
+        raise ValueError("timeout must be a number of seconds or None, not NaN")
 
 
 def ambient() -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from inspect import isawaitable
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Texts
 
-__all__ = ["Checkout", "Copy", "Feed", "Function", "Run", "Written", "again"]
+__all__ = ["Checkout", "Copy", "Feed", "Function", "Run", "Written", "again", "not_a_function"]
 
 MOST_KEPT = 10_000
 """Rows of an input that can be read once which are kept so that the call can be repeated; above that it is final."""
@@ -50,6 +51,12 @@ def again(source: Any) -> tuple[Any, bool]:
     if len(kept) <= MOST_KEPT:
         return kept, True
     return chain(kept, items), False
+
+
+def not_a_function(fn: object) -> TypeError:
+    """Return the error for what `run_in_transaction` was given in the place of an async function."""
+    called = ": it was called already, pass the function itself" if isawaitable(fn) else ""
+    return TypeError(f"run_in_transaction needs an async function that takes the connection, not {fn!r}{called}")
 
 
 class Run:
@@ -226,7 +233,10 @@ class Function:
         await inner.start()
         transaction = Transaction(session, inner)
         try:
-            value = await self.made(Connection(session, self.number))
+            made: Any = self.made(Connection(session, self.number))
+            if not isawaitable(made):
+                raise not_a_function(self.made)  # noqa: TRY301  rolled back as anything that it raises
+            value = await made
         except BaseException as error:
             call.work = replace(call.work, one_transaction=session.whole)
             if not isinstance(error, Exception):

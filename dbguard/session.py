@@ -17,7 +17,7 @@ from dbguard.core.outcome import Mark, commit_until, is_plain, turns_read_only
 from dbguard.core.plan import Done
 from dbguard.core.retry import Act, Stake, Work, judge
 from dbguard.core.statement import Kind, Token, Touch
-from dbguard.deadlines import ambient
+from dbguard.deadlines import ambient, check_seconds
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
@@ -244,6 +244,8 @@ class Session:
         cancels: *act* is a call that feeds the server, or the application's own code is awaited in it (a COPY's source or
             output), so that ending it in time takes more than ending the connection.
         """
+        if limit is not None:
+            check_seconds(limit)
         engine, lease = self.engine, self.lease
         con, state = self.con, engine.state
         reign = state.view.reign

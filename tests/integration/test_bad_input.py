@@ -176,3 +176,44 @@ async def test_options_of_using_are_checked(calm_cluster, open_guard):
     for timeout in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="timeout"):
             guard.using(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", ["2", True, float("nan")])
+async def test_a_timeout_that_is_no_number_is_refused_before_anything_is_sent(calm_cluster, open_guard, table, timeout):
+    guard = await open_guard(calm_cluster)
+    insert = f"INSERT INTO {table} VALUES (1, 1)"
+
+    async def by_function():
+        await guard.run_in_transaction(lambda tx: tx.execute(insert), timeout=timeout)
+
+    async def by_block():
+        async with guard.transaction(timeout=timeout) as tx:
+            await tx.execute(insert)
+
+    async def by_connection():
+        async with guard.acquire() as con:
+            await con.execute(insert, timeout=timeout)
+
+    async def by_copy():
+        await guard.copy_records_to_table(table, records=[(1, 1)], timeout=timeout)
+
+    for run in (guard.execute(insert, timeout=timeout), by_function(), by_block(), by_connection(), by_copy()):
+        with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+            await run
+    assert await guard.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_what_is_no_function_for_a_transaction_is_named(calm_cluster, open_guard):
+    guard = await open_guard(calm_cluster)
+
+    async def called():
+        """Never run."""
+
+    async def rows(tx):
+        yield await tx.fetch("SELECT 1")
+
+    already = called()
+    for wrong, why in (("x", "'x'"), (lambda tx: tx, "<lambda>"), (rows, "rows"), (already, "called already")):
+        with pytest.raises(TypeError, match=f"run_in_transaction needs an async function .*{why}"):
+            await guard.run_in_transaction(wrong)
+    already.close()
