@@ -61,7 +61,7 @@ def deadline(seconds: float) -> Deadline:
 
 def check_seconds(timeout: object) -> None:
     """Check the timeout that a call was given. Raises `TypeError` if it is no number, `ValueError` if it is NaN."""
-    if not isinstance(timeout, Real) or isinstance(timeout, bool):
+    if isinstance(timeout, bool) or not isinstance(timeout, Real):
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if timeout != timeout:  # noqa: PLR0124  NaN alone differs from itself
         raise ValueError("timeout must be a number of seconds or None, not NaN")
