@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 
 import asyncpg
 import pytest
@@ -82,6 +83,30 @@ async def test_tls_that_the_server_does_not_have_is_a_configuration_error(calm_c
     error = await refused(configured(calm_cluster, connection={"sslmode": "require"}), dbguard.ConfigError)
 
     assert "a: " in str(error)
+
+
+@pytest.mark.parametrize("setting", ["sslrootcert", "sslcrl", "sslcert", "sslkey"])
+@pytest.mark.parametrize("content", [None, "nonsense"])
+async def test_a_file_that_tls_cannot_use_is_a_configuration_error_that_names_it(
+    calm_cluster, configured, tmp_path, setting, content
+):
+    path = tmp_path / "theirs.pem"
+    if content:
+        path.write_text(content)
+    others = {"sslcert": str(path)} if setting == "sslkey" else {}
+    others |= {"sslkey": str(path)} if setting == "sslcert" else {}
+    tls = {"sslmode": "require", **others, setting: str(path)}
+
+    error = await refused(configured(calm_cluster, connection=tls), dbguard.ConfigError)
+
+    assert re.search(f"a: connection.ssl(key|cert|rootcert|crl): '{path}' cannot be used: ", str(error))
+    assert others or f"connection.{setting}: " in str(error)
+
+
+async def test_a_socket_that_is_not_there_is_no_configuration_error(tmp_path):
+    config = {"nodes": [{"host": str(tmp_path)}], "startup": {"wait": "200ms"}}
+
+    await refused(config, dbguard.NoPrimary)
 
 
 async def test_a_wrong_password_fails_at_once(locked, configured):

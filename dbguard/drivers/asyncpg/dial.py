@@ -10,6 +10,7 @@ import asyncpg
 
 from dbguard.drivers.asyncpg.connection import connection_class
 from dbguard.drivers.asyncpg.names import Names, NamingLoop
+from dbguard.drivers.asyncpg.tls import unusable_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -77,7 +78,8 @@ class Dialer:
     async def dial(self, *args: Any, **kwargs: Any) -> Any:
         """Open a connection, as `asyncpg.connect` does.
 
-        A proxy that refuses what the server is told at connecting (PgBouncer does) is not told any more.
+        A proxy that refuses what the server is told at connecting (PgBouncer does) is not told any more. Raises
+        `asyncpg.ClientConfigurationError` where a file that TLS needs cannot be used.
         """
         try:
             if not self._plain:
@@ -90,6 +92,11 @@ class Dialer:
         except (asyncio.CancelledError, TimeoutError) as error:
             _hear_what_is_left(error)
             raise
+        except OSError as error:
+            wrong = unusable_file(error, self._connect.get("dsn"))
+            if wrong is None:
+                raise
+            raise wrong from error
 
     async def _connect_by_name(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["loop"] = NamingLoop(asyncio.get_running_loop(), self._names)
