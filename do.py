@@ -40,6 +40,7 @@ CHECKS = [
     ("ruff format --check", ["-m", "ruff", "format", "--check", "."]),
     ("mypy", ["-m", "mypy"]),
 ]
+PARALLEL = ["-n", "2", "--dist", "loadfile"]  # most tests wait for servers; -n 0 among the arguments runs them in a row
 LOG_EVERY = 10  # seconds between two lines of progress where there is no terminal
 
 
@@ -383,7 +384,7 @@ def test(arguments: List[str]) -> int:
         except Problem as problem:
             say(str(problem))
             failed.append(title)
-    code = in_front([str(PYTHON), "-m", "pytest", *arguments])
+    code = in_front([str(PYTHON), "-m", "pytest", *PARALLEL, *arguments])
     if code:
         failed.append("pytest")
     if failed:
