@@ -157,7 +157,7 @@ def test_missing_file_of_tls_is_told(
 
     assert (ran.code, ran.out) == (2, "")
     assert "see connection." in ran.err
-    assert ("a file is not there" if named else f'"{tmp_path}/.postgresql/root.crt"') in ran.err
+    assert ("'nowhere.crt' cannot be used: No such file" if named else f'"{tmp_path}/.postgresql/root.crt"') in ran.err
     assert "sslrootcert" in ran.err
 
 

@@ -231,7 +231,7 @@ async def test_a_replicas_closed_pool_is_no_error_for_reads(calm_cluster, pools,
 
 async def test_a_full_pool_is_waited_for_and_says_nothing_about_its_node(calm_cluster, pools, wrap):
     (pool,) = await pools(calm_cluster, "a", max_size=2)
-    guard = await wrap(pool, probe={"interval": 0.05, "timeout": 0.05})
+    guard = await wrap(pool, probe={"interval": 0.05, "timeout": 0.3})
     held = [await pool.acquire() for _ in range(2)]
 
     for _ in range(5):  # meanwhile probes find no connection to ask over
