@@ -4,6 +4,7 @@
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,14 +21,14 @@ __all__ = ["FAULTS", "Breakage", "Down", "Hole", "Link", "Toxic"]
 _FRESH = 0.3  # seconds in which a replica that streams has what its upstream wrote; usually 0.001
 
 
-class Breakage(Section):
+class Breakage(Section, ABC):
     """A fault, with what it needs to be told."""
 
     __slots__ = ()
 
+    @abstractmethod
     def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
         """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks."""
-        raise NotImplementedError
 
     def effect(self, cluster: ProxiedCluster) -> str | None:  # noqa: ARG002  see below
         """Say what it does to the nodes themselves while it lasts; None if that is nothing. Blocks.

@@ -361,9 +361,9 @@ class Acquiring:
         reads = begin is not None and begin["readonly"] and begin["isolation"] != "serializable"
         reads = reads or calls._options.role == "replica"  # noqa: SLF001  two halves of one thing
         # Entering a block leaves nothing behind, so that it may be repeated as a read is.
-        engine = calls._engine()  # noqa: SLF001
-        call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001
-        options, core = calls._options, calls._core  # noqa: SLF001
+        engine = calls._engine()  # noqa: SLF001  same
+        call = calls._call(engine, reads=reads, work=Work(stake=Stake.READ), timeout=self._limit)  # noqa: SLF001  same
+        options, core = calls._options, calls._core  # noqa: SLF001  same
         job = Checkout(engine, core.texts, call, (options.timeout, options.limit), begin, core.tokens)
         self._session, self._transaction = await engine.call(call, job)
         self._session.lend(core.current_box)

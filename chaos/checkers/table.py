@@ -3,6 +3,7 @@
 (Annotations are evaluated here, since `Section` reads the rules in them.)
 """
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,9 +39,9 @@ class _TableChecker(Checker):
             f"{acknowledged} appends acknowledged, {len(open_)} unknown of which {applied} applied, {len(there)} values"
         )
 
+    @abstractmethod
     def compare(self, appends: Sequence[Operation], there: Sequence[int]) -> Verdict | None:
         """Return what is wrong, if something is. there: all values in the table."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -65,14 +66,14 @@ def broken(why: str, evidence: Iterable[object]) -> Verdict:
     return Verdict(State.BROKEN, why, tuple(evidence))
 
 
-class Checker(Section):
+class Checker(Section, ABC):
     """A promise, with its bounds."""
 
     __slots__ = ()
 
+    @abstractmethod
     def judge(self, history: History) -> Verdict:
         """Say whether the promise was kept."""
-        raise NotImplementedError
 
     def names(self) -> dict[str, str]:
         """Return the nodes that the bounds name, by the field that does."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import struct
 from typing import TYPE_CHECKING, Any
@@ -140,18 +139,6 @@ class Wire:
                     await self._flows.wait()
                 target.write(data)
                 await target.drain()
-
-
-async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-    """Wait for a condition, plain or async; fails after *timeout* seconds."""
-    async with asyncio.timeout(timeout):
-        while True:
-            value = condition()
-            if inspect.isawaitable(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.005)
 
 
 def tasks_but(known: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:

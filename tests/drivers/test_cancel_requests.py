@@ -14,7 +14,7 @@ import pytest
 
 import dbguard
 from tests.drivers import call_forms
-from tests.drivers.conftest import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

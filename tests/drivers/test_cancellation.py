@@ -20,7 +20,8 @@ import dbguard
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.events import BreakerChanged
 from tests.drivers import call_forms
-from tests.drivers.conftest import APPLICATION, tasks_but, until
+from tests.drivers.conftest import APPLICATION, tasks_but
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator

@@ -29,7 +29,7 @@ from dbguard.drivers.asyncpg.failures import (
     name_failure,
 )
 from dbguard.testing.cluster import Cluster
-from tests.drivers.conftest import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 
 import dbguard
-from tests.drivers.conftest import tasks_but, until
+from tests.drivers.conftest import tasks_but
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -17,7 +17,7 @@ from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import WrongNode
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.errors import GuardClosed
-from tests.drivers.conftest import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -19,7 +19,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 import dbguard
 from dbguard import prepared
-from tests.drivers.conftest import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -14,7 +14,7 @@ import pytest
 
 import dbguard
 from dbguard.testing.cluster import Cluster
-from tests.drivers.conftest import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

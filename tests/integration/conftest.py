@@ -10,15 +10,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import dbguard
+from tests import waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -34,17 +33,6 @@ def nodes_of(cluster: Cluster, *names: str) -> list[dict[str, Any]]:
     return [{"name": name, "host": "127.0.0.1", "port": cluster.node(name).port} for name in wanted]
 
 
-async def _until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-    async with asyncio.timeout(timeout):
-        while True:
-            value = condition()
-            if inspect.isawaitable(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.005)
-
-
 async def _settled(guard: dbguard.Guard, replicas: int | None = None, timeout: float = 15.0) -> None:
     def is_settled() -> bool:
         status = guard.status()
@@ -53,14 +41,14 @@ async def _settled(guard: dbguard.Guard, replicas: int | None = None, timeout: f
         return status.writes == "open" and len(serving) >= wanted
 
     try:
-        await _until(is_settled, timeout)
+        await waiting.until(is_settled, timeout)
     except TimeoutError:
         pytest.fail(f"not settled: {guard.status()}")
 
 
 @pytest.fixture
 def until() -> Callable[..., Awaitable[Any]]:
-    return _until
+    return waiting.until
 
 
 @pytest.fixture
@@ -73,7 +61,7 @@ def all_given_back() -> Callable[[dbguard.Guard], Awaitable[None]]:
     """Wait until no lease is out (the guard's own reading of the catalogue takes one now and then)."""
 
     async def wait(guard: dbguard.Guard) -> None:
-        await _until(lambda: all(node.in_use == 0 for node in guard.status().nodes))
+        await waiting.until(lambda: all(node.in_use == 0 for node in guard.status().nodes))
 
     return wait
 

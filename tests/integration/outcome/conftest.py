@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import secrets
 import time
@@ -38,18 +37,6 @@ def new_token(age: float = 0.0) -> UUID:
     """Make a UUIDv7 of *age* seconds ago."""
     at = int((time.time() - age) * 1000)
     return UUID(int=at << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62))
-
-
-async def until(condition: Callable[[], Any], timeout: float = 15.0) -> Any:
-    """Wait for a condition, plain or async; fails after *timeout* seconds."""
-    async with asyncio.timeout(timeout):
-        while True:
-            value = condition()
-            if inspect.isawaitable(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.005)
 
 
 async def begin_claim(con: Any, *, synchronous_commit: str = "on", lock_timeout: float = 5.0) -> None:

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from dbguard.drivers import outcome_sql
-from tests.integration.outcome.conftest import ask_claim, begin_claim, claim, install, is_blocked, new_token, until
+from tests.integration.outcome.conftest import ask_claim, begin_claim, claim, install, is_blocked, new_token
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

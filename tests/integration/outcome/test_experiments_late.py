@@ -10,7 +10,8 @@ import pytest
 
 from dbguard.drivers import outcome_sql
 from tests.drivers.conftest import Wire
-from tests.integration.outcome.conftest import claim, new_token, until
+from tests.integration.outcome.conftest import claim, new_token
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

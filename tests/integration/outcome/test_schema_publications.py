@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dbguard.drivers import outcome_sql
-from tests.integration.outcome.conftest import claim, install, new_token, until
+from tests.integration.outcome.conftest import claim, install, new_token
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
