@@ -15,7 +15,8 @@ from dbguard.core.breaker import BreakerPolicy
 from dbguard.core.gate import Gate
 from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
-from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.router import ReadPolicy
+from dbguard.core.state import GuardState
 from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode

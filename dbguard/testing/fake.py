@@ -24,7 +24,8 @@ from dbguard.core.merge import Topology
 from dbguard.core.outcome import StillOpen
 from dbguard.core.plan import Attempt, Bury, Call, Done, Pause, Resolve, Stopped, recover
 from dbguard.core.retry import RetryPolicy, Stake, Work
-from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.router import ReadPolicy
+from dbguard.core.state import GuardState
 from dbguard.core.topology import Instance, Missed, Role, Sighting
 from dbguard.runtime.backoff import Backoff
 from dbguard.runtime.drive import drive_sync

@@ -11,7 +11,7 @@ from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import Gate, GateState
 from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
 from dbguard.core.retry import RetryPolicy, Stake
-from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.router import ReadPolicy
 from dbguard.core.topology import Missed, Role
 from dbguard.errors import (
     DbGuardError,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbguard.core.plan import Call
+    from dbguard.core.state import GuardState
 
 
 @pytest.fixture

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dbguard.core.plan import Choice
 from dbguard.core.reasons import Route, against
 from dbguard.core.retry import Stake
-from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.router import ReadPolicy
 from dbguard.core.statement import Kind
 from dbguard.core.topology import Missed, Role
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import known_state, lost, new_call, seen
+
+if TYPE_CHECKING:
+    from dbguard.core.state import GuardState
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,13 +12,16 @@ from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.gate import GateState
 from dbguard.core.plan import Choice, Nowhere
 from dbguard.core.retry import Act, Stake, judge
-from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.router import ReadPolicy
 from dbguard.core.topology import Missed, Role, Sighting
 from dbguard.errors import NoPrimary, NoReplica
 from dbguard.events import ClassifierMissed, ContextOutlivedReign
 from dbguard.status import status_of
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import demoted, known_state, lost, new_call, refused, seen, timed_out
+
+if TYPE_CHECKING:
+    from dbguard.core.state import GuardState
 
 SILENT = "no answer in time"
 

@@ -14,7 +14,8 @@ from dbguard.core.breaker import BreakerPolicy
 from dbguard.core.gate import Gate
 from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
-from dbguard.core.state import GuardState, ReadPolicy
+from dbguard.core.router import ReadPolicy
+from dbguard.core.state import GuardState
 from dbguard.core.topology import Sighting
 from dbguard.events import PrimaryChanged
 from dbguard.testing.clock import ClockLoop, ManualClock

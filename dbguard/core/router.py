@@ -1,0 +1,226 @@
+"""Where a call may go: who is fit for what, recomputed when something changes, and one node chosen per call.
+
+It changes nothing of what is known; `dbguard.core.state` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dbguard.core.effects import Effects
+from dbguard.core.failure import Failure, Family, Phase
+from dbguard.core.gate import GateState
+from dbguard.core.plan import Choice, Nowhere
+from dbguard.core.reasons import why_unfit
+from dbguard.core.route import STRATEGIES, caught_up
+from dbguard.core.topology import Role
+from dbguard.errors import NoPrimary, NoReplica, SplitBrain
+from dbguard.events import ContextOutlivedReign
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dbguard.core.causal import Box
+    from dbguard.core.gate import Gate
+    from dbguard.core.merge import Topology
+    from dbguard.core.plan import Call
+    from dbguard.core.route import Node, Rng
+    from dbguard.core.topology import View
+
+__all__ = ["ReadPolicy", "Router"]
+
+COUNTED = ("repeats", "unknown", "applied", "not_applied", "result_lost", "waited", "misread", "would_go_to_replica")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPolicy:
+    """How reads are spread.
+
+    from_replicas: whether reads may go to replicas at all. Default True.
+    max_lag: seconds a replica may be behind, > 0; unknown lag is too much. Default 5.
+    balance: a name in `route.STRATEGIES`. Default ``least-busy``.
+    """
+
+    from_replicas: bool = True
+    max_lag: float = 5.0
+    balance: str = "least-busy"
+
+
+class Router:
+    """What routing reads, and the choice of a node.
+
+    nodes: by name, in the order of the configuration. primary: where writes go; None if there is none.
+    readers: replicas fit for reads that need proof; eventual: those fit for reads that do not.
+    learnt, learnt_at: a position of the present primary, and when the probe that told it was sent.
+    waiting: calls that wait for their turn at the gate. counts: since the guard was opened.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        nodes: Mapping[str, Node],
+        *,
+        clock: Callable[[], float],
+        rng: Rng,
+        gate: Gate,
+        reads: ReadPolicy,
+        observe: bool,
+    ) -> None:
+        self.topology = topology
+        self.nodes = nodes
+        self.clock = clock
+        self.rng = rng
+        self.gate = gate
+        self.reads = reads
+        self.observe = observe
+        self.effects = Effects()
+        self.waiting = 0
+        self.learnt: int | None = None
+        self.learnt_at = -1.0
+        self.primary: Node | None = None
+        self.readers: tuple[Node, ...] = ()
+        self.eventual: tuple[Node, ...] = ()
+        self.counts = dict.fromkeys(COUNTED, 0)
+        self._holder: Node | None = None  # of the office, now or last
+        self._from_replicas = reads.from_replicas
+        self._balance = STRATEGIES[reads.balance]()
+        self._lost_reigns: set[str] = set()
+        self.publish()
+
+    @property
+    def view(self) -> View:
+        """The present picture of all nodes; immutable."""
+        return self.topology.view
+
+    def publish(self) -> None:
+        """Recompute who is fit for what. Called on change, never per call."""
+        view = self.view
+        for name, node in self.nodes.items():
+            node.view = view.nodes[name]
+        primary = self.nodes[view.primary] if view.primary else None
+        if primary is not self.primary:
+            self.learnt, self.learnt_at = None, -1.0
+            self.effects.changed = True
+        self.primary = primary
+        self._holder = primary or self._holder
+        live = [
+            node
+            for node in self.nodes.values()
+            if node.view.role is Role.REPLICA
+            and node.view.reachable
+            and node.view.misconfigured is None
+            and node.breaker.granted
+        ]
+        calm = [node for node in live if not node.doubted]
+        self.eventual = tuple(calm or live)
+        self.readers = tuple(
+            node
+            for node in self.eventual
+            if node.view.proven and node.view.lag is not None and node.view.lag <= self.reads.max_lag
+        )
+
+    def pick(self, call: Call) -> Node | None:
+        """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
+        if call.reads and (call.role == "replica" or (call.role is None and self._from_replicas)):
+            candidates = self.candidates(call)
+            if candidates and self.observe:
+                self.counts["would_go_to_replica"] += 1
+            elif candidates:
+                return self._balance(candidates, self.rng, call.began)
+            elif call.fallback == "error":
+                return None
+        primary = self.primary
+        if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
+            return None
+        return primary
+
+    def route(self, call: Call, avoid: frozenset[str] = frozenset(), *, queued: bool = False) -> Choice | Nowhere:
+        """Choose the node for the next attempt of *call*, and say why.
+
+        avoid: nodes where it has failed; the primary among them counts only while the doubt has not been answered.
+        queued: the call has waited for its turn already.
+        """
+        if self.spreads(call):
+            candidates = self.candidates(call)
+            if avoid:
+                candidates = [node for node in candidates if node.name not in avoid]
+            if candidates and not self.observe:
+                node = self._balance(candidates, self.rng, self.clock())
+                return Choice(node.name, "replica", f"{call.consistency} read, {len(candidates)} fit")
+            why = "mode: observe" if candidates else self._no_reader(call)
+            if not candidates and call.fallback == "error":
+                return Nowhere(f"no replica is fit for this read: {why}", NoReplica, waits=False)
+        else:
+            why = call.text.why if call.text is not None else "a transaction"
+        return self._writer(call, avoid, why, queued=queued)
+
+    def spreads(self, call: Call) -> bool:
+        """Whether *call* is one for a replica, as far as what it is and what was asked for say."""
+        return call.reads and (call.role == "replica" or (call.role is None and self._from_replicas))
+
+    def candidates(self, call: Call) -> Sequence[Node]:
+        """Return the replicas that are fit for a read of this consistency, in this context, of the nodes it may go to."""
+        fit = self._fit(call.consistency, call.box)
+        return fit if call.group is None else [node for node in fit if node.name in call.group]
+
+    def _fit(self, consistency: str, box: Box) -> Sequence[Node]:
+        if consistency == "own-writes":
+            if not box.written_at and not box.pins:
+                # Before a first primary was seen there is nothing to follow, and nothing of this context to miss.
+                return self.readers if self.view.reign is not None else self.eventual
+            if box.reign != self.view.reign:
+                self._say_lost(box)
+            floor = box.floor(self.view.reign, self.learnt, self.learnt_at)
+            return () if floor is None else caught_up(self.readers, floor)
+        if consistency == "primary":
+            return ()
+        return self.eventual if consistency == "eventual" else self.readers
+
+    def overtaken(self, call: Call, node: Node, epoch: int) -> Failure | None:
+        """Say whether the choice of *node*, made under its *epoch*, still stands; the failure to go on with if not.
+
+        Asked when a call has waited for a connection: meanwhile the node may have become another one. A fresh
+        connection to it passes every check of its own, and is still not where this call wanted to go: a write would
+        reach a server that nobody has accepted, a read one that was never proven to have what it needs.
+        """
+        if node.epoch == epoch:
+            return None
+        error = NoReplica if call.reads else NoPrimary
+        cause = error(f"{node.name} changed while this call waited for a connection to it", retry_after=0.1)
+        return Failure(node=node.name, phase=Phase.UNSENT, family=Family.NEUTRAL, cause=cause, ours=True)
+
+    def has_other(self, call: Call, failed: str) -> bool:
+        """Say whether *call* can go on at once on another node than *failed*."""
+        return not isinstance(self.route(call, frozenset((failed,))), Nowhere)
+
+    def _writer(self, call: Call, avoid: frozenset[str], why: str, *, queued: bool) -> Choice | Nowhere:
+        primary = self.primary
+        if self._holder is not None and self._holder.shut:
+            return Nowhere(f"the application has closed its pool of {self._holder.name}", NoPrimary, waits=False)
+        if primary is None or not self.gate.writable:
+            refused = self.view.refused
+            error = SplitBrain if refused and "split brain" in refused else NoPrimary
+            reason = refused or self.gate.why
+            waits = call.wait and self.gate.state is not GateState.DOWN and not refused
+            return Nowhere(f"no primary to go to: {reason}", error, waits=waits, retry_after=1.0)
+        if primary.doubted and (primary.name in avoid or not primary.breaker.granted):
+            return Nowhere(f"{primary.name} is being probed", NoPrimary, waits=call.wait, retry_after=0.1)
+        if not queued and self.waiting and self.gate.paced:
+            return Nowhere("waiting calls go first", NoPrimary, waits=True)
+        return Choice(primary.name, "primary", why)
+
+    def _no_reader(self, call: Call) -> str:
+        consistency = call.consistency
+        if consistency == "primary":
+            return "consistency: primary"
+        if consistency == "own-writes" and call.box.floor(self.view.reign, self.learnt, self.learnt_at) is None:
+            return "own writes: no replica is proven to have them yet"
+        return why_unfit(self.nodes.values(), consistency, self.reads.max_lag)
+
+    def _say_lost(self, box: Box) -> None:
+        reign = self.view.reign
+        if box.reign is None or reign is None or box.reign == reign or str(box.reign) in self._lost_reigns:
+            return
+        self._lost_reigns.add(str(box.reign))
+        self.effects.events.append(ContextOutlivedReign(at=self.clock(), node=self.view.primary or "no node"))
