@@ -22,7 +22,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dbguard.core.topology import Reign
+    from collections.abc import Sequence
+
+    from dbguard.core.topology import Instance, Reign, View
 
 __all__ = ["Box", "Orphan"]
 
@@ -30,23 +32,52 @@ __all__ = ["Box", "Orphan"]
 class Orphan:
     """A backend whose client gave it up with something in flight.
 
-    node, pid, started: which backend on which server.
+    node: the name it was reached by. instance: the server it runs on. pid, started: which backend of that server.
     reign: the reign it wrote under; under another one, what it still does belongs to a fenced past.
     doomed: it may be ended (its COMMIT was not sent, or can no longer be applied).
     gone: a probe has seen that it is no more.
     resolved: what became of its commit is known.
     """
 
-    __slots__ = ("doomed", "gone", "node", "pid", "reign", "resolved", "started")
+    __slots__ = ("doomed", "gone", "instance", "node", "pid", "reign", "resolved", "started")
 
-    def __init__(self, *, node: str, pid: int, started: float | None, reign: Reign | None, doomed: bool) -> None:
+    def __init__(
+        self,
+        *,
+        node: str,
+        instance: Instance,
+        pid: int,
+        started: float | None,
+        reign: Reign | None,
+        doomed: bool,
+    ) -> None:
         self.reign = reign
         self.node = node
+        self.instance = instance
         self.pid = pid
         self.started = started
         self.doomed = doomed
         self.gone = False
         self.resolved = False
+
+    def is_past(self, view: View) -> bool:
+        """Whether nothing that it still does can be applied any more, as *view* knows.
+
+        So it is under another reign; and where its server is seen no more and another one holds the office, as after a
+        restart: that one has begun from what this one had written, and takes nothing from it since.
+        """
+        if self.reign != view.reign:
+            return True
+        holder = view.writable
+        return holder is not None and not self.names(view) and view.nodes[holder].instance.differs(self.instance)
+
+    def names(self, view: View) -> Sequence[str]:
+        """Return the names under which its server may be asked, the one it was reached by first.
+
+        A process number means nothing on another server: a name that leads elsewhere by now is none of them.
+        """
+        names = sorted(view.nodes, key=lambda name: name != self.node)
+        return [name for name in names if not view.nodes[name].instance.differs(self.instance)]
 
 
 class Box:

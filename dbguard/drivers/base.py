@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dbguard.core.failure import Failure
     from dbguard.core.route import Node
     from dbguard.core.statement import Touch
-    from dbguard.core.topology import Sighting
+    from dbguard.core.topology import Instance, Sighting
     from dbguard.errors import DbGuardError
 
 __all__ = ["Control", "Driver", "Lease", "NodePool", "Registry", "TooOld"]
@@ -30,6 +30,10 @@ class Lease(Protocol):
     @property
     def synchronous(self) -> bool:
         """Whether commits on it wait for a standby."""
+
+    @property
+    def instance(self) -> Instance:
+        """The running server behind it; what it did not tell is None."""
 
     @property
     def backend(self) -> tuple[int, float | None]:
@@ -111,10 +115,14 @@ class Control(Protocol):
         pid: int,
         started: float | None,
         *,
+        instance: Instance,
         doomed: bool,
         timeout: float,
-    ) -> bool:
-        """Say whether a backend that was given up is gone; *doomed*: end it, unless it waits for a standby."""
+    ) -> bool | None:
+        """Say whether a backend that was given up is gone; None: this is another server than *instance*.
+
+        doomed: end it, unless it waits for a standby.
+        """
 
     def drop(self) -> None:
         """Close the connection, at once."""

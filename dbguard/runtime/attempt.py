@@ -187,7 +187,7 @@ def name_failed(
     if failure.phase is Phase.SENT and lease.con.is_closed():
         pid, started = lease.backend
         sent = stake is not Stake.TRANSACTION
-        orphan = Orphan(node=node.name, pid=pid, started=started, reign=reign, doomed=not sent)
+        orphan = Orphan(node=node.name, instance=lease.instance, pid=pid, started=started, reign=reign, doomed=not sent)
         engine.orphaned(orphan)
         if sent:
             call.box.pin(orphan)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.failure import Family
 from dbguard.core.gate import GateState
 from dbguard.core.topology import Missed, Sighting
+from dbguard.runtime.burial import bury
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,10 +47,6 @@ a name that was moved to the new primary is found, and a thousand processes make
 
 STARTING_AGAIN = 0.25
 """Seconds before a node that said it is starting (57P03) or full (53300) is dialled again."""
-
-
-BURIED_AT_ONCE = 50
-"""Backends looked after per round, so that a storm of cancellations does not hold up the probes."""
 
 
 class Pace:
@@ -192,7 +189,8 @@ class Monitor:
         for pool in self._engine.pools.values():
             pool.rest()
         if self._engine.orphans:
-            await self._bury()
+            live = {target.name: target.control for target in self._targets if target.dial is None}
+            await bury(self._engine.orphans, live, self._state.view, within=self._pace.limit)
 
     def _pause(self) -> float:
         state = self._state
@@ -306,23 +304,3 @@ class Monitor:
             alive=failure.sqlstate in ("53300", "57P03") or failure.family is Family.SOFT,
             closed=failure.sqlstate == "57P03",
         )
-
-    async def _bury(self) -> None:
-        """End backends that were given up, and note which are gone."""
-        engine = self._engine
-        by_name = {target.name: target for target in self._targets}
-        reign = self._state.view.reign
-        for orphan in engine.orphans[:BURIED_AT_ONCE]:
-            if orphan.reign != reign:
-                orphan.gone = True  # under another reign nothing it still does can be applied
-                continue
-            target = by_name[orphan.node]
-            if not target.control.alive or target.dial is not None:
-                continue
-            try:
-                orphan.gone = await target.control.end_backend(
-                    orphan.pid, orphan.started, doomed=orphan.doomed, timeout=self._pace.limit
-                )
-            except Exception:  # noqa: BLE001, S112  the node is asked again in the next round
-                continue
-        engine.orphans[:] = [orphan for orphan in engine.orphans if not orphan.gone]

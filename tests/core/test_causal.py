@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dbguard.core.causal import Box, Orphan
-from dbguard.core.topology import Reign
+from dbguard.core.topology import Instance, NodeView, Reign, View
 
 FIRST = Reign("42", 1, "m1")
 SECOND = Reign("42", 2, "m2")
+ELDER, YOUNGER = Instance("42", "1"), Instance("42", "2")
 
 
 def orphan(reign: Reign | None = FIRST) -> Orphan:
-    return Orphan(node="a", pid=7, started=1.0, reign=reign, doomed=False)
+    return Orphan(node="a", instance=ELDER, pid=7, started=1.0, reign=reign, doomed=False)
 
 
 def written(at: float = 10.0, reign: Reign | None = FIRST) -> Box:
@@ -106,3 +107,27 @@ def test_backend_of_an_older_reign_pins_nothing_under_the_next() -> None:
     box.wrote(SECOND, 20.0)
 
     assert box.floor(SECOND, 900, 21.0) == 900
+
+
+def view(a: Instance, b: Instance, *, primary: str | None = "a", reign: Reign = FIRST) -> View:
+    return View({"a": NodeView(name="a", instance=a), "b": NodeView(name="b", instance=b)}, primary, reign)
+
+
+def test_a_backend_is_asked_about_on_its_own_server_alone_by_whatever_name() -> None:
+    left = orphan()
+
+    assert left.names(view(ELDER, YOUNGER)) == ["a"]
+    assert left.names(view(YOUNGER, ELDER)) == ["b"]
+    assert left.names(view(YOUNGER, YOUNGER)) == []
+    assert left.names(view(ELDER, ELDER)) == ["a", "b"], "the name it was reached by comes first"
+    assert left.names(view(Instance(), YOUNGER)) == ["a"], "what is not told is no mismatch"
+
+
+def test_a_backend_is_past_when_its_server_is_gone_and_the_office_is_another_ones() -> None:
+    left = orphan()
+
+    assert not left.is_past(view(ELDER, YOUNGER))
+    assert not left.is_past(view(YOUNGER, ELDER)), "its own server can be asked"
+    assert left.is_past(view(YOUNGER, YOUNGER)), "restarted in place"
+    assert left.is_past(view(ELDER, YOUNGER, reign=SECOND))
+    assert not left.is_past(view(YOUNGER, YOUNGER, primary=None)), "its server may come back by another name"

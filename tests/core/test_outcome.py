@@ -400,7 +400,8 @@ def test_a_proof_that_cannot_be_made_anew_leaves_the_write_open(state: GuardStat
 
 
 def orphan(state: GuardState) -> Orphan:
-    return Orphan(node="a", pid=7, started=1.0, reign=state.view.reign, doomed=False)
+    instance = state.view.nodes["a"].instance
+    return Orphan(node="a", instance=instance, pid=7, started=1.0, reign=state.view.reign, doomed=False)
 
 
 @pytest.mark.parametrize("applied", [True, False])

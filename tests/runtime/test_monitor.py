@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dbguard.core.causal import Orphan
 from dbguard.core.failure import Failure, Family, Phase
-from dbguard.core.topology import Role
+from dbguard.core.topology import Instance, Role
 from dbguard.runtime.monitor import Monitor, Pace
 from dbguard.testing.fake import DriverError, known_state, seen
 
@@ -30,6 +31,7 @@ class Server:
         self.name = name
         self.role = role
         self.timeline = timeline
+        self.backends: set[int] = set()
 
 
 class NameControl:
@@ -46,6 +48,10 @@ class NameControl:
     @property
     def alive(self) -> bool:
         return self.connected is not None
+
+    def instance(self) -> Instance:
+        instance: Instance = self._say(fresh=False).instance
+        return instance
 
     def _say(self, *, fresh: bool) -> Any:
         server = self.connected
@@ -68,8 +74,15 @@ class NameControl:
         self.connected = self.leads_to
         return self._say(fresh=True)
 
-    async def end_backend(self, *args: Any, **options: Any) -> bool:
-        return True
+    async def end_backend(self, pid: int, *_: Any, instance: Any, doomed: bool, **__: Any) -> bool | None:
+        if self._say(fresh=False).instance != instance:
+            return None
+        assert self.connected is not None
+        backends = self.connected.backends
+        there = pid in backends
+        if doomed:
+            backends.discard(pid)
+        return not there
 
     def drop(self) -> None:
         self.connected = None
@@ -83,10 +96,11 @@ class Scene:
         self.clock = clock
         self.servers = {name: Server(name, Role.PRIMARY if name == "a" else Role.REPLICA) for name in "abc"}
         self.controls = {name: NameControl(name, server, clock) for name, server in self.servers.items()}
+        self.orphans: list[Orphan] = []
         engine: Any = SimpleNamespace(
             state=state,
             pools={},
-            orphans=[],
+            orphans=self.orphans,
             hurry=None,
             flush=state.take_effects,
             driver=SimpleNamespace(name_dial=_name_dial, describe=str),
@@ -175,3 +189,51 @@ def test_while_there_is_no_primary_nodes_are_dialled_now_and_then(clock: ManualC
     run(scene.watch(30.0))
 
     assert all(5 <= control.dials <= 7 for control in scene.controls.values())
+
+
+def given_up(scene: Scene, server: str, pid: int = 7) -> Orphan:
+    """A backend of *server* that was given up before its COMMIT was sent."""
+    scene.servers[server].backends.add(pid)
+    orphan = Orphan(
+        node=server,
+        instance=scene.controls[server].instance(),
+        pid=pid,
+        started=1.0,
+        reign=scene.state.view.reign,
+        doomed=True,
+    )
+    scene.orphans.append(orphan)
+    return orphan
+
+
+def test_a_backend_that_was_given_up_is_ended_and_then_gone(scene: Scene, run: Run) -> None:
+    orphan = given_up(scene, "a")
+
+    run(scene.watch(2.0))
+
+    assert orphan.gone
+    assert scene.servers["a"].backends == set()
+
+
+def test_a_backend_is_neither_judged_nor_ended_on_the_server_that_its_name_leads_to_now(scene: Scene, run: Run) -> None:
+    orphan = given_up(scene, "a")
+    other = Server("d", Role.REPLICA)
+    other.backends = {orphan.pid}
+    scene.controls["a"].leads_to = scene.controls["a"].connected = other
+
+    run(scene.watch(2.0))
+
+    assert other.backends == {orphan.pid}
+    assert not orphan.gone, "that it is not on another server says nothing"
+
+
+def test_a_backend_is_asked_about_by_another_name_of_its_server(scene: Scene, run: Run) -> None:
+    orphan = given_up(scene, "a")
+    moved, other = scene.servers["a"], Server("d", Role.REPLICA)
+    scene.controls["a"].leads_to = scene.controls["a"].connected = other
+    scene.controls["c"].leads_to = scene.controls["c"].connected = moved
+
+    run(scene.watch(2.0))
+
+    assert orphan.gone
+    assert moved.backends == set()

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from dbguard.core.topology import Sighting
+    from dbguard.core.topology import Instance, Sighting
 
-__all__ = ["END_BACKEND", "BorrowedControl", "OwnControl"]
+__all__ = ["BURY", "END_BACKEND", "BorrowedControl", "OwnControl"]
 
 # Never one that waits in SyncRep: ending that wait would acknowledge a commit no standby has.
 END_BACKEND = """
@@ -25,6 +25,23 @@ FROM pg_stat_activity
 WHERE pid = $1 AND ($2::float8 IS NULL OR abs(extract(epoch from backend_start)::float8 - $2::float8) < 0.001)
 """
 """End the backend $1 that began at $2 (seconds since the epoch) if $3 says so; no row: it is gone."""
+
+BURY = """
+SELECT backend.pid IS NULL AS gone,
+    CASE WHEN $3 AND wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(backend.pid) END
+FROM (SELECT extract(epoch from pg_postmaster_start_time())::text AS started) AS server
+LEFT JOIN pg_stat_activity AS backend
+    ON pid = $1 AND ($2::float8 IS NULL OR abs(extract(epoch from backend_start)::float8 - $2::float8) < 0.001)
+WHERE $4::text IS NULL OR $4 = server.started
+"""
+"""The same, on the server that was started at $4 alone; no row: this is another one. gone: there is no such backend."""
+
+
+async def _bury(
+    con: Any, pid: int, started: float | None, instance: Instance, *, doomed: bool, timeout: float
+) -> bool | None:
+    row = await con.fetchrow(BURY, pid, started, doomed, instance.started, timeout=timeout)
+    return None if row is None else bool(row["gone"])
 
 
 class OwnControl:
@@ -69,16 +86,16 @@ class OwnControl:
         pid: int,
         started: float | None,
         *,
+        instance: Instance,
         doomed: bool,
         timeout: float,
-    ) -> bool:
-        """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
+    ) -> bool | None:
+        """Say whether the backend is gone; None: this is another server. *doomed*: end it, unless it waits in SyncRep."""
         try:
-            rows = await self._con.fetch(END_BACKEND, pid, started, doomed, timeout=timeout)
+            return await _bury(self._con, pid, started, instance, doomed=doomed, timeout=timeout)
         except BaseException:
             self.drop()
             raise
-        return not rows
 
     def drop(self) -> None:
         """Close the connection at once."""
@@ -138,19 +155,19 @@ class BorrowedControl:
         pid: int,
         started: float | None,
         *,
+        instance: Instance,
         doomed: bool,
         timeout: float,
-    ) -> bool:
-        """Say whether the backend is gone; *doomed*: end it, unless it waits for a standby."""
+    ) -> bool | None:
+        """Say whether the backend is gone; None: this is another server. *doomed*: end it, unless it waits in SyncRep."""
         con = await borrow(self._pool, self._node, timeout)
         try:
-            rows = await con.fetch(END_BACKEND, pid, started, doomed, timeout=timeout)
+            return await _bury(con, pid, started, instance, doomed=doomed, timeout=timeout)
         except BaseException:
             con.terminate()
             raise
         finally:
             await asyncio.shield(_give_back(self._pool, con, timeout))
-        return not rows
 
     def drop(self) -> None:
         """Nothing is held."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from dbguard.core.statement import Touch
+from dbguard.core.topology import Instance
 from dbguard.drivers.asyncpg.probe import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.route import Node
-    from dbguard.core.topology import Instance
 
 __all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Tag"]
 
@@ -98,6 +98,11 @@ class Lease:
     def synchronous(self) -> bool:
         """Whether commits on it wait for a standby: since its birth, or since the server was told so later."""
         return self.tag.synchronous or self.pool.node.view.synchronous
+
+    @property
+    def instance(self) -> Instance:
+        """The running server behind it."""
+        return self.tag.instance or Instance()
 
     @property
     def backend(self) -> tuple[int, float | None]:

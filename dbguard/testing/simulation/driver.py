@@ -19,6 +19,7 @@ import asyncpg
 
 from dbguard.core.topology import Role
 from dbguard.drivers import outcome_sql
+from dbguard.drivers.asyncpg.control import BURY
 from dbguard.drivers.asyncpg.registry import DURABLE
 from dbguard.drivers.base import TooOld
 from dbguard.testing.simulation.agenda import LATE
@@ -263,8 +264,13 @@ class SimulatedConnection:
         backend = self.connection.backend
         return backend.pid if backend is not None else 0
 
-    async def fetchrow(self, query: str, *, timeout: float | None = None) -> dict[str, Any]:  # noqa: ARG002  one question
-        """Ask the server who it is."""
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None) -> dict[str, Any] | None:
+        """Ask the server who it is; or end a backend of one server."""
+        if query == BURY:
+            pid, _, doomed, started = args
+            if started != self.connection.server.instance.started:
+                return None
+            return {"gone": (await self._ask(Request("end", (pid, doomed)), timeout)).value}
         server: Server = (await self._ask(Request("ask"), timeout)).value
         seen = server.sighting(self.connection.link.node, 0.0, fresh=True)
         backend = self.connection.backend

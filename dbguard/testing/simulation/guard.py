@@ -215,7 +215,10 @@ class SimulatedGuard:
         if backend is None:
             return
         started = lease.connection.server.born
-        orphan = Orphan(node=node.name, pid=backend.pid, started=started, reign=reign, doomed=not sent)
+        instance = lease.connection.server.instance
+        orphan = Orphan(
+            node=node.name, instance=instance, pid=backend.pid, started=started, reign=reign, doomed=not sent
+        )
         self.orphans.append(orphan)
         self.hurry()
         if sent:

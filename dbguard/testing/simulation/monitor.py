@@ -199,25 +199,18 @@ class SimulatedMonitor:
     def _bury(self) -> Waits:
         """End backends that were given up, and note which are gone."""
         guard = self.guard
-        by_name = {target.link.node: target for target in self.targets}
-        reign = guard.state.view.reign
+        view = guard.state.view
+        targets = {target.link.node: target for target in self.targets if target.dialling is None}
         for orphan in list(guard.orphans):
-            target = by_name[orphan.node]
-            connection = target.connection
-            if orphan.reign != reign:
-                orphan.gone = True
-                guard.orphans.remove(orphan)
-                continue
-            if connection is None or connection.closed or target.dialling is not None:
-                continue
-            gone = connection.server.born != orphan.started
-            if not gone:
-                request = Request("end", (orphan.pid, orphan.doomed))
-                answer = yield connection.send(request, self.agenda.now + LIMIT)
+            orphan.gone = orphan.is_past(view)
+            for target in (targets[name] for name in orphan.names(view) if not orphan.gone and name in targets):
+                connection = target.connection
+                if connection is None or connection.closed or connection.server.instance != orphan.instance:
+                    continue
+                answer = yield connection.send(Request("end", (orphan.pid, orphan.doomed)), self.agenda.now + LIMIT)
                 if answer is LATE or answer.dead:
                     connection.end()
                     continue
-                gone = answer.value
-            if gone:
-                orphan.gone = True
-                guard.orphans.remove(orphan)
+                orphan.gone = answer.value
+                break
+        guard.orphans[:] = [orphan for orphan in guard.orphans if not orphan.gone]

@@ -1,0 +1,55 @@
+"""The monitor's connections: a backend is judged and ended on its own server alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dbguard.drivers.base import Control
+    from dbguard.testing.cluster import Cluster
+
+BACKEND = "SELECT pid, extract(epoch from backend_start)::float8 FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+
+@pytest.fixture(params=["own", "borrowed"])
+async def control(request: pytest.FixtureRequest, calm_cluster: Cluster) -> AsyncIterator[Control]:
+    pool = await asyncpg.create_pool(calm_cluster.dsn("a"), min_size=0, max_size=1)
+
+    async def dial(*, timeout: float) -> Any:
+        return await asyncpg.connect(calm_cluster.dsn("a"), timeout=timeout)
+
+    own = request.param == "own"
+    control: Control = (
+        OwnControl("a", dial, clock=time.monotonic) if own else BorrowedControl("a", pool, clock=time.monotonic)
+    )
+    yield control
+    control.drop()
+    pool.terminate()
+
+
+async def test_a_backend_is_ended_on_its_own_server_alone(control: Control, calm_cluster: Cluster) -> None:
+    here = (await control.dial(5.0)).instance
+    elsewhere = replace(here, started=f"{here.started}1")
+    given_up = await asyncpg.connect(calm_cluster.dsn("a"))
+    pid, started = await given_up.fetchrow(BACKEND)
+
+    assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=5.0) is None
+    assert await given_up.fetchval("SELECT 1") == 1
+    assert await control.end_backend(pid, started, instance=here, doomed=False, timeout=5.0) is False
+    assert await given_up.fetchval("SELECT 1") == 1
+
+    assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=5.0) is False
+    calm_cluster.wait_for("a", f"SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})")
+
+    assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=5.0) is None
+    assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=5.0) is True
+    given_up.terminate()
