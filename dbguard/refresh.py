@@ -30,6 +30,10 @@ FIRST_WITHIN = 1.0
 log = logging.getLogger("dbguard")
 
 
+AGAIN = 1.0
+"""Seconds after a reading that failed: without a primary each waits for one, within its call's deadline."""
+
+
 class Refresh:
     """Reads the catalogue in the background, over a connection of the guard's.
 
@@ -74,14 +78,16 @@ class Refresh:
 
     async def _run(self) -> None:
         while True:
+            pause = EVERY
             try:
                 await self.once()
             except Exception as error:  # noqa: BLE001  without it connections are reset, as in any pool
                 log.debug("the catalogue could not be read: %s", type(error).__name__)
+                pause = AGAIN
             self._read.set()
             changed = self._texts.changed_event
             try:
-                async with asyncio.timeout(EVERY):
+                async with asyncio.timeout(pause):
                     await changed.wait()
             except TimeoutError:
                 continue

@@ -149,6 +149,8 @@ class Session:
         if self.tokens is not None and text.work.stake is not Stake.READ:
             self.plain = self.plain and is_plain(text.statement, query, text.touched)
             self.read_only = self.read_only or turns_read_only(text.statement, query)
+        if text.doubtful and self.node is self.engine.state.primary:
+            return Stake.WRITE, True
         return _stake_of(text), text.statement.one_transaction
 
     def begins(self, *, read_only: bool) -> None:

@@ -39,7 +39,8 @@ class Direction:
 class Text:
     """One statement's text, classified.
 
-    reads: it may go to a replica. liftable: it is not understood, and may go there if the caller says so.
+    reads: it may go to a replica. doubtful: on a primary it may write all the same, as far as is known: it names relations
+    of which nothing is known yet, and one of them may be a view that runs a volatile function. liftable: it is not understood, and may go there if the caller says so.
     hint: where a comment in the text sends it, the strongest word of all. rule: where a rule of the configuration does,
     the weakest; group: to which nodes. why: one short phrase. refused: a replica has refused it as a write.
     work: what is at stake when it runs in autocommit.
@@ -49,6 +50,7 @@ class Text:
     __slots__ = (
         "controls",
         "ddl",
+        "doubtful",
         "group",
         "hint",
         "liftable",
@@ -71,6 +73,7 @@ class Text:
         self.group = rule.group if rule is not None and statement.hint is None else None
         self.why = f"hint: {self.hint}" if self.hint else taint or statement.why
         self.reads = statement.is_read and taint is None and self.hint != "primary"
+        self.doubtful = known.unread and self.reads and statement.relations != frozenset()
         self.liftable = statement.kind is Kind.UNKNOWN and self.hint != "primary"
         self.refused = False
         self.ddl = statement.ddl
@@ -94,7 +97,8 @@ class Texts:
     read, write: functions of the application's that the configuration names; they count for more than the catalogue.
     rules: of the configuration, in its order; the first whose expression is found in a text counts.
 
-    Until the catalogue has been read, no statement leaves out the reset.
+    Until the catalogue has been read, no statement leaves out the reset, and no read of a relation that the primary
+    was sent is sent again.
     """
 
     __slots__ = (
@@ -157,8 +161,8 @@ class Texts:
         """Take in that DDL was or will be run: nothing is plain until the catalogue has been read again."""
         self.version += 1
         self.changed_event.set()
-        if not self.knowledge.unsure:
-            self.knowledge = replace(self.knowledge, plain=frozenset(), unsure=True)
+        if not (self.knowledge.unsure and self.knowledge.unread):
+            self.knowledge = replace(self.knowledge, plain=frozenset(), unsure=True, unread=True)
             self._forget()
 
     def begin(self) -> None:

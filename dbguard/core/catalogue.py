@@ -95,6 +95,7 @@ class Knowledge:
     words: what makes a text that holds it go to the primary, lower-cased. blind: no text can be read for what it is.
     calls: what makes a text that holds it one after which a reset is needed, lower-cased.
     unsure: what PostgreSQL's own names mean is not known, or not theirs: a reset is needed after every text.
+    unread: the catalogue was not read yet, or not since the last DDL: what reading a relation runs is not known.
     """
 
     plain: frozenset[str] = frozenset()
@@ -103,6 +104,7 @@ class Knowledge:
     blind: bool = False
     calls: tuple[str, ...] = ()
     unsure: bool = False
+    unread: bool = False
 
     def is_clean(self, statement: Statement, text: str) -> bool:
         """Whether nothing of users' can have run, so that the session is as the text left it."""
@@ -125,7 +127,7 @@ class Knowledge:
         return next((f"{word} may run a volatile function" for word in self.words if word in folded), None)
 
 
-NOTHING_KNOWN = Knowledge(unsure=True)
+NOTHING_KNOWN = Knowledge(unsure=True, unread=True)
 """Before the catalogue was read."""
 
 

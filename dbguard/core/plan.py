@@ -66,10 +66,12 @@ than the 2 to 3 attempts that each takes where all repeats go at the quick pace.
 class Known(Protocol):
     """What is known of a statement's text.
 
-    reads: it may go to a replica. refused: a replica has refused it as a write. why: one short phrase.
+    reads: it may go to a replica. doubtful: it may write, if it is run on a primary.
+    refused: a replica has refused it as a write. why: one short phrase.
     """
 
     reads: bool
+    doubtful: bool
     refused: bool
     why: str
 

@@ -101,6 +101,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     if job.commits:
         flight.deadline = commit_until(call.deadline, clock(), call.reserve)
     reign = state.view.reign
+    if call.text is not None and call.text.doubtful:
+        call.work = replace(call.work, stake=Stake.WRITE if node is state.primary else Stake.READ)
     unsent = lease.con.is_closed()
     try:
         value = await job.run(lease)

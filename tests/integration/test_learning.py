@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import asyncpg
 import pytest
 
+import dbguard
 from dbguard.events import ClassifierMissed
+from dbguard.testing.wire import Break, Wire
 
 REFUSED = {
     "25006": "PERFORM nextval('{name}_s')",
@@ -168,3 +172,84 @@ async def test_a_function_in_postgresqls_own_name_fools_nobody(calm_cluster, ope
     assert guard.route("SELECT pg_catalog.upper('a')").kind.value == "read"
     await guard.execute("DROP SCHEMA learning_early CASCADE")
     await until(lambda: guard.route("SELECT upper('a')").kind.value == "read")
+
+
+@contextlib.asynccontextmanager
+async def unreadable(cluster):
+    """Let the catalogue not be read meanwhile: a relation that nothing else needs is locked."""
+    con = await asyncpg.connect(cluster.dsn("a"))
+    try:
+        async with con.transaction():
+            await con.execute("LOCK TABLE pg_policy IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await con.close()
+
+
+@pytest.fixture
+def writing_view(calm_cluster, table, name):
+    """A view whose reading writes into *table*."""
+    create(calm_cluster, name, f"INSERT INTO {table} SELECT 1 + count(*) FROM {table}", "VOLATILE")
+    calm_cluster.sql("a", f"CREATE VIEW {table}_v AS SELECT {name}() AS n")
+    for replica in calm_cluster.replicas:
+        calm_cluster.wait_for(replica, f"SELECT to_regclass('{table}_v') IS NOT NULL")
+    return f"{table}_v"
+
+
+async def in_a_call(guard, query):
+    return await guard.execute(query)
+
+
+async def on_a_connection(guard, query):
+    async with guard.acquire() as con:
+        return await con.execute(query)
+
+
+@pytest.mark.parametrize("run", [in_a_call, on_a_connection])
+async def test_until_the_catalogue_was_read_no_read_of_a_relation_is_sent_twice_to_the_primary(
+    calm_cluster, until, table, writing_view, run
+):
+    def rows():
+        return calm_cluster.sql("a", f"SELECT count(*) FROM {table}")[0][0]
+
+    async with Wire("127.0.0.1", calm_cluster.primary.port) as wire:
+        config = {
+            "nodes": [{"name": "a", "host": "127.0.0.1", "port": wire.port}],
+            "connection": {"user": "postgres", "database": "postgres"},
+        }
+        async with unreadable(calm_cluster), dbguard.connect(config) as guard:
+            await guard.fetchval("SELECT 1")
+            wire.arm(f"FROM {writing_view}".encode(), Break.ACK_CUT)
+
+            with pytest.raises(dbguard.OutcomeUnknown):
+                await run(guard, f"SELECT n FROM {writing_view}")
+
+            await until(lambda: rows() == 1)
+            wire.arm(b"SELECT 2 AS nothing", Break.ACK_CUT)
+            assert await guard.execute("SELECT 2 AS nothing") == "SELECT 1", "what reads no relation is sent again"
+            assert wire.struck == 2
+
+
+async def test_until_the_catalogue_was_read_replicas_serve_reads_and_reads_go_on_when_one_is_lost(
+    calm_cluster, open_guard, writing_view, table
+):
+    async with unreadable(calm_cluster), Wire("127.0.0.1", calm_cluster.node("b").port) as wire:
+        guard = await open_guard(
+            calm_cluster,
+            config={
+                "nodes": [
+                    {"name": "a", "host": "127.0.0.1", "port": calm_cluster.node("a").port},
+                    {"name": "b", "host": "127.0.0.1", "port": wire.port},
+                ]
+            },
+        )
+        query = f"SELECT count(*) FROM {table}"
+        assert guard.route(query).node == "b"
+        wire.arm(query.encode(), Break.ACK_CUT)
+
+        assert await guard.execute(query) == "SELECT 1"
+
+        assert wire.struck == 1
+        assert await guard.fetchrow(f"SELECT n FROM {writing_view}"), (
+            "a replica refuses what writes, the primary runs it"
+        )
