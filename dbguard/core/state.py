@@ -173,6 +173,8 @@ class GuardState(Router):
         """Forget what was remembered of older reigns: *node* is the primary because its operator says so."""
         now = self.clock()
         self._absorb(self.topology.trust(node, now), now)
+        if self.gate.refused:  # it is decided: calls may wait for the round in which that node answers
+            self._gate(now, self.gate.primary_lost(now, f"{node} is trusted, and has yet to answer"))
 
     def renew(self, node: str) -> None:
         """Make all connections to *node* stale, by the application's wish."""

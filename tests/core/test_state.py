@@ -256,6 +256,24 @@ def test_lost_primary_closes_the_gate_and_its_return_opens_it(state: GuardState,
     assert state.gate.state is GateState.OPEN
 
 
+def test_calls_wait_for_the_trusted_node_once_a_split_brain_is_decided(state: GuardState, clock: ManualClock) -> None:
+    for _ in range(2):
+        now = clock.advance(0.5)
+        state.probed([seen(name, Role.PRIMARY, now, timeline=2) for name in "bc"], full=True)
+    call = new_call(state, Stake.WRITE)
+    assert isinstance(state.route(call), Nowhere)
+    assert state.admit(call) is not None
+
+    state.trust("b")
+
+    assert state.admit(call) is None
+    route = state.route(call)
+    assert isinstance(route, Nowhere)
+    assert route.waits
+    look(state, clock, primary="b", timeline=2)
+    assert isinstance(state.route(call), Choice)
+
+
 def test_time_turns_a_failover_into_an_outage(state: GuardState, clock: ManualClock) -> None:
     look(state, clock, "a", primary="nobody")
     clock.advance(61.0)

@@ -8,7 +8,7 @@ import pytest
 
 from dbguard.events import GateChanged, NodeDown, NodeFenced, PrimaryChanged, RoleChanged
 from tests.integration.failover.conftest import prepare
-from tests.integration.failover.workload import WRITERS, promote
+from tests.integration.failover.workload import WRITERS, acknowledge_alone, promote
 
 act = asyncio.to_thread
 
@@ -76,14 +76,14 @@ async def test_frozen_while_another_is_promoted_then_thawed(home, work, until, e
     await work.flows()
 
     await act(home.thaw, old)
-    await act(home.sql, old, "ALTER SYSTEM SET synchronous_standby_names = ''")  # so that it would acknowledge at once
-    await act(home.sql, old, "SELECT pg_reload_conf()")
+    await act(acknowledge_alone, home, old)
     await until(lambda: role(work.guard, old) == "fenced")
 
     since = await work.flows()
-    await act(home.sql, old, "INSERT INTO written VALUES (-1)")
+    await act(home.sql, old, "INSERT INTO written VALUES (0, 'it would have taken it')")
     await work.judge()
     assert work.writers_at(since=since) == {new}
+    assert await work.acknowledged_by(old, since=since) == set()
     assert [event.node for event in told(events, NodeFenced)] == [old]
 
 

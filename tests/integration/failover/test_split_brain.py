@@ -1,4 +1,4 @@
-"""Two primaries on one timeline: nobody writes until one of them is gone, or trusted."""
+"""Two primaries on one timeline: nobody writes until one of them is gone, or trusted; replicas go on serving."""
 
 from __future__ import annotations
 
@@ -7,29 +7,106 @@ import asyncio
 import asyncpg
 import pytest
 
-INSERT = "INSERT INTO written VALUES ($1) RETURNING current_setting('cluster_name')"
+import dbguard
+from dbguard.events import NodeFenced, SplitBrainSeen
+from tests.integration.failover.conftest import prepare
+from tests.integration.failover.workload import WRITERS
+
+act = asyncio.to_thread
+
+INSERT = "INSERT INTO written VALUES (0, 'asked')"
 
 
 @pytest.fixture
-async def guard(cluster, open_guard):
-    await asyncio.to_thread(cluster.sql, "a", "CREATE TABLE written (id int)")
-    return await open_guard(cluster)
+def home(cluster_factory):
+    """One node more than elsewhere: with two primaries, and an old one that is gone, a replica is left.
+
+    For one test alone: pg_rewind takes two histories with one number for the same.
+    """
+    cluster = cluster_factory(synchronous=True, replicas=3)
+    prepare(cluster)
+    return cluster
 
 
-async def test_two_primaries_on_one_timeline_stop_writes_until_one_is_trusted_or_gone(cluster, guard, until):
-    """b and c are promoted at once, from one point: two servers on timeline 2."""
-    await asyncio.to_thread(cluster.kill, "a")
-    await asyncio.gather(asyncio.to_thread(cluster.promote, "b"), asyncio.to_thread(cluster.promote, "c"))
+@pytest.fixture
+async def opened(home, open_guard, at_work):
+    """Open a guard, and let work begin whose readers ask replicas, whatever they may miss."""
 
-    def timelines():
-        return {n.name: n.timeline for n in guard.status().nodes if n.reachable}
+    async def make(**failover):
+        guard = await open_guard(home, config={"failover": failover})
+        return guard, await at_work(guard, home, consistency="eventual")
 
-    await until(lambda: timelines() == {"b": 2, "c": 2})
+    return make
+
+
+async def replace_the_primary(home):
+    """Stop the primary so that all replicas have all it had; return their names."""
+    replicas = [node.name for node in home.replicas]
+    await act(home.stop_node, home.primary, "fast")
+    return replicas
+
+
+async def promote_by_mistake(home, name):
+    """Promote a replica behind everybody's back."""
+    assert await act(home.sql, name, "SELECT pg_promote()") == [(True,)]
+
+
+def split_brains(events):
+    return [event for event in events if isinstance(event, SplitBrainSeen)]
+
+
+async def refused(guard, work):
+    """Writes are refused, and say why; what a replica may serve is served."""
+    with pytest.raises(dbguard.SplitBrain, match="split brain") as caught:
+        await guard.execute(INSERT)
+    assert isinstance(caught.value, asyncpg.PostgresConnectionError)
+    await work.reads_go_on()
+
+
+async def test_two_promoted_at_once_nobody_writes_until_one_is_gone(home, opened, until, events):
+    guard, work = await opened()
+    first, second, third = await replace_the_primary(home)
+    await asyncio.gather(act(home.promote, first), promote_by_mistake(home, second))
     await until(lambda: "split brain" in guard.status().why)
-    with pytest.raises(asyncpg.PostgresConnectionError, match="split brain"):
-        await guard.fetchval(INSERT, 1)
+    await refused(guard, work)
 
-    await asyncio.to_thread(cluster.kill, "c")
+    await act(home.kill, second)
+    await act(home.follow, third, first)
 
-    await until(lambda: guard.status().writes == "open")
-    assert await guard.fetchval(INSERT, 1) == "b"
+    await work.flows()
+    await work.judge(refused="SplitBrain", unknown=2 * WRITERS)
+    assert guard.status().primary == first
+    assert {frozenset(event.nodes) for event in split_brains(events)} == {frozenset({first, second})}
+
+
+async def test_one_promoted_beside_the_primary_nobody_writes_until_one_is_trusted(home, opened, until, events):
+    guard, work = await opened()
+    first, second, third = await replace_the_primary(home)
+    await act(home.promote, first)
+    await act(home.follow, third, first)
+    await work.flows()
+    await promote_by_mistake(home, second)
+    await until(lambda: "split brain" in guard.status().why)
+    await refused(guard, work)
+
+    guard.trust(first)
+
+    since = await work.flows()
+    await work.judge(refused="SplitBrain", unknown=2 * WRITERS)
+    assert work.writers_at(since=since) == {first}
+    assert [event.nodes for event in split_brains(events)] == [(first, second)]
+    assert [event.node for event in events if isinstance(event, NodeFenced)] == [second]
+
+
+async def test_the_incumbent_goes_on_if_the_configuration_says_so(home, opened, until, events):
+    _, work = await opened(split_brain="incumbent")
+    first, second, third = await replace_the_primary(home)
+    await act(home.promote, first)
+    await act(home.follow, third, first)
+    await work.flows()
+    await promote_by_mistake(home, second)
+    await until(lambda: split_brains(events))
+
+    since = await work.flows()
+    await work.judge()
+    assert work.writers_at(since=since) == {first}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dbguard.testing.cluster import Cluster
 
-__all__ = ["WRITERS", "Workload", "mend", "promote"]
+__all__ = ["WRITERS", "Workload", "acknowledge_alone", "mend", "promote"]
 
 WRITERS = 4
 READERS = 2
@@ -169,6 +169,11 @@ class Workload:
         """List the reads that were answered."""
         return self.operations(Kind.READ, Outcome.OK)
 
+    async def acknowledged_by(self, node: str, *, since: float) -> set[int | None]:
+        """Return the values of acknowledged writes, begun since then, that are on *node*; of an old primary, there is none."""
+        rows = await asyncio.to_thread(self.cluster.sql, node, "SELECT value FROM written")
+        return {op.value for op in self.operations(Kind.APPEND, Outcome.OK, since=since)} & {value for (value,) in rows}
+
     async def flows(self, seconds: float = SOON) -> float:
         """Wait until writes that begin from now on are acknowledged; return what time it was when this was asked for."""
         now = time.monotonic()
@@ -202,8 +207,10 @@ class Workload:
         by_form = [
             op for op in failed if refused and op.client.startswith("writer") and str(op.error).startswith(refused)
         ]
-        assert [str(op) for op in failed if op not in by_form] == []
-        assert len(self.operations(Kind.APPEND, Outcome.UNKNOWN)) <= unknown
+        strange = [str(op) for op in failed if op not in by_form]
+        assert not strange, strange
+        left_open = [str(op) for op in self.operations(Kind.APPEND, Outcome.UNKNOWN)]
+        assert len(left_open) <= unknown, left_open
 
 
 def promote(cluster: Cluster) -> str:
@@ -225,6 +232,13 @@ def promote(cluster: Cluster) -> str:
         if name != best:
             cluster.follow(name, best)
     return best
+
+
+def acknowledge_alone(cluster: Cluster, node: str) -> None:
+    """Let a primary acknowledge what no replica has: an old one could not hide otherwise that nobody follows it. Blocks."""
+    cluster.sql(node, "ALTER SYSTEM SET synchronous_standby_names = ''")
+    cluster.sql(node, "SELECT pg_reload_conf()")
+    cluster.wait_for(node, "SELECT current_setting('synchronous_standby_names') = ''")
 
 
 def mend(cluster: Cluster) -> None:
