@@ -300,7 +300,8 @@ class Calls(Statements):
             work = replace(work, idempotent=True)
         call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
         writes = work.stake is not Stake.READ
-        run = kind(method, args, extra, text.touched, writes=writes or text.doubtful, controls=text.controls)
+        may_write = writes or text.doubtful
+        run = kind(method, args, extra, text.touched, writes=may_write, controls=text.controls, recalls=text.recalls)
         job: Job = run
         tokens = self._core.tokens
         if tokens is not None and writes:

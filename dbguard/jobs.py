@@ -15,6 +15,7 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_conflict, is_drivers
+from dbguard.drivers.asyncpg.identity import forget_sequences
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.transaction import commit, cut_off, heard, left_open, rolled_back
 from dbguard.runtime.attempt import Application
@@ -64,9 +65,10 @@ class Run:
 
     method, args, extra: the driver's. touched: what it may leave on the session. writes: a commit hangs on it.
     controls: it holds transaction control, so that it can leave a transaction open.
+    recalls: it may ask what was last drawn from sequences.
     """
 
-    __slots__ = ("args", "controls", "extra", "method", "touched", "writes")
+    __slots__ = ("args", "controls", "extra", "method", "recalls", "touched", "writes")
     keeps = False
     cancels = False
     commits = False
@@ -80,8 +82,10 @@ class Run:
         *,
         writes: bool,
         controls: bool = False,
+        recalls: bool = False,
     ) -> None:
         self.controls = controls
+        self.recalls = recalls
         self.method = method
         self.args = args
         self.extra = extra
@@ -91,6 +95,9 @@ class Run:
     async def run(self, lease: Any) -> Any:
         """Run it; an autocommit write hears whether its standby was waited for."""
         con = lease.con
+        if self.recalls:
+            await forget_sequences(lease)
+        lease.drew = self.writes
         work = getattr(con, self.method)(*self.args, **self.extra)
         value = await heard(con, lease, work) if self.writes and lease.synchronous else await work
         if self.controls and con.is_in_transaction():
@@ -111,6 +118,9 @@ class Feed(Run):
 
     async def _run(self, lease: Any, extra: dict[str, Any]) -> Any:
         con = lease.con
+        if self.recalls:
+            await forget_sequences(lease)
+        lease.drew = self.writes
         work = interruptible(con, getattr(con, self.method)(*self.args, **extra))
         if self.writes and lease.synchronous:
             return await heard(con, lease, work)
@@ -147,6 +157,9 @@ class Written:
 
     async def run(self, lease: Any) -> Any:
         """Run it."""
+        if self.job.recalls:
+            await forget_sequences(lease)
+        lease.drew = True
         return await self.sender.send(lease, lambda: self.job.run(lease))
 
 

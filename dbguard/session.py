@@ -21,6 +21,7 @@ from dbguard.deadlines import ambient, check_seconds
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
+from dbguard.drivers.asyncpg.identity import forget_sequences
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.outcome import ending_of, refused_ending
 from dbguard.drivers.asyncpg.sending import Sender
@@ -61,6 +62,7 @@ class Session:
     plain: nothing but reads, and writes in which no function of the user's can run, was noted in the open transaction.
     failed: the server has refused a statement of the open transaction, so that it can only be rolled back.
     writes: something in the open transaction may have written. whole: nothing in it has ended the transaction.
+    recalls: what is done next may ask what was last drawn from sequences.
     """
 
     _loop: asyncio.AbstractEventLoop | None = None
@@ -92,6 +94,7 @@ class Session:
         self.failed = False
         self.writes = False
         self.whole = True
+        self.recalls = False
         self.over = False
         self.running = 0
         self._ddl = False
@@ -145,6 +148,7 @@ class Session:
         """
         text = self.texts.learn(query)
         self._ddl = self._ddl or text.ddl
+        self.recalls = text.recalls
         self.touch(text.touched)
         if self.tokens is not None and text.work.stake is not Stake.READ:
             self.plain = self.plain and is_plain(text.statement, query, text.touched)
@@ -271,6 +275,10 @@ class Session:
         engine.flights.add(flight)
         self.running += 1
         try:
+            if self.recalls and not self.failed:
+                await forget_sequences(lease)
+            self.recalls = False
+            lease.drew = lease.drew or stake is not Stake.READ
             commits = stake is Stake.WRITE or stake is Stake.COMMIT
             work: Any = interruptible(con, act()) if cancels else act()
             value = await (heard(con, lease, work) if commits and lease.synchronous else work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Kind, Touch
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Sequence
 
     from dbguard.core.catalogue import Catalogue, Knowledge
@@ -25,6 +25,8 @@ MOST_TEXTS = 4_096
 
 LONGEST_TEXT = 4_096
 """Characters; longer texts are rarely seen twice and would fill the memory."""
+
+_RECALLS = re.compile("lastval|currval", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Text:
     the weakest; group: to which nodes. why: one short phrase. refused: a replica has refused it as a write.
     work: what is at stake when it runs in autocommit.
     controls: it may begin or end a transaction. touched: what it may leave on the session, as far as proven. ddl: it may change the catalogue.
+    recalls: it may ask what was last drawn from sequences on its session.
     """
 
     __slots__ = (
@@ -55,6 +58,7 @@ class Text:
         "hint",
         "liftable",
         "reads",
+        "recalls",
         "refused",
         "rule",
         "statement",
@@ -78,6 +82,9 @@ class Text:
         self.refused = False
         self.ddl = statement.ddl
         self.touched = statement.touch if clean or statement.touch is not Touch.NOTHING else Touch.SETTINGS
+        self.recalls = statement.kind is not Kind.TRANSACTION and (
+            self.touched is not Touch.NOTHING or _RECALLS.search(query) is not None
+        )
         self.work = Work(
             stake=Stake.READ if statement.kind is Kind.READ and taint is None else Stake.WRITE,
             one_transaction=statement.one_transaction,

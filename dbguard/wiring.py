@@ -119,7 +119,9 @@ def wire(
             dial=dialer.dial,
             check=check,
             ask_within=settings.connection.connect_timeout,
-            deep_reset=arguments.get("init") is None,
+            init=arguments.get("init"),
+            setup=arguments.get("setup"),
+            foreign=arguments.get("connect") is not None,
         )
         own.append(opened)
         if settings.outcome.resolve == "token-table":

@@ -65,7 +65,8 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
             dial=dialer.dial,
             check=check,
             ask_within=5.0,
-            deep_reset=given.get("init") is None,
+            init=given.get("init"),
+            setup=given.get("setup"),
             **limits,
         )
         await pool.open()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 
 import asyncpg
 import pytest
+
+import dbguard
 
 PID = "SELECT pg_backend_pid()"
 
@@ -296,3 +299,134 @@ async def test_what_one_caller_logs_hears_nothing_of_the_next(guard, how):
 
     assert [record.query for record in heard if "secret" in record.args] == []
     assert [record.query for record in heard] == ["SELECT 1"]
+
+
+# ---------------------------------------------------------------------- hooks of the application's
+
+
+@pytest.fixture
+def leaving(calm_cluster, table):
+    """Let each INSERT into the table leave a role, a temporary table and a setting on its session."""
+    for statement in (
+        f"""CREATE FUNCTION {table}_leaves() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+        PERFORM set_config('role', 'pg_monitor', false), set_config('my.tenant', '7', false);
+        CREATE TEMP TABLE IF NOT EXISTS left_behind (id int); RETURN NEW; END$$""",
+        f"CREATE TRIGGER leaves BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_leaves()",
+        f"GRANT ALL ON {table} TO pg_monitor, pg_read_all_data",
+    ):
+        calm_cluster.sql("a", statement)
+    return f"INSERT INTO {table} VALUES ($1, 1)"
+
+
+async def codec(con):
+    await con.set_type_codec("json", encoder=str, decoder=str, schema="pg_catalog")
+
+
+async def become_reader(con):
+    await con.execute("SET ROLE pg_read_all_data")
+
+
+async def make_scratch(con):
+    await con.execute("CREATE TEMP TABLE IF NOT EXISTS scratch (id int)")
+
+
+async def do_nothing(con):
+    """As many a hook, leave the session alone."""
+
+
+async def reset_settings(con):
+    await con.execute(con.get_reset_query())
+
+
+WHO = """SELECT current_user::text, to_regclass('pg_temp.left_behind')::text, to_regclass('pg_temp.scratch')::text,
+    coalesce(current_setting('my.tenant', true), '')"""
+HOOKS = {
+    "codec": ({"init": codec}, "postgres", None, True),
+    "role-at-birth": ({"init": become_reader}, "pg_read_all_data", None, False),
+    "table-at-birth": ({"init": make_scratch}, "postgres", "scratch", False),
+    "setup": ({"setup": do_nothing}, "postgres", None, True),
+    "role-at-setup": ({"setup": become_reader}, "pg_read_all_data", None, True),
+    "reset": ({"reset": reset_settings, "init": codec}, "postgres", None, True),
+    "all": (
+        {"init": make_scratch, "setup": become_reader, "reset": reset_settings}, "pg_read_all_data", "scratch", False
+    ),
+}  # fmt: skip
+"""Hooks; who the session is after them, its temporary table, and whether that can be had back by a reset."""
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+@pytest.mark.parametrize("whose", ["own", "wrapped"])
+async def test_what_a_trigger_leaves_is_not_seen_whatever_hooks_a_pool_has(
+    calm_cluster, open_guard, settled, leaving, hooks, whose
+):
+    given, role, scratch, reset = HOOKS[hooks]
+    async with contextlib.AsyncExitStack() as stack:
+        if whose == "own":
+            guard = await open_guard(calm_cluster, "a", min_size=1, max_size=1, **given)
+        else:
+            dsn = calm_cluster.dsn("a")
+            pool = await stack.enter_async_context(asyncpg.create_pool(dsn, min_size=1, max_size=1, **given))
+            guard = await stack.enter_async_context(dbguard.Guard.wrap(pool))
+            await settled(guard)
+        pid = await guard.fetchval(PID)
+        clean = (role, None, scratch, "")
+
+        for n in range(3):
+            await guard.execute(leaving, n)
+            assert tuple(await guard.fetchrow(WHO)) == clean
+
+        if whose == "own" or "setup" not in given:
+            assert (await guard.fetchval(PID) == pid) is reset
+
+
+async def test_a_role_that_a_wrapped_pools_setup_changes_at_each_checkout_costs_no_connections(
+    calm_cluster, settled, table
+):
+    roles = itertools.cycle(["pg_monitor", "pg_read_all_data"])
+    calm_cluster.sql("a", f"CREATE FUNCTION {table}_says() RETURNS text LANGUAGE sql RETURN current_user")
+
+    async def setup(con):
+        await con.execute(f"SET ROLE {next(roles)}")
+
+    async with (
+        asyncpg.create_pool(calm_cluster.dsn("a"), min_size=1, max_size=1, setup=setup) as pool,
+        dbguard.Guard.wrap(pool) as guard,
+    ):
+        await settled(guard)
+        seen = [await guard.fetchrow(f"SELECT pg_backend_pid(), {table}_says()") for _ in range(8)]
+
+    calm_cluster.sql("a", f"DROP FUNCTION {table}_says()")
+    assert {role for _, role in seen} == {"pg_monitor", "pg_read_all_data"}
+    assert len({pid for pid, _ in seen}) <= 2
+
+
+@pytest.mark.parametrize("kind", ["call", "acquire", "transaction"])
+async def test_a_number_drawn_by_a_default_is_not_seen_by_the_next_caller(calm_cluster, guard, table, until, kind):
+    serial = f"{table}_serial"
+    await guard.execute(f"CREATE TABLE {serial} (id serial, n int)")
+    insert = f"INSERT INTO {serial} (n) VALUES (1)"
+
+    async def handed_on():
+        """Whether the catalogue was read, so that nothing is reset after the INSERT."""
+        await guard.execute(insert)
+        async with guard.acquire() as con:
+            with contextlib.suppress(asyncpg.ObjectNotInPrerequisiteStateError):
+                return await con.raw.fetchval("SELECT lastval()")
+
+    await until(handed_on)
+    await guard.execute(insert)
+    pid = await guard.fetchval(PID)
+    if kind == "call":
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+            await guard.fetchval("SELECT lastval()")
+    async with guard.transaction() if kind == "transaction" else guard.acquire() as con:
+        if kind != "call":
+            with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+                await con.fetchval(f"SELECT currval('{serial}_id_seq')")
+        if kind == "transaction":
+            await con.execute("ROLLBACK")
+        drawn = await con.fetchval(f"{insert} RETURNING id")
+        assert await con.fetchval("SELECT lastval()") == drawn  # its own it may see
+
+    assert await guard.fetchval(PID) == pid
+    calm_cluster.sql("a", f"DROP TABLE {serial}")

@@ -51,6 +51,12 @@ class GuardedConnection:
             tag.last_status = status
         return status
 
+    def get_reset_query(self) -> str:
+        """As asyncpg's; what the pool wants to be reset besides goes before it, in one round trip."""
+        query: str = super().get_reset_query()  # type: ignore[misc]
+        tag = getattr(self, "guard_tag", None)
+        return f"{tag.before_reset};\n{query}" if tag is not None and tag.before_reset else query
+
 
 _classes: dict[type, type] = {}
 

@@ -61,8 +61,11 @@ class Dialer:
         self._own_settings: dict[str, str] = dict(self._connect.pop("server_settings", None) or {})
         self._plain = False
 
-    def pool(self, size: int, connect: Callable[..., Awaitable[Any]]) -> asyncpg.Pool[Any]:
-        """Make the node's pool; it dials by *connect*, and nothing before it is asked to."""
+    def pool(self, size: int, connect: Callable[..., Awaitable[Any]], **hooks: Any) -> asyncpg.Pool[Any]:
+        """Make the node's pool; it dials by *connect*, and nothing before it is asked to.
+
+        hooks: `init` and `setup`, in the place of the application's own.
+        """
         make: Any = asyncpg.create_pool  # its overloads do not know arguments that are passed through
         opened: asyncpg.Pool[Any] = make(
             min_size=0,
@@ -70,7 +73,7 @@ class Dialer:
             connect=connect,
             connection_class=self._class,
             record_class=self._record,
-            **self._pool,
+            **{**self._pool, **hooks},
             **self._connect,
         )
         return opened

@@ -14,6 +14,7 @@ import asyncpg
 
 from dbguard.core.statement import Touch
 from dbguard.core.topology import Instance
+from dbguard.drivers.asyncpg.identity import Identity
 from dbguard.drivers.asyncpg.probe import Backend
 
 if TYPE_CHECKING:
@@ -30,21 +31,30 @@ SETTLE_WITHIN = 0.1
 """Seconds for what needs no answer from the server any more: for who was woken or cancelled to end."""
 
 
+NOBODY = Identity(None, None, None, None)
+"""Who a session is that was not asked."""
+
+
 class Tag:
     """What is known about one connection from its birth on.
 
     epoch: its node's when the dial began. instance: the running server behind it. backend: its process there.
     born: on the monotonic clock. synchronous: whether commits there waited for a standby then.
     quiet: the session's own setting keeps warnings back, and with them the notice that such a wait was cut short.
-    plain_role: the role at birth was the login's, so the role can be reset. uses: calls so far.
+    plain_role: at birth, `init` included, the role was the login's and nothing temporary was there: all of that can be
+        reset. identity: who it was then, where that is not so. uses: calls so far.
     ending: what is sent in the place of the next COMMIT of asyncpg's `Transaction`; empty: that itself.
+    before_reset: what is sent before asyncpg's own reset, and with it. drew: an earlier use may have drawn from sequences.
     """
 
     __slots__ = (
         "backend",
+        "before_reset",
         "born",
+        "drew",
         "ending",
         "epoch",
+        "identity",
         "instance",
         "last_status",
         "plain_role",
@@ -61,6 +71,9 @@ class Tag:
         self.synchronous = False
         self.quiet = False
         self.plain_role = True
+        self.identity = NOBODY
+        self.before_reset = ""
+        self.drew = False
         self.last_status = ""
         self.ending = ""
         self.uses = 0
@@ -74,9 +87,10 @@ class Lease:
     raw_touched: the application was handed the driver's own connection.
     doubtful: an open transaction on it may have failed without the server's refusal having been seen: in the
         application's own use of the connection, or under an exception of its own, as when a COPY's source raises.
+    drew: it may have drawn from sequences in this use, as any write may.
     """
 
-    __slots__ = ("con", "doubtful", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
+    __slots__ = ("con", "doubtful", "drew", "loan", "ours", "pool", "raw_touched", "tag", "touched", "used_at")
 
     def __init__(self, pool: Books, con: Any, loan: Any, tag: Tag) -> None:
         self.pool = pool
@@ -87,6 +101,7 @@ class Lease:
         self.ours = False
         self.raw_touched = False
         self.doubtful = False
+        self.drew = False
         self.used_at = 0.0
 
     @property

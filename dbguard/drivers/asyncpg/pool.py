@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import dress
+from dbguard.drivers.asyncpg.identity import DEEP_RESET, FORGET_SEQUENCES, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 from dbguard.errors import GuardClosed
@@ -29,23 +30,21 @@ if TYPE_CHECKING:
 
 __all__ = ["OwnPool"]
 
-DEEP_RESET = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; DISCARD SEQUENCES"
-"""What asyncpg's own reset leaves behind: role, session authorization, temporary objects, lastval()."""
-
 
 class OwnPool(Books):
     """A pool that the guard opened itself, for one node.
 
-    make: makes the `asyncpg.Pool`, given the connect hook. hold: how many leases stay out between calls at most. keep: how many at least.
+    make: makes the `asyncpg.Pool`, given the hooks that it shall call. hold: how many leases stay out between calls at most. keep: how many at least.
     max_lifetime, max_uses: seconds and calls after which a connection is not handed on any more.
     max_idle: seconds after which an unused connection is closed.
     check: what a new connection must pass; raises `WrongNode`.
+    init, setup: the application's hooks. foreign: it makes the connections, too.
     """
 
     def __init__(
         self,
         node: Node,
-        make: Callable[[Callable[..., Awaitable[Any]]], asyncpg.Pool[Any]],
+        make: Callable[..., asyncpg.Pool[Any]],
         *,
         clock: Callable[[], float],
         size: int,
@@ -57,7 +56,9 @@ class OwnPool(Books):
         dial: Callable[..., Awaitable[Any]],
         check: Callable[[Sighting], None],
         ask_within: float,
-        deep_reset: bool,
+        init: Callable[[Any], Awaitable[Any]] | None = None,
+        setup: Callable[[Any], Awaitable[Any]] | None = None,
+        foreign: bool = False,
     ) -> None:
         super().__init__(node, clock=clock, size=size)
         self._size = size
@@ -69,14 +70,21 @@ class OwnPool(Books):
         self._dial = dial
         self._check = check
         self._ask_within = ask_within
-        self._deep_reset = deep_reset
+        self._init = init
+        self._setup = setup
         self._free: deque[Lease] = deque()
         self._waiters: deque[asyncio.Future[Lease | None]] = deque()
         self._taken = 0
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         self._ready = False
         self._closing = False
-        self.pool = make(self._connect)
+        hooks: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        if init is not None or foreign:
+            hooks["init"] = self._begin
+        if setup is not None:
+            hooks["setup"] = self._set_up
+        self._begins = "init" in hooks
+        self.pool = make(self._connect, **hooks)
 
     @property
     def holds(self) -> bool:
@@ -108,6 +116,8 @@ class OwnPool(Books):
             tag.quiet = bool(row["quiet"])
             tag.plain_role = bool(row["plain_role"])
             self._check(seen)
+            if not (tag.plain_role or self._begins):
+                tag.identity = await identify(con)
             if self._closing:
                 raise _closed("it was being dialled")  # noqa: TRY301  not to be held by anybody any more
         except BaseException:
@@ -115,6 +125,22 @@ class OwnPool(Books):
             raise
         self._known[con] = None
         return con
+
+    async def _begin(self, con: Any) -> None:
+        """Let the application's `init` run, and see who the session is from then on."""
+        if self._init is not None:
+            await self._init(con)
+        tag = con.guard_tag
+        tag.identity = await identify(con)
+        tag.plain_role = bool(tag.identity.plain)
+
+    async def _set_up(self, proxy: Any) -> None:
+        """Let the application's `setup` run; where it may build upon what `init` made of the session, see who that is."""
+        assert self._setup is not None  # noqa: S101  else this is no hook of the pool's
+        await self._setup(proxy)
+        tag = proxy.guarded.guard_tag
+        if not tag.plain_role:
+            tag.identity = await identify(proxy)
 
     def take_now(self) -> Lease | None:
         """Return a held lease, the one used last first."""
@@ -211,6 +237,8 @@ class OwnPool(Books):
         lease.touched, lease.raw_touched, lease.doubtful = Touch.NOTHING, False, False
         now = lease.used_at = self.clock()
         lease.tag.uses += 1
+        if lease.drew:
+            lease.tag.drew, lease.drew = True, False
         if (
             worst >= Touch.LOST
             or lease.tag.epoch != self.node.epoch
@@ -223,30 +251,38 @@ class OwnPool(Books):
             self._close(lease)
         elif worst is Touch.NOTHING:
             self._pass(lease)
-        elif worst is Touch.IDENTITY and not (self._deep_reset and lease.tag.plain_role):
+        elif worst is Touch.IDENTITY and not lease.tag.plain_role:
             self._close(lease)
         else:
             # Deep for settings too: what only may have been touched was touched by functions of the application's, in
             # triggers and policies, and they can set a role or make a temporary table as well.
-            self._later(self._reset(lease, deep=self._deep_reset and lease.tag.plain_role))
+            self._later(self._reset(lease))
 
     settle = give
 
-    async def _reset(self, lease: Lease, *, deep: bool) -> None:
-        """Reset the session as asyncpg does between two uses, and hand the connection on."""
-        con = lease.con
+    async def _reset(self, lease: Lease) -> None:
+        """Reset the session, more deeply than asyncpg does between two uses, and hand the connection on.
+
+        Where that could undo the application's `init`, a session that is not who it was is closed instead.
+        """
+        con, tag = lease.con, lease.tag
         timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, con.terminate)
+        first = DEEP_RESET if tag.plain_role else FORGET_SEQUENCES
         try:
-            if deep:
-                await con.execute(DEEP_RESET)
             if self._hold:
+                tag.before_reset = first
                 await con.reset()
+            else:
+                await con.execute(first)
+            changed = not tag.plain_role and (await identify(con)).differs(tag.identity)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, it is not used again
             con.terminate()  # no new task to hang up with: cancelled is this one where the loop comes to its end
             self._close(lease)
         else:
-            self._pass(lease)
+            tag.drew = False
+            (self._close if changed else self._pass)(lease)
         finally:
+            tag.before_reset = ""
             timer.cancel()
 
     async def _return(self, lease: Lease) -> None:

@@ -1,4 +1,8 @@
-"""Pools that the application has already: one checkout and one return per call, by asyncpg's public API."""
+"""Pools that the application has already: one checkout and one return per call, by asyncpg's public API.
+
+What a use through the guard may have left on a session is taken back, or the connection is ended, before its pool has it
+again. What cannot be done from outside: hear of what the application leaves there in uses of its own, and see its hooks.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import asyncpg
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.borrow import borrow
+from dbguard.drivers.asyncpg.identity import DEEP_RESET, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
 
@@ -70,6 +75,7 @@ class WrappedPool(Books):
         # proxy at each checkout, and two servers can give the same process number.
         self._tags: dict[int, tuple[Any, Tag]] = {}
         self._expiry: asyncio.Task[None] | None = None
+        self._varies = False
 
     def take_now(self) -> Lease | None:
         """A wrapped pool has nothing at hand."""
@@ -85,6 +91,8 @@ class WrappedPool(Books):
             known = self._tags.get(id(con.get_settings()))
             try:
                 tag = await self._meet(con) if known is None else known[1]
+                if self._varies and not tag.plain_role:
+                    tag.identity = await identify(con)
             except BaseException:
                 con.terminate()
                 self._later(self._return(con))
@@ -120,6 +128,8 @@ class WrappedPool(Books):
         tag.synchronous = bool(row["synchronous"])
         tag.quiet = bool(row["quiet"])
         self._check(seen)
+        tag.identity = await identify(con)
+        tag.plain_role = bool(tag.identity.plain)
         self._tags[id(settings)] = (settings, tag)
         if len(self._tags) > 2 * self.pool.get_max_size() + 16:
             self._tags = dict(list(self._tags.items())[-self.pool.get_max_size() - 8 :])
@@ -131,12 +141,40 @@ class WrappedPool(Books):
         self._later(self.settle(lease, touched), timer.cancel)
 
     def settle(self, lease: Lease, touched: Touch) -> Awaitable[None]:
-        """Give it back to the pool, which resets it in its own way."""
+        """Give it back to the pool, which resets it in its own way: role and temporary objects stay. So they go before."""
         self._returned(lease)
-        if max(touched, lease.touched) >= Touch.IDENTITY or lease.stale:
-            # The application's pool resets in its own way, which leaves role and temporary objects behind.
+        tag = lease.tag
+        tag.drew = tag.drew or lease.drew
+        worst = max(touched, lease.touched)
+        if worst >= Touch.LOST or lease.stale or (worst is Touch.IDENTITY and not tag.plain_role):
             lease.terminate()
+        elif worst is not Touch.NOTHING:
+            return self._cleaned(lease)
         return self._return(lease.con)
+
+    async def _cleaned(self, lease: Lease) -> None:
+        """Take back what a function of users' may have made of the session, or end it; then give it back.
+
+        Where a `setup` names a role at each checkout, that is found out at the first connection that looks changed; from
+        then on each is asked who it is when it is taken.
+        """
+        con, tag = lease.con, lease.tag
+        try:
+            if con.is_closed() or con.is_in_transaction():
+                con.terminate()
+            elif tag.plain_role:
+                await con.execute(DEEP_RESET)
+                tag.drew = False
+            elif (await identify(con)).differs(tag.identity):
+                self._varies = True
+                con.terminate()
+        except asyncio.CancelledError:
+            con.terminate()
+            raise
+        except Exception:  # noqa: BLE001  whatever it was, it is not used again
+            con.terminate()
+        finally:
+            await self._return(con)
 
     async def _return(self, con: Borrowed) -> None:
         """Release *con*. Cancelled meanwhile, it is terminated: asyncpg would go on with its reset, without a limit."""

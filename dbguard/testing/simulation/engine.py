@@ -102,7 +102,6 @@ class EngineGuard:
                 dial=dial,
                 check=self._check,
                 ask_within=1.0,
-                deep_reset=True,
             )
             for name, dial in dials.items()
         }
