@@ -305,7 +305,7 @@ class Topology:
                 deposed = (
                     other.role is Role.PRIMARY and other is not node and not other.instance.is_surely(node.instance)
                 )
-                other.raise_epoch("now" if deposed else "drain")
+                other.raise_epoch("now" if deposed else "keep")
             other.forget_proof()
         return claim.node
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dbguard.core.topology import Drain, Instance, Missed, NodeView, Reign, Role, Sighting
+from dbguard.core.topology import Drain, Instance, Missed, NodeView, Reign, Role, Sighting, sterner
 from dbguard.events import Event, NodeDown, NodeMisconfigured, NodeUp, RoleChanged
 
 __all__ = ["Node"]
@@ -82,8 +82,7 @@ class Node:
         """Make all connections dialled before stale: once per merge, the sterner way wins. No proof outlives it."""
         if self.raised is None:
             self.epoch += 1
-        if self.raised != "now":
-            self.raised = how
+        self.raised = how if self.raised is None else sterner(self.raised, how)
         self.forget_proof()
 
     def forget_proof(self) -> None:
@@ -131,7 +130,8 @@ class Node:
             return
         if self.role is not Role.UNKNOWN:
             self.told.append(RoleChanged(at=now, node=self.name, was=self.role.value, now=role.value))
-            self.raise_epoch("drain")
+            # A promotion leaves the server running; whatever else changes a role, another one may stand there now.
+            self.raise_epoch("keep" if role is Role.PRIMARY else "drain")
         self.risen = self.role is Role.REPLICA
         self.role = role
 

@@ -78,6 +78,11 @@ class Node:
             return True
         return not view.instance.differs(instance)
 
+    def is_surely_here(self, instance: Instance | None) -> bool:
+        """Whether a connection to *instance* is known to be one to the only server behind this node."""
+        view = self.view
+        return instance is not None and not view.group and instance.is_surely(view.instance)
+
     def cost(self, now: float) -> float:
         """Return leases out per pool slot, per weight; doubled while the node is overloaded."""
         busy = (self.load.in_use + 1) / (self.load.size * self.weight)

@@ -19,7 +19,7 @@ from dbguard.core.outcome import Applied, NotApplied, left_open, result_lost
 from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.route import Node
 from dbguard.core.router import Router
-from dbguard.core.topology import Changes, Instance, Missed, Role, Sighting
+from dbguard.core.topology import Changes, Instance, Missed, Role, Sighting, sterner
 from dbguard.errors import Overloaded
 from dbguard.events import (
     BreakerChanged,
@@ -188,7 +188,8 @@ class GuardState(Router):
         self.effects.events.extend(changes.events)
         for name, (epoch, how) in changes.epochs.items():
             self.nodes[name].epoch = epoch
-            self.effects.epochs[name] = (epoch, how)
+            waiting = self.effects.epochs.get(name)
+            self.effects.epochs[name] = (epoch, how if waiting is None else sterner(waiting[1], how))
         if changes.epochs or changes.events:
             self.effects.changed = True
         if changes.look_again:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,14 +28,24 @@ __all__ = [
     "Role",
     "Sighting",
     "View",
+    "sterner",
 ]
 
-Drain = Literal["now", "drain"]
-"""What becomes of leases of an old epoch.
+Drain = Literal["keep", "drain", "now"]
+"""What becomes of leases of an old epoch, from the mildest to the sternest.
 
 ``now``: all are terminated at once, whatever they are doing. ``drain``: idle ones go now, those in use at their
-return, the stubborn after `drain_timeout`.
+return, the stubborn after `drain_timeout`. ``keep``: as ``drain``, but a connection that is known to lead to the very
+instance seen there now is taken over into the new epoch instead, idle or at its return: another reign began, or the
+replica was promoted, and the server is the same. Were they all to go, everybody would dial the new primary at once.
 """
+
+DRAINS: tuple[Drain, ...] = get_args(Drain)
+
+
+def sterner(one: Drain, other: Drain) -> Drain:
+    """Return the sterner of two."""
+    return max(one, other, key=DRAINS.index)
 
 
 class Role(Enum):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dbguard.core.failure import Failure
     from dbguard.core.route import Node
     from dbguard.core.statement import Touch
-    from dbguard.core.topology import Instance, Sighting
+    from dbguard.core.topology import Drain, Instance, Sighting
     from dbguard.errors import DbGuardError
 
 __all__ = ["Control", "Driver", "Lease", "NodePool", "Registry", "TooOld"]
@@ -75,8 +75,8 @@ class NodePool(Protocol):
     def settle(self, lease: Any, touched: Touch) -> Awaitable[None] | None:
         """Take a lease back as `give` does, but return what must be awaited where a task of its own would cost more."""
 
-    def expire(self, how: str) -> tuple[int, int]:
-        """End what was born under an older epoch; ``"now"``: leases in use too. Returns how many idle, how many in use."""
+    def expire(self, how: Drain) -> tuple[int, int]:
+        """End what was born under an older epoch, as `Drain` says. Returns how many idle, how many in use."""
 
     def end_in_use(self) -> int:
         """Terminate every lease in use; returns how many."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dbguard.core.causal import Orphan
     from dbguard.core.plan import Call
     from dbguard.core.state import GuardState
+    from dbguard.core.topology import Drain
     from dbguard.drivers.base import Driver, NodePool, Registry
     from dbguard.events import Listener
 
@@ -165,7 +166,7 @@ class Engine:
             except Exception:
                 log.exception("a listener for dbguard's events failed")
 
-    def _drain(self, name: str, epoch: int, how: str) -> Drained | None:
+    def _drain(self, name: str, epoch: int, how: Drain) -> Drained | None:
         pool = self.pools[name]
         idle, in_use = pool.expire(how)
         if how == "now":

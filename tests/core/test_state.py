@@ -198,15 +198,28 @@ def test_probe_sent_before_the_demotion_was_seen_brings_nobody_back(state: Guard
 # ---------------------------------------------------------------- a failover
 
 
-def test_promotion_moves_writes_and_makes_old_connections_stale(state: GuardState, clock: ManualClock) -> None:
+def test_promotion_moves_writes_ends_the_old_primarys_connections_and_keeps_the_others(
+    state: GuardState, clock: ManualClock
+) -> None:
     look(state, clock, "a", primary="b", timeline=2)
 
     effects = state.take_effects()
     assert effects is not None
     assert state.primary is state.nodes["b"]
     assert effects.epochs["a"][1] == "now"
-    assert {how for name, (_, how) in effects.epochs.items() if name != "a"} == {"drain"}
+    assert {how for name, (_, how) in effects.epochs.items() if name != "a"} == {"keep"}
     assert effects.changed
+
+
+def test_of_two_drains_that_nobody_has_carried_out_yet_the_sterner_counts(state: GuardState, clock: ManualClock) -> None:
+    state.take_effects()
+    state.renew("b")
+    look(state, clock, "a", primary="b", timeline=2)
+
+    effects = state.take_effects()
+    assert effects is not None
+    assert {name: how for name, (_, how) in effects.epochs.items()} == {"a": "now", "b": "drain", "c": "keep"}
+    assert effects.epochs["b"][0] == state.nodes["b"].epoch
 
 
 def test_replica_is_fit_only_once_it_is_proven_to_follow_the_new_primary(state: GuardState, clock: ManualClock) -> None:

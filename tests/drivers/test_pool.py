@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from dbguard.core.route import Node
 from dbguard.core.statement import Touch
-from dbguard.core.topology import NodeView
+from dbguard.core.topology import Instance, NodeView, Role
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import WrongNode
 from dbguard.drivers.asyncpg.pool import OwnPool
@@ -374,6 +375,61 @@ async def test_a_stale_lease_is_not_handed_out_again(make: Any) -> None:
     await is_whole(pool, 2)
 
 
+def see(pool: OwnPool, instance: Instance | None, role: Role = Role.REPLICA, *, group: bool = False) -> None:
+    """Let the pool's node be seen, under its next epoch."""
+    pool.node.epoch += 1
+    pool.node.view = NodeView(name="a", role=role, instance=instance or Instance(), group=group)
+
+
+async def test_connections_to_a_server_that_was_promoted_are_kept_idle_or_in_use(make: Any) -> None:
+    pool = await make(2)
+    idle, used = await pool.take(), await pool.take()
+    pool.give(idle, Touch.NOTHING)
+
+    see(pool, idle.tag.instance, Role.PRIMARY)
+    assert pool.expire("keep") == (0, 1)
+    pool.give(used, Touch.NOTHING)
+
+    assert {pool.take_now(), pool.take_now()} == {idle, used}
+    assert pool.end_stale() == 0
+    for lease in (idle, used):
+        pool.give(lease, Touch.NOTHING)
+    await is_whole(pool, 2)
+
+
+@pytest.mark.parametrize("other", ["another server", "a server that does not tell", "one of several"])
+async def test_connections_that_may_lead_elsewhere_are_not_kept(other: str, make: Any) -> None:
+    pool = await make(2)
+    idle, used = await pool.take(), await pool.take()
+    pool.give(idle, Touch.NOTHING)
+    own = idle.tag.instance
+    seen = {"another server": replace(own, started="1.5"), "a server that does not tell": replace(own, system_id=None)}
+
+    see(pool, seen.get(other, own), group=other == "one of several")
+    assert pool.expire("keep") == (1, 1)
+    pool.give(used, Touch.NOTHING)
+
+    assert pool.take_now() is None
+    await until(lambda: idle.con.is_closed() and used.con.is_closed())
+    pool.node.view = NodeView(name="a")
+    await is_whole(pool, 2)
+
+
+async def test_a_connection_that_had_to_go_is_not_kept_by_a_milder_drain_after_it(make: Any) -> None:
+    pool = await make(1)
+    used = await pool.take()
+    see(pool, used.tag.instance)
+    pool.expire("drain")
+    see(pool, used.tag.instance)
+    pool.expire("keep")
+
+    pool.give(used, Touch.NOTHING)
+
+    assert pool.take_now() is None
+    await until(used.con.is_closed)
+    await is_whole(pool, 1)
+
+
 async def test_expiring_now_ends_what_is_in_use_and_says_whose_doing_it_was(make: Any) -> None:
     pool = await make(1)
     lease = await pool.take()
@@ -514,7 +570,7 @@ async def test_no_lease_is_lost_whatever_happens(seed: int, hold: int, make: Any
             chance.choice(sorted(clients, key=id)).cancel()
         elif dice < 0.10:
             pool.node.epoch += 1
-            pool.expire(chance.choice(["drain", "now"]))
+            pool.expire(chance.choice(["keep", "drain", "now"]))
         elif dice < 0.12:
             pool.end_stale()
         await asyncio.sleep(0)

@@ -149,6 +149,20 @@ class Books:
         self.out: dict[Lease, None] = {}  # in the order of leaving, so that a run can be replayed
         self._tasks: set[asyncio.Future[Any]] = set()
         self._empty: asyncio.Event | None = None
+        self._kept_from = node.epoch  # the epoch of the last drain that kept none
+
+    def fits(self, tag: Tag) -> bool:
+        """Whether a connection may be handed on under the node's present epoch.
+
+        One of an older epoch is taken over into it, if every drain since its birth keeps connections to an instance that
+        goes on, and it is known to lead to the one that is seen there now.
+        """
+        if tag.epoch == self.node.epoch:
+            return True
+        if tag.epoch < self._kept_from or not self.node.is_surely_here(tag.instance):
+            return False
+        tag.epoch = self.node.epoch
+        return True
 
     def end_in_use(self) -> int:
         """Terminate every lease in use."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from dbguard.core.route import Node
-    from dbguard.core.topology import Sighting
+    from dbguard.core.topology import Drain, Sighting
     from dbguard.errors import DbGuardError
 
 __all__ = ["OwnPool"]
@@ -164,7 +164,7 @@ class OwnPool(Books):
                 return lease
             lease = await self._checkout()
             tag = lease.tag
-            if tag.epoch == self.node.epoch and self.node.is_here(tag.instance) and not lease.con.is_closed():
+            if self.fits(tag) and self.node.is_here(tag.instance) and not lease.con.is_closed():
                 self.node.load.in_use += 1
                 self.out[lease] = None
                 return lease
@@ -241,7 +241,7 @@ class OwnPool(Books):
             lease.tag.drew, lease.drew = True, False
         if (
             worst >= Touch.LOST
-            or lease.tag.epoch != self.node.epoch
+            or not self.fits(lease.tag)
             or self._closing
             or now - lease.tag.born > self._max_lifetime
             or lease.tag.uses > self._max_uses
@@ -310,14 +310,19 @@ class OwnPool(Books):
         finally:
             self._spare()
 
-    def expire(self, how: str) -> tuple[int, int]:
+    def expire(self, how: Drain) -> tuple[int, int]:
         """End what was born under an older epoch."""
-        idle = len(self._free)
+        if how != "keep":
+            self._kept_from = self.node.epoch
+        idle = 0
         skip = {lease.con for lease in (*self.out, *self._free)}
-        while self._free:
-            self._close(self._free.pop())
+        for lease in list(self._free):
+            if not self.fits(lease.tag):
+                self._free.remove(lease)
+                self._close(lease)
+                idle += 1
         for con in list(self._known):
-            if con not in skip and not con.is_closed() and con.guard_tag.epoch != self.node.epoch:
+            if con not in skip and not con.is_closed() and not self.fits(con.guard_tag):
                 con.terminate()
                 idle += 1
         in_use = len(self.out)

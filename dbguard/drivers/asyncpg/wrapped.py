@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.route import Node
-    from dbguard.core.topology import Sighting
+    from dbguard.core.topology import Drain, Sighting
 
 __all__ = ["WrappedPool"]
 
@@ -97,7 +97,7 @@ class WrappedPool(Books):
                 con.terminate()
                 self._later(self._return(con))
                 raise
-            if tag.epoch == self.node.epoch and self.node.is_here(tag.instance):
+            if self.fits(tag) and self.node.is_here(tag.instance):
                 break
             con.terminate()
             self._later(self._return(con))
@@ -146,7 +146,7 @@ class WrappedPool(Books):
         tag = lease.tag
         tag.drew = tag.drew or lease.drew
         worst = max(touched, lease.touched)
-        if worst >= Touch.LOST or lease.stale or (worst is Touch.IDENTITY and not tag.plain_role):
+        if worst >= Touch.LOST or not self.fits(tag) or (worst is Touch.IDENTITY and not tag.plain_role):
             lease.terminate()
         elif worst is not Touch.NOTHING:
             return self._cleaned(lease)
@@ -186,8 +186,11 @@ class WrappedPool(Books):
         except Exception:  # noqa: BLE001  asyncpg has terminated it
             return
 
-    def expire(self, how: str) -> tuple[int, int]:
-        """End what was born under an older epoch."""
+    def expire(self, how: Drain) -> tuple[int, int]:
+        """End what was born under an older epoch; where some may be kept, each is looked at when it is checked out."""
+        if how == "keep":
+            return 0, len(self.out)
+        self._kept_from = self.node.epoch
         idle = self.pool.get_idle_size()
         self._expiry = asyncio.ensure_future(self._expire())
         self._watch(self._expiry)

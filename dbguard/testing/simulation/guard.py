@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.route import Node
     from dbguard.core.state import GuardState
-    from dbguard.core.topology import Reign
+    from dbguard.core.topology import Drain, Reign
     from dbguard.events import Event
     from dbguard.testing.simulation.agenda import Agenda
     from dbguard.testing.simulation.judge import Judge
@@ -288,7 +288,7 @@ class SimulatedGuard:
         for event in effects.events:
             self.listen(event)
 
-    def expire(self, name: str, how: str) -> None:
+    def expire(self, name: str, how: Drain) -> None:
         """End the leases of an older epoch."""
         pool = self.pools[name]
         pool.expire(how)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from dbguard.core.route import Node
-    from dbguard.core.topology import Sighting
+    from dbguard.core.topology import Drain, Sighting
     from dbguard.testing.simulation.agenda import Signal
     from dbguard.testing.simulation.network import Link
 
@@ -81,6 +81,7 @@ class Pool:
         self._numbers = numbers
         self._waiters: deque[Signal] = deque()
         self._awaited: dict[Signal, None] = {}
+        self._kept_from = node.epoch
         node.load.size = size
 
     @property
@@ -113,7 +114,7 @@ class Pool:
                     self._spare()
                     return fresh
                 here = self.node.is_here(fresh.connection.server.instance)
-                if fresh.epoch == self.node.epoch and here and not fresh.connection.closed:
+                if self._fits(fresh) and here and not fresh.connection.closed:
                     return self._lend(fresh)
                 self._close(fresh)
                 continue
@@ -157,18 +158,30 @@ class Pool:
         """Take a lease back."""
         self.out.pop(lease, None)
         self.node.load.in_use = len(self.out)
-        if close or lease.connection.closed or lease.epoch != self.node.epoch:
+        if close or lease.connection.closed or not self._fits(lease):
             self._close(lease)
         else:
             lease.reused = True
             self.free.append(lease)
             self._call_next()
 
-    def expire(self, how: str) -> None:
-        """End what was born under an older epoch; ``"now"``: leases in use too."""
-        idle, self.free = self.free, []
-        for lease in idle:
-            self._close(lease)
+    def _fits(self, lease: Lease) -> bool:
+        """Whether it may be handed on: of this epoch, or taken over into it by a drain that keeps such connections."""
+        if lease.epoch == self.node.epoch:
+            return True
+        if lease.epoch < self._kept_from or not self.node.is_surely_here(lease.connection.server.instance):
+            return False
+        lease.epoch = self.node.epoch
+        return True
+
+    def expire(self, how: Drain) -> None:
+        """End what was born under an older epoch; ``"now"``: leases in use too; ``"keep"``: not what leads to this very server."""
+        if how != "keep":
+            self._kept_from = self.node.epoch
+        for lease in list(self.free):
+            if not self._fits(lease):
+                self.free.remove(lease)
+                self._close(lease)
         if how == "now":
             self.end_in_use()
 

@@ -31,7 +31,7 @@ def test_killed_primary_is_followed_to_the_promoted_replica(cluster):
     assert (cluster.view.reign.timeline, cluster.view.reign.mark != reign.mark) == (2, True)
     assert [(e.node, e.was) for e in cluster.said(PrimaryChanged)] == [("b", "a")]
     assert [e.node for e in cluster.said(NodeDown)] == ["a"]
-    assert cluster.epochs == {"a": "now", "b": "drain", "c": "drain"}
+    assert cluster.epochs == {"a": "now", "b": "keep", "c": "keep"}
 
 
 def test_cleanly_stopped_primary_is_followed_and_comes_back_as_a_replica(cluster):

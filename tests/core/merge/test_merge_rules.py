@@ -295,7 +295,7 @@ class TestAcceptance:
 
         assert cluster.view.writable == "a"
         assert cluster.view.reign != reign
-        assert cluster.epochs == {"a": "now", "b": "drain", "c": "drain"}
+        assert cluster.epochs == {"a": "now", "b": "keep", "c": "keep"}
 
     def test_same_timeline_above_the_flushed_position_continues_the_reign(self, cluster):
         cluster["a"].position, cluster["a"].flushed = 9000, 8000
