@@ -211,7 +211,9 @@ def test_promotion_moves_writes_ends_the_old_primarys_connections_and_keeps_the_
     assert effects.changed
 
 
-def test_of_two_drains_that_nobody_has_carried_out_yet_the_sterner_counts(state: GuardState, clock: ManualClock) -> None:
+def test_of_two_drains_that_nobody_has_carried_out_yet_the_sterner_counts(
+    state: GuardState, clock: ManualClock
+) -> None:
     state.take_effects()
     state.renew("b")
     look(state, clock, "a", primary="b", timeline=2)
