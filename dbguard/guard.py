@@ -91,7 +91,8 @@ class Guard(Calls):
         primary, replicas: open `asyncpg.Pool`s, one per node. Roles are found out, never believed.
         config: sections of the configuration that do not say where nodes are: ``reads``, ``retry``, ``breaker``, ...
 
-        A wrapped pool can be reset and drained, but not moved to an address that it does not know.
+        A wrapped pool can be reset and drained, but not moved to an address that it does not know. Probes, and questions
+        about writes of open fate, borrow their connections from it.
         """
         if not isinstance(config, Mapping | None):
             raise ConfigError("config= of wrapped pools is a mapping of sections, such as {'reads': {'max_lag': 2}}")
@@ -103,11 +104,6 @@ class Guard(Calls):
         # The addresses are never dialled: the pools do that.
         given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
         guard = cls(given, on_event=on_event)
-        if guard._settings.outcome.resolve != "none":
-            raise ConfigError(
-                "tokens need connections of the guard's own, which wrapped pools do not give: open the guard on nodes",
-                path="outcome.resolve",
-            )
         guard._wrapped = pools
         return guard
 

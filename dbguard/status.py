@@ -41,7 +41,8 @@ class Status:
     """A guard at one moment.
 
     writes: ``open``, ``suspect``, ``failover`` or ``down``. waiting: calls that wait for a primary.
-    counts: since the guard was opened: repeats, unknown outcomes, waits, reads refused as writes.
+    counts: since the guard was opened: repeats, unknown outcomes, waits, reads refused as writes. proved_applied and
+    proved_not_applied count what tokens were asked for after an answer was lost, not writes.
     """
 
     primary: str | None

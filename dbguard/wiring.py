@@ -17,6 +17,7 @@ from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
 from dbguard.core.router import ReadPolicy
 from dbguard.core.state import GuardState
+from dbguard.drivers.asyncpg.borrow import Lender
 from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
@@ -91,6 +92,7 @@ def wire(
     controls: dict[str, Any] = {}
     own: list[OwnPool] = []
     registries: dict[str, Any] = {}
+    tokens = settings.outcome.resolve == "token-table"
 
     def check(seen: Sighting) -> None:
         refusal = state.met(seen)
@@ -104,6 +106,9 @@ def wire(
             pool = wrapped[node.name]
             pools[node.name] = WrappedPool(target, pool, clock=clock, check=check, ask_within=probe.timeout * 4)
             controls[node.name] = BorrowedControl(node.name, pool, clock=clock)
+            if tokens:
+                lender = Lender(pool, node.name)
+                registries[node.name] = Registry(node.name, lender.dial, check, clock=clock, give=lender.give)
             continue
         dialer = Dialer(connect_arguments(settings.connection, node), arguments)
         pools[node.name] = opened = OwnPool(
@@ -124,7 +129,7 @@ def wire(
             foreign=arguments.get("connect") is not None,
         )
         own.append(opened)
-        if settings.outcome.resolve == "token-table":
+        if tokens:
             registries[node.name] = Registry(node.name, dialer.registry, check, clock=clock)
         controls[node.name] = OwnControl(node.name, dialer.control, clock=clock)
     engine = Engine(

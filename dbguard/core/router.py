@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadPolicy", "Router"]
 
-COUNTED = ("repeats", "unknown", "applied", "not_applied", "result_lost", "waited", "misread", "would_go_to_replica")
+COUNTED = (
+    "repeats",
+    "unknown",
+    "proved_applied",
+    "proved_not_applied",
+    "result_lost",
+    "waited",
+    "misread",
+    "would_go_to_replica",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,10 +225,10 @@ class GuardState(Router):
         Whatever still runs there cannot be applied, so that its locks may be taken from it.
         """
         if isinstance(answer, Applied):
-            self.counts["applied"] += 1
+            self.counts["proved_applied"] += 1
             call.box.wrote(self.view.reign, self.clock())
         else:
-            self.counts["not_applied"] += 1
+            self.counts["proved_not_applied"] += 1
         if call.orphan is not None:
             call.orphan.resolved = True
             call.orphan.doomed = isinstance(answer, NotApplied)

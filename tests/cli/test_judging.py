@@ -63,7 +63,7 @@ def test_write_whose_rows_were_lost_is_lost_itself_if_the_table_does_not_hold_it
 
 
 def test_proofs_are_those_that_the_guard_counts() -> None:
-    figures = judge(history(), {}, None, Proofs.of({"applied": 2, "not_applied": 3, "unknown": 9}))
+    figures = judge(history(), {}, None, Proofs.of({"proved_applied": 2, "proved_not_applied": 3, "unknown": 9}))
 
     assert (figures.proved_applied, figures.proved_not_applied) == (2, 3)
     assert Proofs.of({}).all == 0

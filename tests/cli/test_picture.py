@@ -46,7 +46,7 @@ STATUS = Status(
     why="a is lost",
     waiting=5,
     nodes=(node("a", "primary", reachable=False), node("b"), node("c")),
-    counts={"applied": 2, "not_applied": 3, "unknown": 0},
+    counts={"proved_applied": 2, "proved_not_applied": 3, "unknown": 0},
 )
 
 

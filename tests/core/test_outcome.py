@@ -286,7 +286,7 @@ def test_a_commit_proved_applied_returns_what_it_would_have_returned(
 
     assert told.asked == ["a", "token 1"]
     assert told.value == "result 1"
-    assert state.counts["applied"] == 1
+    assert state.counts["proved_applied"] == 1
     assert state.counts["unknown"] == 0
 
 
@@ -304,7 +304,7 @@ def test_a_commit_proved_not_applied_is_repeated_under_another_token(state: Guar
 
     assert told.asked == ["a", "token 1", "pause", "a", "token 2"]
     assert told.value == "result 2"
-    assert state.counts["not_applied"] == 1
+    assert state.counts["proved_not_applied"] == 1
 
 
 @pytest.mark.parametrize("kind", ["final", "block"])

@@ -34,7 +34,7 @@ class Proofs:
     @classmethod
     def of(cls, counts: Mapping[str, int]) -> Proofs:
         """Read them from the counts of a guard's status."""
-        return cls(counts.get("applied", 0), counts.get("not_applied", 0))
+        return cls(counts.get("proved_applied", 0), counts.get("proved_not_applied", 0))
 
 
 NOTHING_PROVED = Proofs(0, 0)

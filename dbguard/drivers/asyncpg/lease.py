@@ -138,9 +138,13 @@ class Lease:
 
 
 class Books:
-    """What both kinds of pool keep: leases out, and work in the background."""
+    """What both kinds of pool keep: leases out, and work in the background.
+
+    hooked: code of the application's may run at each checkout, so that nothing is known of the role.
+    """
 
     return_within = RETURN_WITHIN
+    hooked = False
 
     def __init__(self, node: Node, *, clock: Callable[[], float], size: int) -> None:
         self.node = node

@@ -151,7 +151,7 @@ class Tokens:
 
     def may_insert(self, lease: Lease, touched: Touch) -> bool:
         """Whether the role on *lease* may write to the table itself; *touched*: the worst done to its session."""
-        return self._direct and touched is Touch.NOTHING and lease.tag.plain_role
+        return self._direct and touched is Touch.NOTHING and lease.tag.plain_role and not lease.pool.hooked
 
     def judge_ending(self, error: asyncpg.PostgresError) -> Token | None:
         """Take in that the end of a block was refused; return in which form it may pass; None: for another reason."""

@@ -72,6 +72,7 @@ class OwnPool(Books):
         self._ask_within = ask_within
         self._init = init
         self._setup = setup
+        self.hooked = setup is not None
         self._free: deque[Lease] = deque()
         self._waiters: deque[asyncio.Future[Lease | None]] = deque()
         self._taken = 0

@@ -1,7 +1,8 @@
 """Claiming tokens on one node: who comes first, the write or we, decides what became of the write.
 
-A claim is made on a connection of its own, outside the pool. While it is held up, another connection asks by whom: the
-write's own backend is ended, one that waits for a standby is left alone, and anybody else is waited for.
+A claim is made on a connection of its own, outside the pool; where the pool is the application's, on one that is borrowed
+from it. While it is held up, another connection asks by whom: the write's own backend is ended, one that waits for a
+standby is left alone, and anybody else is waited for.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class _Desk:
         self.timer: asyncio.TimerHandle | None = None
         con.add_log_listener(self._hear)
 
+    def leave(self) -> None:
+        """Leave the connection as it was found."""
+        self.con.remove_log_listener(self._hear)
+
     def _hear(self, _: Any, notice: Any) -> None:
         if notice.server_source_function == WAIT_FOR_STANDBY:
             self.unheard = True
@@ -69,6 +74,8 @@ class Registry:
 
     dial: opens a connection, given ``timeout`` (seconds), without a limit on what is run on it.
     check: what a server must pass that is asked; raises `WrongNode`. clock: monotonic.
+    give: takes a connection back after each claim, and after it was terminated; None: they are the registry's own, and
+        wait for the next claim.
     """
 
     def __init__(
@@ -78,9 +85,11 @@ class Registry:
         check: Callable[[Sighting], None],
         *,
         clock: Callable[[], float],
+        give: Callable[[Any], None] | None = None,
     ) -> None:
         self._node = node
         self._dial = dial
+        self._give = give
         self._check = check
         self._clock = clock
         self._room = asyncio.Semaphore(MOST)
@@ -102,7 +111,7 @@ class Registry:
             try:
                 committed = await self._ask(desk, token, own, within)
             except BaseException as error:
-                desk.con.terminate()
+                self._end(desk.con)
                 if isinstance(error, Exception):
                     self._check_open()
                 raise
@@ -139,12 +148,21 @@ class Registry:
         try:
             return _Desk(con, await con.fetchval(DURABLE))
         except BaseException:
-            con.terminate()
+            self._end(con)
             raise
 
+    def _end(self, con: Any) -> None:
+        con.terminate()
+        if self._give is not None:
+            self._give(con)
+
     def _keep(self, desk: _Desk) -> None:
-        if self._closed:
-            desk.con.terminate()
+        if self._give is not None and not desk.con.is_closed():
+            desk.leave()
+            self._give(desk.con)
+            return
+        if self._closed or self._give is not None:
+            self._end(desk.con)
             return
         desk.timer = asyncio.get_running_loop().call_later(KEPT_FOR, self._drop, desk)
         self._free.append(desk)
@@ -163,7 +181,9 @@ class Registry:
         if seen.role is not Role.PRIMARY:
             raise WrongNode(f"{self._node} is in recovery")
         limits = outcome_sql.settings(synchronous_commit=desk.durable, lock_timeout=max(0.001, within))
-        await con.execute(f"{outcome_sql.CLAIM_BEGIN}; {limits}")
+        # A hook of the application's may have taken on another role: rights to claim are the login's.
+        role = "" if self._give is None else "; SET LOCAL ROLE NONE"
+        await con.execute(f"{outcome_sql.CLAIM_BEGIN}{role}; {limits}")
         horizon = await con.fetchval(outcome_sql.CLAIM_HORIZON)
         if horizon is None:
             raise TooOld("the schema of tokens has no horizon: run `dbguard outcome install` again")
@@ -197,4 +217,4 @@ class Registry:
             log.debug("who holds up a claim could not be asked: %s", type(error).__name__)
         finally:
             if con is not None:
-                con.terminate()
+                self._end(con)

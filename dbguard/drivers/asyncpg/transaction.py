@@ -73,18 +73,32 @@ async def commit(con: Any, inner: Any, lease: Lease, ending: str = "") -> None:
 
 async def _end(con: Any, inner: Any, lease: Lease, ending: str) -> None:
     """Store the token and COMMIT: in one, where the connection's class is ours; on a wrapped pool one after the other."""
+    if hasattr(con, "guarded"):
+        lease.tag.ending = ending
+        try:
+            await inner.commit()
+        except asyncpg.PostgresError:
+            await roll_back(con)
+            raise
+        finally:
+            lease.tag.ending = ""
+        return
     try:
-        if hasattr(con, "guarded"):
-            lease.tag.ending = ending
-            await inner.commit()
-        else:
-            await con.execute(ending.removesuffix("; COMMIT"))
-            await inner.commit()
+        await con.execute(ending.removesuffix("; COMMIT"))
     except asyncpg.PostgresError:
-        await roll_back(con)
+        await _undo(con, inner)
         raise
-    finally:
-        lease.tag.ending = ""
+    await inner.commit()
+
+
+async def _undo(con: Any, inner: Any) -> None:
+    """End *inner* after an error, in asyncpg's books, too; a connection that cannot even do that is terminated."""
+    if con.is_closed():
+        return
+    try:
+        await inner.rollback()
+    except Exception:  # noqa: BLE001  as in `roll_back`
+        con.terminate()
 
 
 async def heard(con: Any, lease: Lease, work: Any) -> Any:

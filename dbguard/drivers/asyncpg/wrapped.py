@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from dbguard.core.statement import Touch
-from dbguard.drivers.asyncpg.borrow import borrow
+from dbguard.drivers.asyncpg.borrow import Borrowed, borrow
 from dbguard.drivers.asyncpg.identity import DEEP_RESET, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
@@ -27,36 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["WrappedPool"]
 
 
-class Borrowed:
-    """A connection of the application's pool, which can still be asked whether it is closed when it has left the pool.
-
-    asyncpg takes a connection out of its pool the moment it is lost or terminated; its proxy then raises
-    `InterfaceError` whatever it is asked.
-    """
-
-    __slots__ = ("lent",)
-
-    def __init__(self, lent: Any) -> None:
-        self.lent = lent
-
-    def is_closed(self) -> bool:
-        """Whether it is closed, or has left its pool."""
-        try:
-            return bool(self.lent.is_closed())
-        except asyncpg.InterfaceError:
-            return True
-
-    def terminate(self) -> None:
-        """Terminate it, unless it is gone."""
-        with contextlib.suppress(asyncpg.InterfaceError):
-            self.lent.terminate()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.lent, name)
-
-
 class WrappedPool(Books):
     """A pool of the application's: one checkout and one return per call, by its public API, and never closed by us."""
+
+    hooked = True
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ async def test_a_commit_whose_wait_was_cut_short_is_applied_once_a_standby_has_i
     await asyncio.to_thread(pair.start_node, "b")
 
     await writing
-    assert guard.status().counts["applied"] == 1
+    assert guard.status().counts["proved_applied"] == 1
     assert guard.status().counts["unknown"] == 0
     assert await asyncio.to_thread(pair.sql, "a", "SELECT n FROM item") == [(1,)]
 
@@ -96,4 +96,4 @@ async def test_a_claim_whose_wait_was_cut_short_has_answered_nothing(pair, guard
 
     await asyncio.to_thread(pair.start_node, "b")
     await writing
-    assert guard.status().counts["applied"] == 1
+    assert guard.status().counts["proved_applied"] == 1

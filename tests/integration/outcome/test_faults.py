@@ -168,11 +168,11 @@ async def test_a_broken_commit_is_applied_once(home, guard, wire, item, way, how
         assert times == 1
     assert guard.status().counts["unknown"] == 0
     counts = guard.status().counts
-    assert counts["applied"] + counts["not_applied"] == 1
+    assert counts["proved_applied"] + counts["proved_not_applied"] == 1
     if how in UNSEEN:
-        assert counts["not_applied"] == 1
+        assert counts["proved_not_applied"] == 1
     elif how is not Break.RESET:
-        assert counts["applied"] == 1
+        assert counts["proved_applied"] == 1
 
 
 BODIES = {
@@ -197,7 +197,12 @@ async def test_what_was_lost_before_its_commit_was_sent_is_repeated_without_a_qu
     assert wire.struck == 1
     assert await counted(home, way, number) == 1
     counts = guard.status().counts
-    assert (counts["repeats"], counts["applied"], counts["not_applied"], counts["unknown"]) == (1, 0, 0, 0)
+    assert (counts["repeats"], counts["proved_applied"], counts["proved_not_applied"], counts["unknown"]) == (
+        1,
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("how", [Break.ACK_CUT, Break.REQUEST_CUT], ids=lambda how: how.value)
@@ -213,7 +218,7 @@ async def test_the_commit_of_a_repeat_is_asked_about_as_the_first_is(home, guard
     assert wire.struck == 2
     assert await counted(home, way, number) == 1
     counts = guard.status().counts
-    assert (counts["applied"], counts["not_applied"]) == ((1, 0) if how is Break.ACK_CUT else (0, 1))
+    assert (counts["proved_applied"], counts["proved_not_applied"]) == ((1, 0) if how is Break.ACK_CUT else (0, 1))
 
 
 @pytest.mark.parametrize("how", [Break.ACK_CUT, Break.ACK_HOLE], ids=lambda how: how.value)
@@ -341,7 +346,7 @@ async def test_a_write_that_waits_for_somebody_elses_lock_is_ended_and_repeated(
         wire.arm(b"UPDATE item", Break.ORPHAN)
         writing = asyncio.create_task(guard.execute(f"UPDATE item SET n = n + 1 WHERE id = {number}"))
         await wire.broken.wait()
-        await until(lambda: guard.status().counts["not_applied"])
+        await until(lambda: guard.status().counts["proved_not_applied"])
 
     await writing
     assert await applied(home, number) == 2
@@ -363,7 +368,7 @@ async def test_a_writes_own_backend_that_holds_its_token_is_ended_and_repeated(h
     wire.arm(b"INSERT INTO held", Break.ORPHAN)
 
     writing = asyncio.create_task(guard.execute("INSERT INTO held VALUES (1)"))
-    await until(lambda: guard.status().counts["not_applied"])
+    await until(lambda: guard.status().counts["proved_not_applied"])
     await holder.execute("SELECT pg_advisory_unlock(4711)")
 
     await writing

@@ -13,18 +13,25 @@ from dbguard.events import WriteWithoutToken
 PLAIN, TOKENS = "none", "token-table"
 
 
-@pytest.fixture
-async def opened():
-    guards = []
+@pytest.fixture(params=["own", "wrapped"])
+async def opened(request):
+    """Open a guard on a cluster's primary, with a pool of its own or over one of the application's."""
+    guards, pools = [], []
 
     async def make(cluster, resolve=TOKENS, on_event=None, user="app", **arguments):
         node = cluster.node(cluster.primary)
-        config = {
-            "nodes": [{"host": node.host, "port": node.port, "name": "a"}],
-            "connection": {"user": user, "database": "postgres"},
-            "outcome": {"resolve": resolve},
-        }
-        guard = dbguard.Guard(config, on_event=on_event, **arguments)
+        connection = {"user": user, "database": "postgres"}
+        outcome = {"resolve": resolve}
+        if request.param == "own":
+            nodes = [{"host": node.host, "port": node.port, "name": "a"}]
+            config = {"nodes": nodes, "connection": connection, "outcome": outcome}
+            guard = dbguard.Guard(config, on_event=on_event, **arguments)
+        else:
+            pool = await asyncpg.create_pool(
+                host=node.host, port=node.port, min_size=1, max_size=4, **connection, **arguments
+            )
+            pools.append(pool)
+            guard = dbguard.Guard.wrap(pool, config={"outcome": outcome}, on_event=on_event)
         await guard.open()
         guards.append(guard)
         return guard
@@ -32,6 +39,8 @@ async def opened():
     yield make
     for guard in guards:
         await guard.close(timeout=0.5)
+    for pool in pools:
+        await asyncio.wait_for(pool.close(), 5)
 
 
 @pytest.fixture
@@ -345,9 +354,3 @@ async def test_notices_and_cursors_are_as_without(home, guard):
 
     assert heard == ["here"]
     assert seen == [1, 2, 3]
-
-
-async def test_wrapped_pools_are_told_that_tokens_need_connections_of_the_guards_own(home):
-    async with asyncpg.create_pool(home.dsn("a"), min_size=1, max_size=1) as pool:
-        with pytest.raises(dbguard.ConfigError, match="wrapped pools"):
-            dbguard.Guard.wrap(pool, config={"outcome": {"resolve": "token-table"}})
