@@ -328,6 +328,8 @@ class Session:
             self.whole = self.whole and con.is_in_transaction()
         if not self.within and stake is not Stake.READ:
             self._stamp(reign)
+            if commits:
+                state.commits.note(reign, state.clock())
         return value
 
     async def commit(self, inner: Any) -> None:

@@ -60,6 +60,7 @@ def wire(
             new_mark=lambda: uuid.uuid4().hex,
             split_brain=settings.failover.split_brain,
             system_id=settings.cluster.system_id,
+            max_loss=None if (loss := settings.failover.max_loss) == "none" else loss,
         ),
         clock=clock,
         rng=chance,

@@ -294,6 +294,9 @@ class FailoverSettings(Section):
     split_brain: Annotated[SplitBrainPolicy, Choice(SplitBrainPolicy)] = "refuse"
     """Two primaries on one timeline: refuse writes, or incumbent: go on with the one that never went away.
     Default refuse."""
+    max_loss: Annotated[int | Literal["none"], Whole(0, 2**50, word="none")] = "none"
+    """Bytes that a new primary may begin below what the old one had acknowledged to this process, 0 to 2^50, or none: any
+    number. One that begins further below gets no writes (`NoPrimary`) until ``guard.trust(node)``. Default none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

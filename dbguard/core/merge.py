@@ -10,8 +10,9 @@ Cluster identity. Until a reign is accepted, the system identifier told by most 
 numbers, the one listed first. A node of another cluster is out of rotation, with an event. Under ``pin`` that stays
 until `Topology.trust`; under ``follow`` a primary of another cluster is treated as a stranger on a higher timeline.
 
-Left out, knowingly: a reign's begin is taken from the new primary's first position seen, so a loss that it has
-already written past is not noticed; and no bound on loss refuses the new primary.
+Loss. A reign that begins below what was acknowledged under the one before it says so (`dbguard.core.loss`). One that
+begins further below than `max_loss` gets the office, so that the old primary is fenced, and no writes: until the operator
+trusts a node, or another reign begins that has them. What was acknowledged is kept until then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from dbguard.core.lag import Samples
+from dbguard.core.loss import Ledger
 from dbguard.core.node import NEVER, Node
 from dbguard.core.succession import Accept, Claim, Contest, Holder, Keep, Office, Split, Verdict, judge
 from dbguard.core.topology import Changes, Instance, Missed, NodeView, Reign, Role, Sighting, View
@@ -43,6 +45,7 @@ class Topology:
     split_brain: ``refuse`` writes while two servers claim one timeline, or go on with the ``incumbent`` as long as its
         control connection never broke.
     system_id: ``pin`` the cluster's identity, or ``follow`` the primary's.
+    max_loss: bytes by which a new reign may begin below what was acknowledged, >= 0; None: any number.
     """
 
     _office: Office | None
@@ -55,8 +58,11 @@ class Topology:
     """Numbers that two reigns were seen to bear."""
     _rivalled: bool
     """A probe saw another server claim the accepted timeline; until a full round has judged it, no number proves anything."""
-    _acknowledged: int | None
+    _ledger: Ledger
+    """Where the acknowledged commits of the accepted reign lie; while its loss is refused, those of the one before."""
     _refused: str | None
+    _too_lossy: str | None
+    """Why the accepted reign gets no writes; None: it begins with enough."""
     _split: int
     """Full rounds in a row that found a split brain."""
     _split_said: tuple[str, ...]
@@ -70,11 +76,13 @@ class Topology:
         new_mark: Callable[[], str],
         split_brain: Literal["refuse", "incumbent"] = "refuse",
         system_id: Literal["pin", "follow"] = "pin",
+        max_loss: int | None = None,
     ) -> None:
         self._nodes = {name: Node(name) for name in names}
         self._new_mark = new_mark
         self._incumbent_wins = split_brain == "incumbent"
         self._follows = system_id == "follow"
+        self._max_loss = max_loss
         self._events: list[Event] = []
         self._samples = Samples()
         self._last_word: tuple[str, Reign] | None = None  # who was announced last
@@ -144,17 +152,19 @@ class Topology:
         self._nodes[node].raise_epoch("drain")
         return self._publish(set(), self.view.primary, now, doubt=False)
 
-    def acknowledged(self, position: int, reign: Reign) -> None:
+    def acknowledged(self, position: int, reign: Reign, *, confirmed: bool = False) -> None:
         """Note that a commit acknowledged under *reign* lies at or below *position*.
 
         position: the primary's insert position, asked for after the acknowledgement: insert positions alone say
             nothing, since what was never acknowledged is not lost.
+        confirmed: a standby had the commit before it was acknowledged.
         """
-        if self._office is not None and self._office.reign == reign:
-            self._acknowledged = max(self._acknowledged or 0, position)
+        if self._office is not None and self._office.reign == reign and self._too_lossy is None:
+            self._ledger.note(position, confirmed=confirmed)
 
     def _forget(self) -> None:
-        self._office = self._system_id = self._trusted = self._acknowledged = self._refused = None
+        self._office = self._system_id = self._trusted = self._refused = self._too_lossy = None
+        self._ledger = Ledger()
         self._dismissed, self._bearers, self._doubted = {}, {}, set()
         self._rivalled = False
         self._split, self._split_said, self._unbroken = 0, (), True
@@ -203,6 +213,7 @@ class Topology:
             instance=node.instance,
             timeline=node.seen.timeline if node.seen is not None else None,
             position=node.seen.position if node.seen is not None else None,
+            branched=node.seen.branched if node.seen is not None else None,
             known=node.is_known_replica(node.instance),
             risen=node.risen,
         )
@@ -289,13 +300,10 @@ class Topology:
                 other.judge_system(system_id, now)
         elif old is not None and old.reign.timeline == timeline:
             self._doubted.add(timeline)
-        if old is not None and claim.position is not None and not claim.instance.is_of_another_system(old.instance):
-            loss = (self._acknowledged or 0) - claim.position
-            if loss > 0:
-                self._events.append(WriteMayBeLost(at=now, node=claim.node, lost_bytes=loss))
+        if old is not None:
+            self._judge_loss(claim, old, now)
         self._bearers = {number: bearer for number, bearer in self._bearers.items() if number > timeline}
         self._doubted = {number for number in self._doubted if number >= timeline}
-        self._acknowledged = None
         self._samples.clear()
         self._office = Office(
             reign=Reign(system_id, timeline, self._new_mark()), node=claim.node, instance=claim.instance
@@ -308,6 +316,20 @@ class Topology:
                 other.raise_epoch("now" if deposed else "keep")
             other.forget_proof()
         return claim.node
+
+    def _judge_loss(self, claim: Claim, old: Office, now: float) -> None:
+        """Say what the new reign lacks of what was acknowledged under the *old* one, and refuse it if that is too much."""
+        begin = None if claim.instance.is_of_another_system(old.instance) else claim.begins(old.reign)
+        lost = self._ledger.lost(begin) if begin is not None else 0
+        if lost:
+            self._events.append(WriteMayBeLost(at=now, node=claim.node, lost_bytes=lost))
+        if self._max_loss is not None and lost > self._max_loss:
+            self._too_lossy = (
+                f"{claim.node} begins {lost} bytes below what was acknowledged, which is more than failover.max_loss "
+                f"({self._max_loss}); guard.trust() goes on with it, or with the node that has more"
+            )
+        else:
+            self._too_lossy, self._ledger = None, Ledger()
 
     def _note_bearer(self, timeline: int, instance: Instance) -> None:
         if instance.differs(self._bearers.setdefault(timeline, instance)):
@@ -347,6 +369,8 @@ class Topology:
                 node.compare(claim.at, claim.position)
             if node.name in heard:
                 node.prove(office.reign)
+                if node.proof == office.reign and node.told_position is not None and self._too_lossy is None:
+                    self._ledger.replay(node.told_position[0])
 
     def _publish(self, heard: set[str], primary: str | None, now: float, *, doubt: bool) -> Changes:
         """Make the next view, and hand out what was noted on the way."""
@@ -358,10 +382,10 @@ class Topology:
             was = self._last_word[0] if self._last_word is not None else None
             self._events.append(PrimaryChanged(at=now, node=primary, was=was, reign=str(reign)))
             self._last_word = primary, reign
-        before = self.view
+        before, refused = self.view, self._refused or self._too_lossy
         nodes = {name: self._see(node, before.nodes[name], reign, primary, now) for name, node in self._nodes.items()}
-        if (before.primary, before.reign, before.refused, before.nodes) != (primary, reign, self._refused, nodes):
-            self.view = View(MappingProxyType(nodes), primary, reign, self._refused, before.version + 1)
+        if (before.primary, before.reign, before.refused, before.nodes) != (primary, reign, refused, nodes):
+            self.view = View(MappingProxyType(nodes), primary, reign, refused, before.version + 1)
         events = [event for node in self._nodes.values() for event in node.told] + self._events
         epochs = {node.name: (node.epoch, node.raised) for node in self._nodes.values() if node.raised is not None}
         for node in self._nodes.values():

@@ -15,6 +15,7 @@ from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
 from dbguard.core.budget import Budget
 from dbguard.core.effects import Effects
 from dbguard.core.failure import Failure, Family
+from dbguard.core.loss import Acknowledged
 from dbguard.core.outcome import Applied, NotApplied, left_open, result_lost
 from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.route import Node
@@ -50,6 +51,7 @@ class GuardState(Router):
     """Everything the guard knows, and what follows from it.
 
     clock: seconds, monotonic; handed in. rng: handed in. observe: decide and report, send all to the primary.
+    commits: told of every commit that is acknowledged.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class GuardState(Router):
         self.retry = retry
         self.budget = Budget(ratio=retry.budget, floor=retry.floor)
         self._wall = wall
+        self.commits = Acknowledged()
         self._addresses = dict(addresses or {})
 
     # ------------------------------------------------------------------ recording attempts
@@ -126,6 +129,7 @@ class GuardState(Router):
                     self._note_breaker(node, node.breaker.close_at_once(now, "a probe reached it"))
                 if result.node == view.primary and result.position is not None and result.at > self.learnt_at:
                     self.learnt, self.learnt_at = result.position, result.at
+                    self._bound(result, result.position)
             elif result.shut:
                 node.shut = True
             elif full and not result.alive and not result.config:
@@ -145,6 +149,15 @@ class GuardState(Router):
             self._gate(now, self.gate.primary_found(now))
         if full:
             self.effects.changed = True
+
+    def _bound(self, seen: Sighting, position: int) -> None:
+        """Take a position of the primary as a bound of what was acknowledged before it was asked for."""
+        view = self.view
+        reign = view.reign
+        if reign is None or seen.role is not Role.PRIMARY or seen.instance.differs(view.nodes[seen.node].instance):
+            return
+        if self.commits.lies_before(reign, seen.at):
+            self.topology.acknowledged(position, reign, confirmed=seen.confirmed)
 
     def met(self, seen: Sighting) -> str | None:
         """Take in what a new connection's server said of itself; the reason if the connection must not be used."""
@@ -227,6 +240,7 @@ class GuardState(Router):
         if isinstance(answer, Applied):
             self.counts["proved_applied"] += 1
             call.box.wrote(self.view.reign, self.clock())
+            self.commits.note(self.view.reign, self.clock())
         else:
             self.counts["proved_not_applied"] += 1
         if call.orphan is not None:

@@ -60,7 +60,7 @@ class Office:
 class Claim:
     """A node that answers as primary, and is not the holder of the office.
 
-    node, instance, timeline, position: as its sighting says.
+    node, instance, timeline, position, branched: as its sighting says.
     known: it was known here as a replica of this cluster, across restarts.
     risen: it was a replica when it was last seen before it claimed.
     """
@@ -69,6 +69,7 @@ class Claim:
     instance: Instance
     timeline: int | None
     position: int | None = None
+    branched: int | None = None
     known: bool = False
     risen: bool = False
 
@@ -83,6 +84,15 @@ class Claim:
         if self.timeline is None or self.timeline == reign.timeline:
             return 0
         return 1 if self.timeline > reign.timeline else -1
+
+    def begins(self, after: Reign) -> int | None:
+        """Return where a reign of its own begins that follows *after*, or a position above; None: it does not tell.
+
+        Its timeline began there if a promotion has begun it: else (a restore on the same number) where it stands now.
+        """
+        if self.position is None or self.branched is None or not (self.risen or self.compared_to(after) > 0):
+            return self.position
+        return min(self.position, self.branched)
 
 
 @dataclass(frozen=True, slots=True)

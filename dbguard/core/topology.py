@@ -119,9 +119,12 @@ class Sighting:
     control_timeline: from `pg_control_checkpoint()`: late by minutes, never early.
     position: of a primary the insert position, of a replica the replay position.
     flushed: of a primary, the flush position.
+    branched: of a primary, where its timeline branched off, or a position above; None if it is not known.
     streaming: of a replica, whether its WAL receiver streams.
     read_only: `default_transaction_read_only` is on.
     synchronous: its commits wait for a standby.
+    confirmed: those of the role that asks do, as far as neither a session nor a transaction says otherwise
+        (``synchronous_commit``).
     address: the server's own address.
     fresh: asked over a newly dialled connection, so the name leads to this instance *now*.
     """
@@ -134,9 +137,11 @@ class Sighting:
     control_timeline: int | None = None
     position: int | None = None
     flushed: int | None = None
+    branched: int | None = None
     streaming: bool | None = None
     read_only: bool = False
     synchronous: bool = False
+    confirmed: bool = False
     address: str | None = None
     fresh: bool = False
 

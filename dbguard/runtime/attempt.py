@@ -131,8 +131,12 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
         engine.flights.remove(flight)
         flight.absorb()
     # What was not known to be a read and went to a replica by its caller's word has written nothing there.
-    if call.work.stake is not Stake.READ and not (call.reads and engine.driver.in_standby(lease)):
-        call.box.wrote(reign, clock())
+    stake = call.work.stake
+    if stake is not Stake.READ and not (call.reads and engine.driver.in_standby(lease)):
+        ended = clock()
+        call.box.wrote(reign, ended)
+        if stake is not Stake.TRANSACTION:
+            state.commits.note(reign, ended)
     state.succeeded(node, generation)
     if not job.keeps:
         settling = pool.settle(lease, job.touched)

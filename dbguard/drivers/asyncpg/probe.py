@@ -34,6 +34,7 @@ _COMMON = """
     (SELECT count(*) > 0 FROM pg_stat_wal_receiver WHERE pid IS NOT NULL) AS streaming,
     current_setting('default_transaction_read_only') = 'on' AS read_only,
     current_setting('synchronous_standby_names') <> '' AS synchronous,
+    current_setting('synchronous_commit') NOT IN ('off', 'local') AS waits,
     current_setting('client_min_messages') = 'error' AS quiet,
     host(inet_server_addr()) || ':' || inet_server_port() AS address,
     pg_backend_pid() AS pid,
@@ -41,10 +42,20 @@ _COMMON = """
     current_user = session_user AS plain_role
 """
 _FULL = f"""SELECT {_COMMON},
-    (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
-    (SELECT timeline_id FROM pg_control_checkpoint()) AS control_timeline
+    system_identifier::text AS system_id,
+    timeline_id AS control_timeline,
+    (redo_lsn - '0/0'::pg_lsn)::bigint AS redo,
+    min_recovery_end_timeline AS branch_timeline,
+    (min_recovery_end_lsn - '0/0'::pg_lsn)::bigint AS branch
+FROM pg_control_system(), pg_control_checkpoint(), pg_control_recovery()
 """  # noqa: S608  both parts are constants above
-_SMALL = f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline"
+_SMALL = (
+    f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline, NULL AS redo, NULL AS branch_timeline, NULL AS branch"
+)
+
+END_OF_RECOVERY = 48
+"""Bytes of the record with which a promotion begins its timeline, at least (48 up to PostgreSQL 17, 56 on 18). The control
+file tells where that record ends, until the first checkpoint of the new timeline is done."""
 
 _NOT_TOLD = (
     asyncpg.InsufficientPrivilegeError,
@@ -82,9 +93,21 @@ def sighting(row: Mapping[str, Any], node: str, at: float, *, fresh: bool) -> Si
         control_timeline=row["control_timeline"],
         position=row["position"],
         flushed=row["flushed"],
+        branched=None if recovery else _branched(row),
         streaming=row["streaming"] if recovery else None,
         read_only=bool(row["read_only"]),
         synchronous=bool(row["synchronous"]),
+        confirmed=bool(row["synchronous"] and row["waits"]),
         address=row["address"],
         fresh=fresh,
     )
+
+
+def _branched(row: Mapping[str, Any]) -> int | None:
+    """Return where a primary's timeline branched off, or a position above."""
+    timeline = row["timeline"]
+    if timeline is None:
+        return None
+    if row["branch_timeline"] == timeline:
+        return int(row["branch"]) - END_OF_RECOVERY
+    return int(row["redo"]) if row["control_timeline"] == timeline else None

@@ -162,8 +162,11 @@ class SimulatedGuard:
         else:
             answer = yield from job(lease, call)
             if answer is not LATE and answer.code is None and not answer.dead and not answer.unproven:
-                if call.work.stake is not Stake.READ:
+                stake = call.work.stake
+                if stake is not Stake.READ:
                     call.box.wrote(reign, agenda.now)
+                    if stake is not Stake.TRANSACTION:
+                        state.commits.note(reign, agenda.now)
                 state.succeeded(node, generation)
                 pool.give(lease)
                 return Done(answer.value)
