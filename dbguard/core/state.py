@@ -152,11 +152,8 @@ class GuardState(Router):
 
     def _bound(self, seen: Sighting, position: int) -> None:
         """Take a position of the primary as a bound of what was acknowledged before it was asked for."""
-        view = self.view
-        reign = view.reign
-        if reign is None or seen.role is not Role.PRIMARY or seen.instance.differs(view.nodes[seen.node].instance):
-            return
-        if self.commits.lies_before(reign, seen.at):
+        reign = self.view.reign
+        if reign is not None and seen.role is Role.PRIMARY and self.commits.lies_before(reign, seen.at):
             self.topology.acknowledged(position, reign, confirmed=seen.confirmed)
 
     def met(self, seen: Sighting) -> str | None:

@@ -15,7 +15,7 @@ from dbguard.core.retry import Act, Stake, judge
 from dbguard.core.router import ReadPolicy
 from dbguard.core.topology import Missed, Role, Sighting
 from dbguard.errors import NoPrimary, NoReplica
-from dbguard.events import ClassifierMissed, ContextOutlivedReign
+from dbguard.events import ClassifierMissed, ContextOutlivedReign, WriteMayBeLost
 from dbguard.status import status_of
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import demoted, known_state, lost, new_call, refused, seen, timed_out
@@ -466,3 +466,21 @@ def test_failure_names_code_class_node_and_phase_in_words() -> None:
     assert replace(failure, sqlstate=None, phase=Phase.CONNECT).why == (
         "hard failure (ConnectionResetError) on a, while connecting"
     )
+
+
+# ---------------------------------------------------------------- what a failover has lost
+
+
+def test_loss_is_measured_from_what_the_primary_told_after_the_last_acknowledgement(
+    state: GuardState, clock: ManualClock
+) -> None:
+    look(state, clock, position=5_000)
+    state.commits.note(state.view.reign, clock.advance(0.1))
+    look(state, clock, position=6_000)
+    look(state, clock, position=9_000)  # others go on writing: nothing of ours
+
+    look(state, clock, "a", primary="b", timeline=2, position=5_500)
+
+    effects = state.take_effects()
+    assert effects is not None
+    assert [event.lost_bytes for event in effects.events if isinstance(event, WriteMayBeLost)] == [500]

@@ -49,9 +49,7 @@ _FULL = f"""SELECT {_COMMON},
     (min_recovery_end_lsn - '0/0'::pg_lsn)::bigint AS branch
 FROM pg_control_system(), pg_control_checkpoint(), pg_control_recovery()
 """  # noqa: S608  both parts are constants above
-_SMALL = (
-    f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline, NULL AS redo, NULL AS branch_timeline, NULL AS branch"
-)
+_SMALL = f"SELECT {_COMMON}, NULL AS system_id, NULL AS control_timeline, NULL AS redo, NULL AS branch_timeline, NULL AS branch"
 
 END_OF_RECOVERY = 48
 """Bytes of the record with which a promotion begins its timeline, at least (48 up to PostgreSQL 17, 56 on 18). The control

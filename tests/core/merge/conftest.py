@@ -29,6 +29,7 @@ class Server:
     control_timeline: int | None = 1
     position: int | None = 1000
     flushed: int | None = None
+    branched: int | None = None
     streaming: bool | None = True
     read_only: bool = False
     silent: Missed | None = None
@@ -46,6 +47,7 @@ class Server:
             control_timeline=self.control_timeline,
             position=self.position,
             flushed=(self.position if self.flushed is None else self.flushed) if primary else None,
+            branched=self.branched if primary else None,
             streaming=None if primary else self.streaming,
             read_only=self.read_only,
         )

@@ -329,6 +329,112 @@ def test_insert_positions_alone_are_no_loss(cluster):
     assert not cluster.said(WriteMayBeLost)
 
 
+def test_loss_is_counted_from_where_the_new_timeline_branched_off(cluster):
+    cluster.topology.acknowledged(4200, cluster.view.reign)
+    cluster.silence("a")
+    cluster.promote("b")
+    cluster["b"].position, cluster["b"].branched = 9000, 4000
+
+    cluster.round()
+
+    assert [(e.node, e.lost_bytes) for e in cluster.said(WriteMayBeLost)] == [("b", 200)]
+
+
+def test_confirmed_commits_are_lost_only_up_to_where_a_replica_was_seen(cluster):
+    cluster["a"].position, cluster["b"].position, cluster["c"].position = 5000, 4000, 3000
+    cluster.round()
+    cluster.topology.acknowledged(5000, cluster.view.reign, confirmed=True)
+    cluster.silence("a", "b")
+    cluster.promote("c")
+
+    cluster.round()
+
+    assert [(e.node, e.lost_bytes) for e in cluster.said(WriteMayBeLost)] == [("c", 1000)]
+
+
+def test_promoting_the_replica_that_has_most_loses_nothing_confirmed(cluster):
+    cluster["a"].position, cluster["b"].position, cluster["c"].position = 5000, 4000, 3000
+    cluster.round()
+    cluster.topology.acknowledged(5000, cluster.view.reign, confirmed=True)
+    cluster.silence("a")
+    cluster.promote("b")
+
+    cluster.round()
+
+    assert cluster.said(WriteMayBeLost) == []
+
+
+def behind(build, max_loss):
+    """A cluster whose new primary begins 3,200 bytes below what was acknowledged."""
+    cluster = build("a", "b", "c", max_loss=max_loss)
+    cluster.round()
+    cluster.topology.acknowledged(4200, cluster.view.reign)
+    cluster.silence("a")
+    cluster.promote("b")
+    cluster.round()
+    return cluster
+
+
+def test_reign_that_lost_no_more_than_is_allowed_gets_writes(build):
+    cluster = behind(build, 3200)
+
+    assert (cluster.view.writable, cluster.view.refused) == ("b", None)
+    assert len(cluster.said(WriteMayBeLost)) == 1
+
+
+def test_reign_that_lost_too_much_gets_no_writes_until_it_is_trusted(build):
+    cluster = behind(build, 3199)
+    assert (cluster.view.primary, cluster.view.writable) == ("b", None)
+    assert "failover.max_loss (3199)" in cluster.view.refused
+    assert "trust" in cluster.view.refused
+    cluster.round(3)
+    assert cluster.view.writable is None
+    assert len(cluster.said(WriteMayBeLost)) == 1
+
+    cluster.trust("b")
+
+    cluster.round()
+    assert (cluster.view.writable, cluster.view.refused) == ("b", None)
+
+
+def test_old_primary_is_fenced_while_the_new_one_lacks_too_much_and_can_be_trusted_instead(build):
+    cluster = behind(build, 0)
+    cluster.heal("a")
+    cluster.round()
+    assert cluster.node("a").fenced
+    assert cluster.view.writable is None
+
+    cluster.trust("a")
+
+    cluster.round()
+    assert cluster.view.writable == "a"
+    assert cluster.node("b").fenced
+
+
+def test_another_reign_that_has_what_was_acknowledged_ends_the_refusal(build):
+    cluster = behind(build, 0)
+    cluster.restart("b")
+    cluster.round()
+    assert cluster.view.writable is None, "a restart brings nothing back"
+    cluster.promote("c", timeline=3)
+    cluster["c"].position = 4200
+
+    cluster.round()
+
+    assert (cluster.view.writable, cluster.view.refused) == ("c", None)
+
+
+def test_another_reign_that_lacks_as_much_is_refused_as_well(build):
+    cluster = behind(build, 0)
+    cluster.topology.acknowledged(99_000, cluster.view.reign)
+    cluster.promote("c", timeline=3)
+
+    cluster.round()
+
+    assert cluster.view.writable is None
+    assert [(e.node, e.lost_bytes) for e in cluster.said(WriteMayBeLost)] == [("b", 3200), ("c", 3200)]
+
+
 def test_two_successive_promotions_with_one_number_are_two_reigns(cluster):
     cluster.silence("a")
     cluster.promote("b")
