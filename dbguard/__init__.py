@@ -6,6 +6,7 @@ what became of every write.
 
 from dbguard.connection import Connection, Transaction
 from dbguard.core.classify import classify
+from dbguard.core.episode import Episode
 from dbguard.core.reasons import Route
 from dbguard.core.statement import Kind, Statement
 from dbguard.deadlines import Deadline, deadline
@@ -34,6 +35,7 @@ __all__ = [
     "DbGuardError",
     "Deadline",
     "DeadlineExceeded",
+    "Episode",
     "Guard",
     "GuardClosed",
     "Kind",

@@ -3,14 +3,16 @@
 A record is made when something *changes*, never per call on the way of success. A listener is any callable that takes
 one record; what it raises is logged and never felt by a call. No record holds SQL text, parameters, passwords or DSNs.
 
-Each class has a `level` (of `logging`) and a `text()`: the line that appears in the log ``dbguard``.
+Each class has a `level` (of `logging`) and a `text()`: the line that appears in the log ``dbguard``, with the id of the
+episode that it belongs to at its end. Where one change makes several records, one of them stays at its level and the
+others are `quiet`: they reach listeners as ever, and the log at DEBUG.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Contested",
     "ContextOutlivedReign",
     "Drained",
+    "EpisodeEnded",
     "Event",
     "GateChanged",
     "Listener",
@@ -42,15 +45,28 @@ class Event:
     """One observation.
 
     at: seconds on the guard's monotonic clock.
+    episode: the id of the episode that it belongs to; None if it belongs to none.
+    quiet: another record says the same, so that the log gets this one at DEBUG.
     """
 
     level: ClassVar[int] = logging.INFO
     at: float
+    episode: str | None = None
+    quiet: bool = False
+
+    @property
+    def severity(self) -> int:
+        """The level of this record's line: `level`, unless the record itself says otherwise."""
+        return logging.DEBUG if self.quiet else self.level
 
     def text(self) -> str:
-        """Return the line for the log."""
-        said = " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name != "at")
+        """Return what happened, as one line."""
+        said = " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in _OF_ALL)
         return f"{type(self).__name__} {said}"
+
+    def line(self) -> str:
+        """Return the line for the log: the text, and the id of the episode."""
+        return self.text() if self.episode is None else f"{self.text()} [{self.episode}]"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data, for JSON."""
@@ -59,26 +75,36 @@ class Event:
 
 Listener = Callable[[Event], object]
 
+_OF_ALL = frozenset({"at", "episode", "quiet"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeUp(Event):
-    """A node answers a probe again, or for the first time."""
+    """A node answers a probe again, or for the first time.
+
+    was: the role that it had when it last answered, if that was another one.
+    """
 
     node: str
     role: str
+    was: str | None = None
 
     def text(self) -> str:
         """Return the line for the log."""
-        return f"{self.node} answers as {self.role}"
+        return f"{self.node} answers as {self.role}" + (f" (was {self.was})" if self.was else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDown(Event):
-    """A node does not answer its probes."""
+    """A node does not answer its probes.
+
+    waited: seconds from the unanswered question to this conclusion.
+    """
 
     level: ClassVar[int] = logging.WARNING
     node: str
     why: str
+    waited: float = 0.0
 
     def text(self) -> str:
         """Return the line for the log."""
@@ -120,6 +146,13 @@ class PrimaryChanged(Event):
     node: str
     was: str | None
     reign: str
+
+    @property
+    def severity(self) -> int:
+        """INFO for the first one, at start-up."""
+        if self.quiet:
+            return logging.DEBUG
+        return logging.INFO if self.was is None else self.level
 
     def text(self) -> str:
         """Return the line for the log."""
@@ -195,7 +228,7 @@ class ContextOutlivedReign(Event):
 
     def text(self) -> str:
         """Return the line for the log."""
-        return f"a context reads that wrote before {self.node} became the primary: its writes may be lost"
+        return f"a context that wrote before {self.node} became the primary reads now: whether {self.node} has it all is not known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,9 +241,28 @@ class GateChanged(Event):
     why: str
     waiting: int = 0
 
+    @property
+    def severity(self) -> int:
+        """INFO for a doubt, and for its end: writes do not stop for that."""
+        if self.quiet:
+            return logging.DEBUG
+        return logging.INFO if {self.was, self.now} == {"open", "suspect"} else self.level
+
     def text(self) -> str:
         """Return the line for the log."""
-        return f"writes: {self.was} -> {self.now} ({self.why}); {self.waiting} waiting"
+        match self.now:
+            case "suspect":
+                what, then = "writes are in doubt", "waiting"
+            case "open" if self.was == "suspect":
+                what, then = "writes are not in doubt any more", "waiting"
+            case "open":
+                what, then = "writes flow", "waiting, and may go now"
+            case "down":
+                what, then = "writes fail at once", "waited in vain"
+            case _:
+                what, then = "writes stopped", "waiting"
+        calls = "1 call" if self.waiting == 1 else f"{self.waiting} calls"
+        return f"{what} ({self.was} -> {self.now}): {self.why}" + (f"; {calls} {then}" if self.waiting else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,9 +291,17 @@ class Drained(Event):
     in_use: int
     how: str
 
+    @property
+    def severity(self) -> int:
+        """INFO where nobody was using any of them."""
+        if self.quiet:
+            return logging.DEBUG
+        return self.level if self.in_use else logging.INFO
+
     def text(self) -> str:
         """Return the line for the log."""
-        return f"drained {self.node} (epoch {self.epoch}): {self.idle} idle closed, {self.in_use} in use {self.how}"
+        used = f", {self.in_use} in use {self.how}" if self.in_use else ""
+        return f"drained {self.node} (epoch {self.epoch}): {self.idle} idle connections closed{used}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,15 +320,20 @@ class CallRepeated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeLeftOpen(Event):
-    """`OutcomeUnknown` was raised to a caller."""
+    """`OutcomeUnknown` was raised to a caller.
+
+    token: the write's; None where it carried none.
+    """
 
     level: ClassVar[int] = logging.ERROR
     node: str
     why: str
+    token: str | None = None
 
     def text(self) -> str:
         """Return the line for the log."""
-        return f"outcome of a write on {self.node} is unknown: {self.why}"
+        which = f"of the write {self.token}" if self.token else "of a write"
+        return f"the outcome {which} on {self.node} is unknown: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,3 +377,28 @@ class ConnectionDropped(Event):
         """Return the line for the log."""
         where = self.taken_at or "a place that asyncio's debug mode would tell"
         return f"a connection to {self.node}, taken at {where}, was dropped without release(): it was terminated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeEnded(Event):
+    """Writes were disturbed, or the guard was starting, and that is over: the whole of it as one line.
+
+    kind: ``start-up``, ``failover``, ``interruption``, ``refusal`` or ``suspicion``. summary: the line.
+    details: the fields of `dbguard.Episode`.
+    """
+
+    level: ClassVar[int] = logging.WARNING
+    kind: str
+    summary: str
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def severity(self) -> int:
+        """INFO for a start-up."""
+        if self.quiet:
+            return logging.DEBUG
+        return logging.INFO if self.kind == "start-up" else self.level
+
+    def text(self) -> str:
+        """Return the line for the log."""
+        return self.summary

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dbguard.core.episode import Episode
     from dbguard.core.state import GuardState
 
 __all__ = ["NodeStatus", "Status", "status_of"]
@@ -20,6 +21,8 @@ class NodeStatus:
     role: ``primary``, ``replica``, ``unknown``, or ``fenced``. lag: seconds behind the primary; None: unknown.
     proven: a replica proven to follow the accepted primary. in_use, size: leases out, and how many can be.
     problem: why it cannot be used as it is configured, or why it does not answer; None: neither.
+    role_since, reachable_since, breaker_since: when *role*, *reachable* and *breaker* took their value, in seconds since
+        the epoch.
     """
 
     name: str
@@ -34,13 +37,18 @@ class NodeStatus:
     in_use: int
     size: int
     problem: str | None
+    role_since: float | None = None
+    reachable_since: float | None = None
+    breaker_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """A guard at one moment.
 
-    writes: ``open``, ``suspect``, ``failover`` or ``down``. waiting: calls that wait for a primary.
+    at: when it was taken, in seconds since the epoch.
+    writes: ``open``, ``suspect``, ``failover`` or ``down``, since *writes_since*. waiting: calls that wait for a primary.
+    episodes: the last disturbances of writes, the oldest first; the last one may be under way.
     counts: since the guard was opened: repeats, unknown outcomes, waits, reads refused as writes. proved_applied and
     proved_not_applied count what tokens were asked for after an answer was lost, not writes.
     """
@@ -52,6 +60,9 @@ class Status:
     waiting: int
     nodes: tuple[NodeStatus, ...]
     counts: Mapping[str, int]
+    at: float | None = None
+    writes_since: float | None = None
+    episodes: tuple[Episode, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data, for JSON."""
@@ -61,6 +72,13 @@ class Status:
 def status_of(state: GuardState) -> Status:
     """Take the picture."""
     view = state.view
+    now = state.clock()
+    wall = state.wall() if state.wall is not None else None
+
+    def since(*name: str) -> float | None:
+        at = state.since.get(*name)
+        return None if at is None or wall is None else round(wall - (now - at), 3)
+
     nodes = []
     for name, node in state.nodes.items():
         seen = view.nodes[name]
@@ -79,6 +97,9 @@ def status_of(state: GuardState) -> Status:
                 in_use=node.load.in_use,
                 size=node.load.size,
                 problem=seen.misconfigured or seen.silent,
+                role_since=since(name, "role"),
+                reachable_since=since(name, "reachable"),
+                breaker_since=since(name, "breaker"),
             )
         )
     return Status(
@@ -89,4 +110,7 @@ def status_of(state: GuardState) -> Status:
         waiting=state.waiting,
         nodes=tuple(nodes),
         counts=dict(state.counts),
+        at=None if wall is None else round(wall, 3),
+        writes_since=since("writes"),
+        episodes=state.chronicle.episodes(now),
     )

@@ -119,6 +119,7 @@ class Gate:
     state: where it is. why: the reason.
     refused: writes are refused although a primary answers.
     paced: a release is under way, and whoever comes now should wait behind those that came before.
+    released_at: when the last paced release ended, on the clock that was handed in; None: there was none.
     episode: how often writes have stopped, start-up included.
     """
 
@@ -134,6 +135,7 @@ class Gate:
         "episode",
         "paced",
         "refused",
+        "released_at",
         "state",
         "why",
     )
@@ -151,6 +153,7 @@ class Gate:
         self.why = "no primary has been seen yet"
         self.refused = False
         self.paced = False
+        self.released_at: float | None = None
         self.episode = 1
 
     @property
@@ -252,6 +255,8 @@ class Gate:
         go = min(waiting, self._left)
         self._left -= go
         self.paced = go < waiting
+        if not self.paced:
+            self.released_at = now
         return Release(go, self._next_at if self.paced else None)
 
     def setback(self) -> None:

@@ -95,7 +95,9 @@ class Node:
         self.last = self.seen = sighting
         self.heard_at = sighting.at
         if self.up is not True:
-            self.told.append(NodeUp(at=now, node=self.name, role=sighting.role.value))
+            role = sighting.role
+            was = None if self.role in {Role.UNKNOWN, role} else self.role.value
+            self.told.append(NodeUp(at=now, node=self.name, role=role.value, was=was))
         self.up = self.reachable = True
         if not self.foreign:
             self.misconfigured = None
@@ -120,7 +122,7 @@ class Node:
                 self.told.append(NodeMisconfigured(at=now, node=self.name, why=missed.why))
             self.misconfigured, self.foreign = missed.why, False
         elif self.up is not False:
-            self.told.append(NodeDown(at=now, node=self.name, why=missed.why))
+            self.told.append(NodeDown(at=now, node=self.name, why=missed.why, waited=now - missed.at))
         self.up = False
         return False
 

@@ -14,6 +14,7 @@ from dbguard.core.gate import GateState
 from dbguard.core.plan import Choice, Nowhere
 from dbguard.core.reasons import why_unfit
 from dbguard.core.route import STRATEGIES, caught_up
+from dbguard.core.since import Since
 from dbguard.core.topology import Role
 from dbguard.errors import NoPrimary, NoReplica, SplitBrain
 from dbguard.events import ContextOutlivedReign
@@ -63,6 +64,7 @@ class Router:
     readers: replicas fit for reads that need proof; eventual: those fit for reads that do not.
     learnt, learnt_at: a position of the present primary, and when the probe that told it was sent.
     waiting: calls that wait for their turn at the gate. counts: since the guard was opened.
+    since: when what is shown of each node, and the gate, last changed.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Router:
         self.readers: tuple[Node, ...] = ()
         self.eventual: tuple[Node, ...] = ()
         self.counts = dict.fromkeys(COUNTED, 0)
+        self.since = Since()
         self._holder: Node | None = None  # of the office, now or last
         self._from_replicas = reads.from_replicas
         self._balance = STRATEGIES[reads.balance]()

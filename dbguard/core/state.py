@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dbguard.core.breaker import Breaker, BreakerPolicy, BreakerState
 from dbguard.core.budget import Budget
 from dbguard.core.effects import Effects
+from dbguard.core.episode import Chronicle
 from dbguard.core.failure import Failure, Family
 from dbguard.core.loss import Acknowledged
 from dbguard.core.outcome import Applied, NotApplied, left_open, result_lost
@@ -76,8 +77,9 @@ class GuardState(Router):
         super().__init__(topology, nodes, clock=clock, rng=rng, gate=gate, reads=reads, observe=observe)
         self.retry = retry
         self.budget = Budget(ratio=retry.budget, floor=retry.floor)
-        self._wall = wall
+        self.wall = wall
         self.commits = Acknowledged()
+        self.chronicle = Chronicle(self.counts, gate, clock(), wall)
         self._addresses = dict(addresses or {})
 
     # ------------------------------------------------------------------ recording attempts
@@ -120,6 +122,7 @@ class GuardState(Router):
         """Take in what probes said; *full*: one parallel round over all nodes."""
         now = self.clock()
         changes = self.topology.merge(results, now, full=full)
+        self._absorb(changes, now)
         view = self.view
         for result in results:
             node = self.nodes[result.node]
@@ -132,12 +135,12 @@ class GuardState(Router):
                     self._bound(result, result.position)
             elif result.shut:
                 node.shut = True
-            elif full and not result.alive and not result.config:
+            elif full and not result.alive and not result.config and result.at >= node.seen_at:
                 if view.nodes[result.node].role is not Role.PRIMARY:
                     # What is under way on a silent primary may still succeed; it is ended when another one is accepted.
                     self.effects.silent.append(result.node)
                 self._note_breaker(node, node.breaker.trip(now, result.why))
-        self._absorb(changes, now)
+        self.publish()
         primary = view.nodes[view.primary] if view.primary else None
         if view.refused:
             self._gate(now, self.gate.refuse(now, view.refused or ""))
@@ -178,6 +181,9 @@ class GuardState(Router):
         """Let time pass: a failover that lasts too long turns to down."""
         now = self.clock()
         self._gate(now, self.gate.tick(now))
+        ended = self.chronicle.tick(now)
+        if ended is not None:
+            self.effects.events.append(ended)
 
     def trust(self, node: str) -> None:
         """Forget what was remembered of older reigns: *node* is the primary because its operator says so."""
@@ -252,10 +258,11 @@ class GuardState(Router):
     def left_open(self, call: Call, failure: Failure, why: str | None = None) -> OutcomeUnknown:
         """Return the error for a write of unknown fate; *why*: what else is known about it, as one phrase."""
         self.counts["unknown"] += 1
-        self.effects.events.append(OutcomeLeftOpen(at=self.clock(), node=failure.node, why=failure.why))
         error = left_open(call, failure, self._addresses.get(failure.node, failure.node), why)
         error.reign = str(self.view.reign) if self.view.reign else None
-        error.sent_at = self._wall() if self._wall else None
+        error.sent_at = self.wall() if self.wall else None
+        said = OutcomeLeftOpen(at=self.clock(), node=failure.node, why=failure.why, token=error.token)
+        self.effects.events.append(said)
         return error
 
     def take_effects(self) -> Effects | None:
@@ -263,8 +270,19 @@ class GuardState(Router):
         effects = self.effects
         if not (effects.events or effects.epochs or effects.silent or effects.hurry or effects.changed):
             return None
+        now = self.clock()
+        effects.events = self.chronicle.fold(effects.events, now)
+        self._note_since(now)
         self.effects = Effects()
         return effects
+
+    def _note_since(self, now: float) -> None:
+        """Note when what `status` shows took its value."""
+        self.since.note(self.gate.state, now, "writes")
+        for name, node in self.nodes.items():
+            self.since.note((node.view.role, node.view.fenced), now, name, "role")
+            self.since.note(node.view.reachable, now, name, "reachable")
+            self.since.note(node.breaker.state, now, name, "breaker")
 
     def _gate(self, now: float, change: gate.Change | None) -> None:
         if change is None or change.was is change.now:

@@ -109,7 +109,7 @@ class Engine:
                 refusal = state.admit(call)
                 if refusal is not None:
                     raise refusal
-                state.counts["waited"] += 1
+                state.counts["waited"] += "wait" not in call.spent
                 await self.room.turn(step.at_most, reads=call.reads)
                 call.spent["wait"] = call.spent.get("wait", 0.0) + state.clock() - now
             else:
@@ -142,7 +142,8 @@ class Engine:
         effects = self.state.take_effects()
         if effects is None:
             return
-        drained = [self._drain(name, epoch, how) for name, (epoch, how) in effects.epochs.items()]
+        expired = [self._drain(name, epoch, how) for name, (epoch, how) in effects.epochs.items()]
+        drained = self.state.chronicle.fold([said for said in expired if said is not None], self.state.clock())
         for name in effects.silent:
             self.pools[name].end_in_use()
             self.flights.dismiss(name)
@@ -150,16 +151,13 @@ class Engine:
             self.hurry()
         if effects.changed:
             self.room.changed()
-        for event in effects.events:
+        for event in (*effects.events, *drained):
             self.tell(event)
-        for done in drained:
-            if done is not None:
-                self.tell(done)
 
     def tell(self, event: Event) -> None:
         """Log *event* and hand it to the listeners; what they raise is logged and never felt by a call."""
-        if log.isEnabledFor(event.level):
-            log.log(event.level, "%s", event.text(), extra={"dbguard": event})
+        if log.isEnabledFor(event.severity):
+            log.log(event.severity, "%s", event.line(), extra={"dbguard": event})
         for listener in self.listeners:
             try:
                 listener(event)
@@ -175,7 +173,7 @@ class Engine:
             asyncio.get_running_loop().call_later(self.drain_timeout, pool.end_stale)
         if not (idle or in_use):
             return None
-        said = "ended at once" if how == "now" else f"end at return, the rest after {self.drain_timeout:g} s"
+        said = "ended at once" if how == "now" else f"end when given back, at the latest after {self.drain_timeout:g} s"
         return Drained(at=self.state.clock(), node=name, epoch=epoch, idle=idle, in_use=in_use, how=said)
 
     def orphaned(self, orphan: Orphan) -> None:

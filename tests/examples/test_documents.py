@@ -145,7 +145,9 @@ def test_settings_and_names_that_are_mentioned_exist(page: Path) -> None:
 def test_each_event_is_explained_with_its_level_and_every_field() -> None:
     told = paragraphs("events.md")
     kinds = {kind.__name__: kind for kind in all_below(events.Event)}
+    of_all = {field.name for field in dataclasses.fields(events.Event)}
 
+    assert all(f"`{name}`" in told["Events"] + told["One failover, one episode"] for name in of_all)
     assert {title for title in told if title[0].isupper() and " " not in title} - {"Events"} == set(kinds)
     for name, kind in kinds.items():
         text = " ".join(told[name].split())
@@ -153,7 +155,7 @@ def test_each_event_is_explained_with_its_level_and_every_field() -> None:
         for question in ("**What happened:**", "**What the guard did:**", "**What to do:**"):
             assert question in text, name
         for field in dataclasses.fields(kind):
-            assert field.name == "at" or f"`{field.name}`" in text, f"{name}.{field.name}"
+            assert field.name in of_all or f"`{field.name}`" in text, f"{name}.{field.name}"
 
 
 def test_each_error_is_explained() -> None:

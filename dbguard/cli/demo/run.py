@@ -213,7 +213,7 @@ class Demo:
         self.journal.add(Entry(at, "demo", text, {"step": step, "node": node}))
 
     def _event(self, event: Event) -> None:
-        if event.level >= SHOWN_FROM:
+        if event.severity >= SHOWN_FROM:
             at = event.at - self.guarded.began
             counted = isinstance(event, OutcomeLeftOpen)
             self.journal.add(Entry(at, "guard", event.text(), event.as_dict(), counted=counted))
