@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dbguard.events import (
@@ -55,8 +54,8 @@ _STOPPED = ("failover", "down")
 class Episode:
     """One disturbance of writes. Durations are in seconds; None: there was no such phase.
 
-    id: when it began (UTC) and its number, so that ids of many processes sort by time. number: counts from 1 in this
-        process, start-up included.
+    id: the second when it began (since the epoch, in hexadecimal digits) and its number: short, and ids of many processes
+        sort by time. number: counts from 1 in this process, start-up included.
     kind: ``start-up``; ``failover``: another primary, or another reign; ``interruption``: writes stopped, and the same
         primary came back; ``refusal``: writes were refused (split brain, contested) and go on under the same primary;
         ``suspicion``: writes never stopped.
@@ -282,7 +281,7 @@ class Chronicle:
         name, began_at = str(self._number), None
         if self._wall is not None:
             began_at = self._wall() - (now - since)
-            name = f"{datetime.fromtimestamp(began_at, UTC):%Y%m%dT%H%M%S}-{self._number}"
+            name = f"{int(began_at):08x}-{self._number}"
         return _Course(
             id=name,
             number=self._number,

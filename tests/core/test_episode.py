@@ -156,7 +156,7 @@ def test_ids_tell_when_the_episode_began_and_sort_by_it(guarded: Guarded) -> Non
     guarded.calm(primary="b", silent="a", timeline=2)
 
     first, second = dict.fromkeys(event.episode for event in guarded.told)
-    assert (first, second) == ("20231114T223001-2", "20231114T223105-3")
+    assert (first, second) == (f"{int(began):08x}-2", f"{int(began + 60 + 4):08x}-3")
     assert guarded.ended[0].details["began_at"] == pytest.approx(began)
 
 
