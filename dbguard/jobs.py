@@ -99,7 +99,7 @@ class Run:
             await forget_sequences(lease)
         lease.drew = self.writes
         work = getattr(con, self.method)(*self.args, **self.extra)
-        value = await heard(con, lease, work) if self.writes and lease.synchronous else await work
+        value = await heard(con, lease, work) if self.writes else await work
         if self.controls and con.is_in_transaction():
             # The connection is closed by the pool, and the transaction with it: that must not pass for success.
             raise Application(left_open())
@@ -122,7 +122,7 @@ class Feed(Run):
             await forget_sequences(lease)
         lease.drew = self.writes
         work = interruptible(con, getattr(con, self.method)(*self.args, **extra))
-        if self.writes and lease.synchronous:
+        if self.writes:
             return await heard(con, lease, work)
         return await work
 

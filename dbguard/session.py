@@ -281,7 +281,7 @@ class Session:
             lease.drew = lease.drew or stake is not Stake.READ
             commits = stake is Stake.WRITE or stake is Stake.COMMIT
             work: Any = interruptible(con, act()) if cancels else act()
-            value = await (heard(con, lease, work) if commits and lease.synchronous else work)
+            value = await (heard(con, lease, work) if commits else work)
         except BaseException as raised:
             closed = con.is_closed()
             if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):

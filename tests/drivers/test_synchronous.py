@@ -210,3 +210,46 @@ async def test_an_application_that_wants_silence_is_told_that_nothing_is_known(
         await cut_short(frozen, autocommit(guard))
 
     assert "client_min_messages" in str(raised.value.__cause__)
+
+
+@pytest.fixture(scope="module")
+def alone(binaries: Binaries) -> Iterator[Cluster]:
+    """A primary without a standby, which waits for none."""
+    with Cluster(binaries=binaries, replicas=0) as cluster:
+        cluster.sql("a", "CREATE TABLE t (id int)")
+        yield cluster
+
+
+def wait_for(standbys: str, cluster: Cluster) -> None:
+    cluster.sql("a", f"ALTER SYSTEM SET synchronous_standby_names = '{standbys}'")
+    cluster.sql("a", "SELECT pg_reload_conf()")
+    cluster.wait_for("a", f"SELECT current_setting('synchronous_standby_names') = '{standbys}'")
+
+
+@pytest.fixture
+def switched(alone: Cluster) -> Iterator[Cluster]:
+    yield alone
+    wait_for("", alone)
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "with-hooks"])
+@pytest.mark.parametrize("call", [autocommit, block, copy, transaction, raw], ids=lambda call: call.__name__)
+async def test_a_wait_that_is_cut_short_is_heard_at_once_when_the_server_begins_to_wait(
+    call: Callable[[dbguard.Guard], Awaitable[None]], switched: Cluster, open_guard: Any, *, held: bool
+) -> None:
+    hooks: dict[str, Any] = {} if held else {"setup": no_hook}
+    slow = {"probe": {"interval": "1h"}}  # so that no probe tells that commits wait from now on
+    guard = await open_guard(switched.primary.port, min_size=1, max_size=1, config=slow, **hooks)
+    await call(guard)
+    async with guard.acquire() as con:
+        await con.execute("SET work_mem = '8MB'")  # the session is reset, and its listeners with it
+    async with guard.acquire() as con:
+        await con.reset()
+    await asyncio.to_thread(wait_for, "nobody", switched)
+
+    with pytest.raises(dbguard.OutcomeUnknown):
+        await cut_short(switched, call(guard))
+
+
+async def no_hook(con: Any) -> None:
+    """The application's own: between two uses the connection goes back to asyncpg's pool."""

@@ -57,6 +57,15 @@ class GuardedConnection:
         tag = getattr(self, "guard_tag", None)
         return f"{tag.before_reset};\n{query}" if tag is not None and tag.before_reset else query
 
+    async def reset(self, *, timeout: float | None = None) -> None:
+        """As asyncpg's, which takes away all listeners: the guard's own goes on to hear of waits that are cut short."""
+        try:
+            await super().reset(timeout=timeout)  # type: ignore[misc]
+        finally:
+            tag = getattr(self, "guard_tag", None)
+            if tag is not None and tag.listens and not self.is_closed():  # type: ignore[attr-defined]
+                self.add_log_listener(tag.hear)  # type: ignore[attr-defined]
+
 
 _classes: dict[type, type] = {}
 

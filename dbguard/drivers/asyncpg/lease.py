@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
     from dbguard.core.route import Node
 
-__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Tag"]
+__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "WAIT_FOR_STANDBY", "Books", "Lease", "Tag"]
 
 RETURN_WITHIN = 2.0
 """Seconds a reset or a close may take in the background before the connection is terminated."""
+
+WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
+"""The server's function whose notice says that a commit was not waited for; its text is localized."""
 
 SETTLE_WITHIN = 0.1
 """Seconds for what needs no answer from the server any more: for who was woken or cancelled to end."""
@@ -45,18 +48,21 @@ class Tag:
         reset. identity: who it was then, where that is not so. uses: calls so far.
     ending: what is sent in the place of the next COMMIT of asyncpg's `Transaction`; empty: that itself.
     before_reset: what is sent before asyncpg's own reset, and with it. drew: an earlier use may have drawn from sequences.
+    listens: `hear` is told all its notices, for as long as it lives. cut_short: how many waits for a standby were.
     """
 
     __slots__ = (
         "backend",
         "before_reset",
         "born",
+        "cut_short",
         "drew",
         "ending",
         "epoch",
         "identity",
         "instance",
         "last_status",
+        "listens",
         "plain_role",
         "quiet",
         "synchronous",
@@ -76,7 +82,13 @@ class Tag:
         self.drew = False
         self.last_status = ""
         self.ending = ""
+        self.listens = False
+        self.cut_short = 0
         self.uses = 0
+
+    def hear(self, _: Any, notice: Any) -> None:
+        """Take in one of the server's notices."""
+        self.cut_short += notice.server_source_function == WAIT_FOR_STANDBY
 
 
 class Lease:

@@ -189,7 +189,10 @@ class OwnPool(Books):
             self._spare()
             raise
         con: Any = proxy.guarded  # type: ignore[attr-defined]  # the proxy passes it on
-        return Lease(self, con, proxy, con.guard_tag)
+        tag: Tag = con.guard_tag
+        con.add_log_listener(tag.hear)
+        tag.listens = True
+        return Lease(self, con, proxy, tag)
 
     async def _queue(self) -> Lease | None:
         """Wait for a lease to be handed over; None: for the right to check one out."""
@@ -288,6 +291,8 @@ class OwnPool(Books):
 
     async def _return(self, lease: Lease) -> None:
         """Give a connection back to asyncpg's pool, which resets it in its own way, hooks included."""
+        if not lease.con.is_closed():
+            lease.con.remove_log_listener(lease.tag.hear)  # asyncpg would warn of it
         try:
             await self.pool.release(lease.loan, timeout=RETURN_WITHIN)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, the connection is not used again

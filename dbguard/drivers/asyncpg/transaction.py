@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["commit", "cut_off", "heard", "left_open", "roll_back", "rolled_back"]
 
-WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
-"""The server's function whose notice says that a commit was not waited for; its text is localized."""
-
 QUIET = "SELECT current_setting('client_min_messages') = 'error'"
 
 
@@ -104,29 +101,31 @@ async def _undo(con: Any, inner: Any) -> None:
 async def heard(con: Any, lease: Lease, work: Any) -> Any:
     """Await *work*, a coroutine that commits something; raise `NotReplicated` if its wait for a standby was cut short.
 
-    Raised, too, where that could not have been heard: the application has turned warnings off.
+    Raised, too, where that could not have been heard: the application has turned warnings off. Connections of own pools
+    hear it always, since the server may have been told to wait a moment ago; those of wrapped pools, where to listen
+    costs as much as a tenth of a call, where the cluster is known to wait.
     """
-    if not lease.synchronous:
+    tag, waits = lease.tag, lease.synchronous
+    if not (waits or tag.listens):
         return await work
-    notices: list[Any] = []
-
-    def hear(_: Any, notice: Any) -> None:
-        if notice.server_source_function == WAIT_FOR_STANDBY:
-            notices.append(notice)
-
-    try:
-        # Only what was done in this use can have changed it: between two uses the session is reset.
-        quiet = await con.fetchval(QUIET) if lease.touched is not Touch.NOTHING else lease.tag.quiet
-    except BaseException:
-        work.close()
-        raise
-    con.add_log_listener(hear)
-    try:
+    before, quiet = tag.cut_short, False
+    if waits:
+        try:
+            # Only what was done in this use can have changed it: between two uses the session is reset.
+            quiet = await con.fetchval(QUIET) if lease.touched is not Touch.NOTHING else tag.quiet
+        except BaseException:
+            work.close()
+            raise
+    if tag.listens:
         value = await work
-    finally:
-        if not con.is_closed():
-            con.remove_log_listener(hear)
-    if notices:
+    else:
+        con.add_log_listener(tag.hear)
+        try:
+            value = await work
+        finally:
+            if not con.is_closed():
+                con.remove_log_listener(tag.hear)
+    if tag.cut_short != before:
         raise NotReplicated("the commit's wait for a synchronous standby was cut short")
     if quiet:
         raise NotReplicated("client_min_messages hides whether the commit waited for its standby: set it to warning")

@@ -145,7 +145,7 @@ class SimulatedConnection:
         self._pending: list[str] = []
         self._claim: Any = None
         self._claimed_under: Any = None
-        self._listeners: list[Callable[[Any, Any], None]] = []
+        self._listeners: dict[Callable[[Any, Any], None], None] = {}
         self._standby = connection.server.role is Role.REPLICA
 
     # ------------------------------------------------------------------ asyncpg's own
@@ -183,11 +183,11 @@ class SimulatedConnection:
 
     def add_log_listener(self, listener: Callable[[Any, Any], None]) -> None:
         """Let *listener* hear the server's notices."""
-        self._listeners.append(listener)
+        self._listeners[listener] = None
 
     def remove_log_listener(self, listener: Callable[[Any, Any], None]) -> None:
         """Let it hear no more."""
-        self._listeners.remove(listener)
+        self._listeners.pop(listener, None)
 
     def transaction(self, **options: Any) -> SimulatedTransaction:  # noqa: ARG002  as asyncpg's
         """Return a transaction, not begun."""
