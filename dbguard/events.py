@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "NodeMisconfigured",
     "NodeUp",
     "OutcomeLeftOpen",
+    "OutcomeResolved",
     "PrimaryChanged",
     "RoleChanged",
     "SplitBrainSeen",
@@ -67,6 +69,10 @@ class Event:
     def line(self) -> str:
         """Return the line for the log: the text, and the id of the episode."""
         return self.text() if self.episode is None else f"{self.text()} [{self.episode}]"
+
+    def alike(self) -> object | None:
+        """Return what lines have in common of which a log needs a few and their number; None: it needs each."""
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data, for JSON."""
@@ -322,18 +328,51 @@ class CallRepeated(Event):
 class OutcomeLeftOpen(Event):
     """`OutcomeUnknown` was raised to a caller.
 
-    token: the write's; None where it carried none.
+    node: where the write was sent. why: what ended the attempt, and what kept the outcome from being found out.
+    token: under which it can be asked for later; None: it carries none.
+    reign: the primary's time in office it was sent under; None: not known.
+    sent_at: when it was sent, in seconds since the epoch; None: not known.
     """
 
     level: ClassVar[int] = logging.ERROR
     node: str
     why: str
     token: str | None = None
+    reign: str | None = None
+    sent_at: float | None = None
 
     def text(self) -> str:
         """Return the line for the log."""
-        which = f"of the write {self.token}" if self.token else "of a write"
-        return f"the outcome {which} on {self.node} is unknown: {self.why}"
+        at = self.sent_at
+        sent = "" if at is None else f", sent {datetime.fromtimestamp(at, UTC).isoformat(timespec='milliseconds')}"
+        reign = "" if self.reign is None else f", under {self.reign}"
+        way_out = f"; token {self.token}: `dbguard outcome resolve CONFIG {self.token}`" if self.token else "; no token"
+        return f"the outcome of a write on {self.node} is unknown: {self.why}{sent}{reign}{way_out}"
+
+    def alike(self) -> object | None:
+        """Each token is needed; without one, a few lines tell the same as all."""
+        return None if self.token else (self.node, self.why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeResolved(Event):
+    """A token has told what became of a write whose answer was lost.
+
+    node: where the write was sent; for one that `guard.resolve` asked about, where it was asked.
+    token: the write's. outcome: ``applied``, ``not applied``, or ``result lost`` (applied, without its rows).
+    """
+
+    node: str
+    token: str
+    outcome: str
+
+    def text(self) -> str:
+        """Return the line for the log."""
+        return f"the outcome of a write on {self.node} is known by its token {self.token}: {self.outcome}"
+
+    def alike(self) -> object | None:
+        """They come in bursts, and nothing is to be done about them."""
+        return self.node, self.outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +385,10 @@ class WriteWithoutToken(Event):
     def text(self) -> str:
         """Return the line for the log."""
         return f"writes without a token: {self.why}"
+
+    def alike(self) -> object | None:
+        """Many texts may be refused for one reason."""
+        return self.why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

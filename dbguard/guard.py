@@ -12,7 +12,7 @@ from dbguard.calls import Calls, Core, Options
 from dbguard.core.outcome import Applied, StillOpen, known_token
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, GuardClosed, OutcomeUnknown
-from dbguard.events import WriteWithoutToken
+from dbguard.events import OutcomeResolved, WriteWithoutToken
 from dbguard.runtime.resolve import resolve
 from dbguard.status import Status, status_of
 from dbguard.texts import Direction, Texts
@@ -246,7 +246,10 @@ class Guard(Calls):
                     f"what became of this write cannot be told now: {answer.why}", node=node, phase="sent", token=token
                 )
             )
-        return isinstance(answer, Applied)
+        applied = isinstance(answer, Applied)
+        node, outcome = engine.state.view.primary or "", "applied" if applied else "not applied"
+        engine.tell(OutcomeResolved(at=engine.state.clock(), node=node, token=str(asked), outcome=outcome))
+        return applied
 
     def trust(self, node: str) -> None:
         """Decide a contest or a split brain, or end the memory of a time before a restore: *node* is the primary.

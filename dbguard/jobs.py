@@ -276,6 +276,7 @@ class Function:
             call.work = Work(stake=Stake.COMMIT, one_transaction=session.whole, idempotent=call.work.idempotent)
             ending = session.ending()
             call.result = Done(value)
+            call.sent = self.engine.state.clock()
         if not ending:
             await commit(lease.con, inner, lease)
             return value

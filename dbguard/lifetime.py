@@ -171,6 +171,7 @@ class Lifetime:
         self._refresh.cancel()
         self.monitor.cancel()
         self.engine.flights.stop()
+        self.engine.lines.close()
 
     async def _close(self, timeout: float) -> None:
         try:

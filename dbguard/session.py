@@ -299,7 +299,7 @@ class Session:
             at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
             spent = {"execute": state.clock() - began}
             self.call = call = replace(
-                self.call, work=at_stake, began=began, deadline=until, limit=whose, spent=spent, orphan=None
+                self.call, work=at_stake, began=began, sent=began, deadline=until, limit=whose, spent=spent, orphan=None
             )
             failure = name_failed(engine, call, self.node, lease, error, reign, unsent=unsent, closed=closed)
             if stake is not Stake.READ and failure.phase is not Phase.UNSENT:

@@ -104,7 +104,12 @@ def _of_tokens(settings: Settings, looks: Mapping[str, Look | Unusable], status:
     """Yield what is found in the schema of tokens, where there is a primary that can have one."""
     look = looks.get(status.primary or "")
     if isinstance(look, Look) and look.tokens is not None:
-        yield from find_in_schema(status.primary or "", look.tokens, wanted=settings.outcome.resolve != "none")
+        yield from find_in_schema(
+            status.primary or "",
+            look.tokens,
+            wanted=settings.outcome.resolve != "none",
+            retention=settings.outcome.retention,
+        )
 
 
 def _rights(settings: Settings, looks: Mapping[str, Look | Unusable], status: Status) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command ``dbguard outcome``: puts the schema of tokens on the primary, says how it is, and deletes old tokens."""
+"""The command ``dbguard outcome``: the schema of tokens on the primary, how it is, old tokens, and one write's outcome."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dbguard.cli.check import ask_status, source
 from dbguard.cli.looking import Look, Unusable, look_at_all
 from dbguard.cli.outcome_findings import find_in_schema, in_words, way_out_of_publications
 from dbguard.cli.outcome_look import look_at_schema
+from dbguard.cli.outcome_resolve import resolve
 from dbguard.cli.output import Output, complain
 from dbguard.config import load
 from dbguard.config.settings import OutcomeSettings
@@ -46,7 +47,7 @@ _HEADER = """\
 BEGIN;
 """
 
-_PG_CRON = "DO $$BEGIN WHILE dbguard.prune() = 10000 LOOP COMMIT; END LOOP; END$$"
+_PG_CRON = "DO $$BEGIN WHILE dbguard.prune({kept}) = 10000 LOOP COMMIT; END LOOP; END$$"
 """What pg_cron should run. DO may commit between batches, so no claim waits for more than one of them."""
 
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what was asked. Returns 0; 1 if something is wrong with the schema; 2 if nothing could be done."""
     settings = load(source(arguments.config))
     # These commands work before there is a schema, and must not need it.
-    settings = replace(settings, outcome=OutcomeSettings(resolve="none"))
+    settings = replace(settings, outcome=replace(settings.outcome, resolve="none"))
     role = getattr(arguments, "role", None) or settings.connection.user or os.environ.get("PGUSER")
     if arguments.user:
         settings = replace(settings, connection=replace(settings.connection, user=arguments.user, password=None))
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.do == "install" and not arguments.apply:
             return _print(output, role, arguments.owner)
+        if arguments.do == "resolve":
+            return running.run(resolve(output, settings, arguments))
         work = {"install": _install, "status": _status, "prune": _prune}[arguments.do]
         return running.run(work(output, settings, role, arguments))
     except Refused as refused:
@@ -124,14 +127,16 @@ async def _install(output: Output, settings: Settings, role: str | None, argumen
             "it: --user, or --owner with a role that needs no login",
             "yellow",
         )
-    code = _tell(output, primary.name, after)
+    retention = settings.outcome.retention
+    code = _tell(output, primary.name, after, retention)
     output.line()
     output.line("next:")
     output.line("  1. in the configuration of every guard: `outcome: {resolve: token-table}`")
     output.line("  2. delete old tokens every few minutes, by cron or a timer:")
     output.line(f"       dbguard outcome prune {_shown(arguments.config)}")
     output.line("     or by pg_cron:")
-    output.line(f"       SELECT cron.schedule('dbguard-prune', '*/5 * * * *', '{_PG_CRON}')")
+    kept = "" if retention == OutcomeSettings().retention else f"make_interval(secs => {retention:g})"
+    output.line(f"       SELECT cron.schedule('dbguard-prune', '*/5 * * * *', '{_PG_CRON.format(kept=kept)}')")
     return code
 
 
@@ -160,7 +165,7 @@ async def _status(output: Output, settings: Settings, role: str | None, argument
     async with _primary(settings) as primary:
         seen = await look_at_schema(primary.con, role, timeout=primary.limit)
     if arguments.json:
-        found = list(find_in_schema(primary.name, seen, wanted=True))
+        found = list(find_in_schema(primary.name, seen, wanted=True, retention=settings.outcome.retention))
         grave = [finding.text for finding in found if finding.grave]
         notes = [finding.text for finding in found if not finding.grave]
         output.json({"node": primary.name, "ok": not grave} | asdict(seen) | {"problems": grave, "notes": notes})
@@ -175,11 +180,11 @@ async def _status(output: Output, settings: Settings, role: str | None, argument
         output.line(f"tokens: about {max(seen.rows or 0, seen.live or 0):,} in {seen.bytes / 2**20:.1f} MB, {oldest}")
         pruner = "never ran" if seen.pruned is None else f"ran {in_words(seen.pruned)} ago"
         output.line(f"pruner: {pruner}" + (f", kept {in_words(seen.retention)}" if seen.retention is not None else ""))
-    return _tell(output, primary.name, seen)
+    return _tell(output, primary.name, seen, settings.outcome.retention)
 
 
-def _tell(output: Output, node: str, seen: TokenSchema) -> int:
-    found = list(find_in_schema(node, seen, wanted=True))
+def _tell(output: Output, node: str, seen: TokenSchema, retention: float) -> int:
+    found = list(find_in_schema(node, seen, wanted=True, retention=retention))
     for finding in found:
         mark, style = ("wrong:", "bold red") if finding.grave else ("note: ", "yellow")
         output.item(mark, finding.text, style)
@@ -192,18 +197,17 @@ def _tell(output: Output, node: str, seen: TokenSchema) -> int:
 async def _prune(output: Output, settings: Settings, role: str | None, arguments: argparse.Namespace) -> int:
     del role  # whoever logs in prunes
     gone = 0
+    retention = settings.outcome.retention if arguments.retention is None else arguments.retention
     async with _primary(settings) as primary:
         while True:
-            batch = await primary.con.fetchval(
-                outcome_sql.PRUNE, arguments.retention, arguments.batch, timeout=PRUNE_TIMEOUT
-            )
+            batch = await primary.con.fetchval(outcome_sql.PRUNE, retention, arguments.batch, timeout=PRUNE_TIMEOUT)
             gone += batch
             if batch < arguments.batch:
                 break
     if arguments.json:
-        output.json({"node": primary.name, "deleted": gone, "retention": arguments.retention})
+        output.json({"node": primary.name, "deleted": gone, "retention": retention})
     else:
-        output.line(f"{primary.name}: deleted {gone:,} tokens older than {in_words(arguments.retention)}")
+        output.line(f"{primary.name}: deleted {gone:,} tokens older than {in_words(retention)}")
     return 0
 
 

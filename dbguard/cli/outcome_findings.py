@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dbguard.cli.findings import Finding
-from dbguard.drivers.outcome_sql import RETENTION, VERSION
+from dbguard.drivers.outcome_sql import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +29,11 @@ _NEEDED = {
 }
 
 
-def find_in_schema(node: str, seen: TokenSchema, *, wanted: bool) -> Iterator[Finding]:
-    """Yield what is found on *node*; *wanted*: the configuration says ``outcome.resolve: token-table``."""
+def find_in_schema(node: str, seen: TokenSchema, *, wanted: bool, retention: float) -> Iterator[Finding]:
+    """Yield what is found on *node*.
+
+    wanted: the configuration says ``outcome.resolve: token-table``. retention: its ``outcome.retention``, in seconds.
+    """
     if not seen.present:
         if wanted:
             yield Finding(
@@ -52,7 +55,7 @@ def find_in_schema(node: str, seen: TokenSchema, *, wanted: bool) -> Iterator[Fi
     yield from _of_tables(node, seen)
     if seen.installed:
         yield from _of_rights(node, seen, wanted=wanted)
-        yield from _of_pruner(node, seen)
+        yield from _of_pruner(node, seen, retention)
 
 
 def _of_tables(node: str, seen: TokenSchema) -> Iterator[Finding]:
@@ -109,11 +112,11 @@ def _of_rights(node: str, seen: TokenSchema, *, wanted: bool) -> Iterator[Findin
         )
 
 
-def _of_pruner(node: str, seen: TokenSchema) -> Iterator[Finding]:
+def _of_pruner(node: str, seen: TokenSchema, wanted: float) -> Iterator[Finding]:
     if abs(seen.ahead) > SKEW:
         which = "ahead of" if seen.ahead > 0 else "behind"
         yield Finding(
-            abs(seen.ahead) > RETENTION / 2,
+            abs(seen.ahead) > wanted / 2,
             node,
             f"this machine's clock is {in_words(abs(seen.ahead))} {which} the server's: tokens are dated by this one, "
             "and deleted by that one; let NTP set both",
@@ -132,7 +135,14 @@ def _of_pruner(node: str, seen: TokenSchema) -> Iterator[Finding]:
             f"there are tokens dated up to {in_words(-seen.newest)} in the future, which are not deleted until then: a "
             "client's clock was wrong, or somebody calls dbguard.mark() for other ends",
         )
-    retention = RETENTION if seen.retention is None else max(seen.retention, 60.0)
+    retention = wanted if seen.retention is None else max(seen.retention, 60.0)
+    if seen.retention is not None and seen.retention < wanted - SKEW:
+        yield Finding(
+            False,
+            node,
+            f"the pruner keeps {in_words(seen.retention)} of tokens, and outcome.retention is {in_words(wanted)}: let it read "
+            "this configuration, or name the same time",
+        )
     if seen.oldest is not None and seen.oldest > 2 * retention:
         ran = "never ran" if seen.pruned is None else f"ran last {in_words(seen.pruned)} ago"
         yield Finding(

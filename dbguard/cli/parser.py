@@ -14,7 +14,7 @@ from dbguard import __version__
 from dbguard.cli.output import complain
 from dbguard.config.quantities import Duration
 from dbguard.config.values import Unfit
-from dbguard.drivers.outcome_sql import BATCH, RETENTION
+from dbguard.drivers.outcome_sql import BATCH
 from dbguard.errors import ConfigError, DbGuardError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ examples:
   dbguard outcome install guard.yaml --apply    put it on the primary
   dbguard outcome status guard.yaml             is it there, and fit?
   dbguard outcome prune guard.yaml              delete old tokens; for cron
+  dbguard outcome resolve guard.yaml TOKEN      what became of that write?
 
 exit codes: 0 fine; 1 something is wrong with the schema; 2 bad input, or the
 primary was not reached or refused.
@@ -165,10 +166,11 @@ exit codes: 0 fine; 1 something is wrong; 2 bad input or not reachable.
 """
 
 PRUNE = """\
-Deletes the tokens of writes older than the retention, in batches, and moves
-the horizon: a write older than that cannot be asked for any more. What claims
-left behind is kept for 30 days more. Any number may run at once. Call it every
-few minutes, by cron or a timer; without it the table grows for ever.
+Deletes the tokens of writes older than CONFIG's outcome.retention, in batches,
+and moves the horizon: a write older than that cannot be asked for any more.
+What claims left behind is kept for 30 days more. Any number may run at once.
+Call it every few minutes, by cron or a timer; without it the table grows for
+ever.
 """
 
 PRUNE_EXAMPLES = """\
@@ -178,6 +180,24 @@ examples:
   */5 * * * *  dbguard outcome prune /etc/shop/guard.yaml     (crontab)
 
 exit codes: 0 done; 2 bad input, or the primary was not reached or refused.
+"""
+
+RESOLVE = """\
+Says what became of one write, by the token that stands in the log line of its
+unknown outcome (and in `OutcomeUnknown.token`). It asks on the primary that a
+guard accepts, from anywhere that reaches it, as often as you like: the answer
+stays the same. Asking closes the door on a write that is still under way: it
+fails then, and the answer is "not applied".
+"""
+
+RESOLVE_EXAMPLES = """\
+examples:
+  dbguard outcome resolve guard.yaml 019aa8c2-5d30-7c1e-8f00-3b6f0a9d7e11
+  dbguard outcome resolve guard.yaml TOKEN --json --timeout 5s
+
+exit codes: 0 applied; 1 not applied, and never will be; 2 it cannot be told
+now (no primary, a standby is waited for, older than what is kept), or bad
+input.
 """
 
 
@@ -301,7 +321,8 @@ def _add_outcome(commands: argparse._SubParsersAction[_Parser]) -> None:
     install = _command(verbs, "install", "print or apply the schema's SQL", INSTALL, INSTALL_EXAMPLES)
     status = _command(verbs, "status", "is the schema there, and fit?", STATUS, STATUS_EXAMPLES)
     prune = _command(verbs, "prune", "delete old tokens", PRUNE, PRUNE_EXAMPLES)
-    for verb in (install, status, prune):
+    resolve = _command(verbs, "resolve", "say what became of one write", RESOLVE, RESOLVE_EXAMPLES)
+    for verb in (install, status, prune, resolve):
         verb.add_argument("config", metavar="CONFIG", help="a .yaml file, or a DSN")
         verb.add_argument(
             "--user",
@@ -312,7 +333,11 @@ def _add_outcome(commands: argparse._SubParsersAction[_Parser]) -> None:
         verb.add_argument(
             "--role", metavar="NAME", help="the role that guards log in as (default: CONFIG's connection.user)"
         )
-    for verb in (status, prune):
+    resolve.add_argument("token", metavar="TOKEN", help="what OutcomeUnknown.token, or the log, says")
+    resolve.add_argument(
+        "--timeout", type=_timeout, default=30.0, metavar="TIME", help="how long to try, 100ms to 1h (default: 30s)"
+    )
+    for verb in (status, prune, resolve):
         verb.add_argument("--json", action="store_true", help="one JSON object instead of text")
     doing = install.add_mutually_exclusive_group()
     doing.add_argument("--print", action="store_true", help="print the SQL and connect to nothing (the default)")
@@ -326,9 +351,8 @@ def _add_outcome(commands: argparse._SubParsersAction[_Parser]) -> None:
     prune.add_argument(
         "--retention",
         type=_retention,
-        default=RETENTION,
         metavar="TIME",
-        help="what to keep, 1min to 365d (default: 1h)",
+        help="what to keep, 1min to 365d (default: CONFIG's outcome.retention, which is 1h unless it says otherwise)",
     )
     prune.add_argument(
         "--batch", type=_count, default=BATCH, metavar="N", help=f"tokens per transaction (default: {BATCH})"
@@ -360,6 +384,13 @@ def _seconds(text: str) -> float:
 def _retention(text: str) -> float:
     try:
         return Duration(60.0, 365 * 86_400.0).parse(text)
+    except Unfit as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _timeout(text: str) -> float:
+    try:
+        return Duration(0.1, 3_600.0).parse(text)
     except Unfit as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

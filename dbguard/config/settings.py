@@ -312,6 +312,10 @@ class OutcomeSettings(Section):
     keep_result: Annotated[bool, Flag()] = False
     """true: an autocommit write that returns rows is sent as a block, so that they arrive before the commit; it takes two
     round trips more, and is never applied with its rows lost (`ResultLost`). Default false."""
+    retention: Annotated[float, Duration(60.0, 365 * 86_400.0)] = 3_600.0
+    """Seconds for which a write's outcome can be asked, 1min to 365d: what ``dbguard outcome prune`` keeps, at about 100
+    bytes per write. Default 1h: a call asks within its own deadline; the hour is for `guard.resolve` from another process,
+    once an operator has brought a primary back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -90,7 +90,7 @@ class Call:
     work: what is at stake in the attempt under way; whoever runs the attempt keeps it true.
     box: the context's box.
     deadline: absolute, on the guard's monotonic clock, in seconds.
-    began: when it began, on the same clock.
+    began: when it began, on the same clock. sent: when what hangs in the air was sent; None: not yet.
     limit: whose limit the deadline is, for the error that names it.
     wait: whether it waits while there is no primary, or fails at once.
     text: what is known of the statement; None for a transaction.
@@ -117,6 +117,7 @@ class Call:
     token: str | None = None
     result: Done | None = None
     orphan: Orphan | None = None
+    sent: float | None = None
     spent: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -333,7 +334,7 @@ def settle(
         if isinstance(answer, StillOpen):
             raise state.left_open(call, last, answer.why) from last.cause
         assert isinstance(answer, Applied | NotApplied)  # noqa: S101  what a Resolve is answered by
-        state.resolved(call, answer)
+        state.resolved(call, last.node, answer)
         if isinstance(answer, Applied):
             if call.result is None:
                 raise state.result_lost(call, last) from last.cause

@@ -29,6 +29,7 @@ from dbguard.events import (
     ClassifierMissed,
     GateChanged,
     OutcomeLeftOpen,
+    OutcomeResolved,
 )
 
 if TYPE_CHECKING:
@@ -235,10 +236,11 @@ class GuardState(Router):
             ClassifierMissed(at=self.clock(), node=failure.node, sqlstate=failure.sqlstate, why=why)
         )
 
-    def resolved(self, call: Call, answer: Applied | NotApplied) -> None:
+    def resolved(self, call: Call, node: str, answer: Applied | NotApplied) -> None:
         """Take in what a token proved: the context's reads need not wait for the backend any more.
 
         Whatever still runs there cannot be applied, so that its locks may be taken from it.
+        node: where the write was sent.
         """
         if isinstance(answer, Applied):
             self.counts["proved_applied"] += 1
@@ -246,6 +248,10 @@ class GuardState(Router):
             self.commits.note(self.view.reign, self.clock())
         else:
             self.counts["proved_not_applied"] += 1
+        if call.token is not None:
+            applied = "result lost" if call.result is None else "applied"
+            outcome = "not applied" if isinstance(answer, NotApplied) else applied
+            self.effects.events.append(OutcomeResolved(at=self.clock(), node=node, token=call.token, outcome=outcome))
         if call.orphan is not None:
             call.orphan.resolved = True
             call.orphan.doomed = isinstance(answer, NotApplied)
@@ -258,11 +264,22 @@ class GuardState(Router):
     def left_open(self, call: Call, failure: Failure, why: str | None = None) -> OutcomeUnknown:
         """Return the error for a write of unknown fate; *why*: what else is known about it, as one phrase."""
         self.counts["unknown"] += 1
+        now = self.clock()
         error = left_open(call, failure, self._addresses.get(failure.node, failure.node), why)
-        error.reign = str(self.view.reign) if self.view.reign else None
-        error.sent_at = self.wall() if self.wall else None
-        said = OutcomeLeftOpen(at=self.clock(), node=failure.node, why=failure.why, token=error.token)
-        self.effects.events.append(said)
+        reign = call.orphan.reign if call.orphan is not None else self.view.reign
+        error.reign = str(reign) if reign else None
+        sent = call.began if call.sent is None else call.sent
+        error.sent_at = self.wall() - (now - sent) if self.wall else None
+        self.effects.events.append(
+            OutcomeLeftOpen(
+                at=now,
+                node=failure.node,
+                why=f"{failure.why} ({why})" if why else failure.why,
+                token=call.token,
+                reign=error.reign,
+                sent_at=error.sent_at,
+            )
+        )
         return error
 
     def take_effects(self) -> Effects | None:

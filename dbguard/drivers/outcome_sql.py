@@ -31,7 +31,6 @@ __all__ = [
     "PRUNE",
     "REIGN_ADD",
     "REIGN_READ",
-    "RETENTION",
     "VERSION",
     "cte_item",
     "grants",
@@ -43,10 +42,6 @@ __all__ = [
 
 VERSION = 1
 """The version of the schema, kept in its comment. A later one upgrades an earlier one; never the other way round."""
-
-RETENTION = 3600.0
-"""Seconds for which a write's fate can be asked. Default 1 h: a call asks within its own deadline (30 s); the hour is for
-`guard.resolve` from another process, once an operator has brought a primary back. It costs about 100 bytes per write."""
 
 BATCH = 10_000
 """Tokens that one transaction of the pruner deletes: claims wait at most for one (some 50 ms)."""

@@ -104,6 +104,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     if call.text is not None and call.text.doubtful:
         call.work = replace(call.work, stake=Stake.WRITE if node is state.primary else Stake.READ)
     unsent = lease.con.is_closed()
+    call.sent = began
     try:
         value = await job.run(lease)
         if job.keeps and flight.over:

@@ -18,6 +18,7 @@ from dbguard.runtime.attempt import Job, attempt
 from dbguard.runtime.backoff import Backoff
 from dbguard.runtime.drive import drive
 from dbguard.runtime.flights import Flights
+from dbguard.runtime.lines import Lines
 from dbguard.runtime.resolve import answer
 from dbguard.runtime.waiting import Room
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 log = logging.getLogger("dbguard")
-log.addHandler(logging.NullHandler())
 
 MOST_ORPHANS = 1_000
 """Backends given up that the monitor still watches for; of older ones their contexts stay on the primary."""
@@ -68,6 +68,7 @@ class Engine:
         self.room = Room(state)
         self.flights = Flights(state.clock)
         self.listeners: list[Listener] = []
+        self.lines = Lines(lambda seconds, then: asyncio.get_running_loop().call_later(seconds, then))
         self.orphans: list[Orphan] = []
         self.hurry: Callable[[], None] = _nobody
         self.closed = True
@@ -156,8 +157,7 @@ class Engine:
 
     def tell(self, event: Event) -> None:
         """Log *event* and hand it to the listeners; what they raise is logged and never felt by a call."""
-        if log.isEnabledFor(event.severity):
-            log.log(event.severity, "%s", event.line(), extra={"dbguard": event})
+        self.lines.tell(event)
         for listener in self.listeners:
             try:
                 listener(event)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -16,7 +17,6 @@ from tests.integration.outcome.conftest import new_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from dbguard.testing.binaries import Binaries
     from tests.cli.conftest import Ran
@@ -485,3 +485,58 @@ def test_the_line_for_pg_cron_prunes_in_batches(
 
     assert sql("SELECT count(*)::int FROM dbguard.token") == [(0,)]
     assert line in dbguard("outcome", "install", "--help").out.replace("\n    ", "")
+
+
+def test_the_pruner_keeps_what_the_configuration_says(
+    installed: str, dbguard: Callable[..., Ran], sql: Callable[..., object]
+) -> None:
+    with Path(installed).open("a") as file:
+        file.write("outcome: {retention: 24h}\n")
+    sql(OLD, "20 hours", 5)
+    sql(OLD, "25 hours", 7)
+
+    ran = dbguard("outcome", "prune", installed)
+
+    assert ran.out == "n0: deleted 7 tokens older than 24 h\n"
+    assert notes(dbguard, installed) == []
+    dbguard("outcome", "prune", installed, "--retention", "1h")
+    assert [note for note in notes(dbguard, installed) if "the pruner keeps 60 min" in note]
+    again = dbguard("outcome", "install", installed, "--apply", "--user", "postgres")
+    assert "dbguard.prune(make_interval(secs => 86400)) = 10000" in again.out
+
+
+# --- resolve
+
+
+def test_the_shell_is_told_what_became_of_a_write(
+    installed: str, dbguard: Callable[..., Ran], sql: Callable[..., object]
+) -> None:
+    stored, absent = new_token(), new_token()
+    sql("INSERT INTO dbguard.token (token) VALUES ($1)", stored)
+
+    for _ in range(2):  # asking changes no answer
+        ran = dbguard("outcome", "resolve", installed, str(stored))
+        assert (ran.code, ran.err) == (0, "")
+        assert "applied, once" in ran.out
+        ran = dbguard("outcome", "resolve", installed, str(absent))
+        assert (ran.code, ran.err) == (1, "")
+        assert "not applied, and never will be" in ran.out
+
+    said = json.loads(dbguard("outcome", "resolve", installed, str(stored), "--json").out)
+    assert (said["token"], said["outcome"], said["why"]) == (str(stored), "applied", None)
+
+
+def test_what_cannot_be_told_is_said_with_its_reason(
+    installed: str, dbguard: Callable[..., Ran], sql: Callable[..., object]
+) -> None:
+    dbguard("outcome", "prune", installed)
+
+    ran = dbguard("outcome", "resolve", installed, str(new_token(7200.0)))
+    assert (ran.code, ran.out) == (2, "")
+    assert "older than what the pruner has kept" in ran.err
+    ran = dbguard("outcome", "resolve", installed, "42")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'42' is not a write's token" in ran.err
+    sql("DROP SCHEMA dbguard CASCADE")
+    ran = dbguard("outcome", "resolve", installed, str(new_token()), "--timeout", "1s", "--json")
+    assert (ran.code, json.loads(ran.out)["outcome"]) == (2, "unknown")

@@ -411,7 +411,7 @@ def test_a_resolved_write_frees_its_contexts_reads_and_its_locks(state: GuardSta
     told.call.box.wrote(state.view.reign, 1.0)
     told.call.orphan = left
 
-    state.resolved(told.call, Applied() if applied else NotApplied(state.view.reign))
+    state.resolved(told.call, "a", Applied() if applied else NotApplied(state.view.reign))
 
     now = state.clock() + 1
     assert told.call.box.floor(state.view.reign, 5_000, now) == 5_000
@@ -422,7 +422,7 @@ def test_reads_after_a_write_that_was_proved_applied_wait_for_its_position(state
     told = write(state)
     asked_at = state.clock() - 0.1
 
-    state.resolved(told.call, Applied())
+    state.resolved(told.call, "a", Applied())
 
     assert told.call.box.floor(state.view.reign, 5_000, asked_at) is None
 

@@ -14,6 +14,7 @@ import pytest
 
 import dbguard
 from dbguard.core.outcome import new_token
+from dbguard.events import OutcomeLeftOpen, OutcomeResolved
 from dbguard.testing.wire import Break, Wire
 
 BROKEN = list(Break)
@@ -38,9 +39,19 @@ async def wire(home):
 
 
 @pytest.fixture
-async def opened(wire):
+def told():
+    """What the guards have said of outcomes: events of these two kinds."""
+    return []
+
+
+@pytest.fixture
+async def opened(wire, told):
     """A guard of role app, through the wire, whose connections to the pool bear a name."""
     guards = []
+
+    def hear(event):
+        if isinstance(event, OutcomeResolved | OutcomeLeftOpen):
+            told.append(event)
 
     async def make(port=None, **outcome):
         guard = dbguard.Guard(
@@ -50,6 +61,7 @@ async def opened(wire):
                 "outcome": {"resolve": "token-table", **outcome},
                 "timeout": "10s",
             },
+            on_event=hear,
             server_settings={"application_name": "writer"},
         )
         await guard.open()
@@ -222,7 +234,7 @@ async def test_the_commit_of_a_repeat_is_asked_about_as_the_first_is(home, guard
 
 
 @pytest.mark.parametrize("how", [Break.ACK_CUT, Break.ACK_HOLE], ids=lambda how: how.value)
-async def test_rows_that_went_with_the_connection_are_said_to_be_lost(home, guard, wire, item, how):
+async def test_rows_that_went_with_the_connection_are_said_to_be_lost(home, guard, wire, item, told, how):
     number = await item(home)
     query = "UPDATE item SET n = n + 1 WHERE id = $1 RETURNING n"
     await guard.fetchval(query, number)
@@ -234,6 +246,10 @@ async def test_rows_that_went_with_the_connection_are_said_to_be_lost(home, guar
     assert await guard.resolve(caught.value.token) is True
     assert await applied(home, number) == 2
     assert guard.status().counts["result_lost"] == 1
+    assert [(event.outcome, event.node, event.token) for event in told] == [
+        ("result lost", "a", caught.value.token),
+        ("applied", "a", caught.value.token),  # by `resolve`
+    ]
     assert not isinstance(caught.value, asyncpg.PostgresConnectionError), "loops that repeat on it would apply it twice"
 
 
@@ -287,7 +303,7 @@ async def test_a_function_proved_applied_returns_what_it_returned(home, guard, w
     assert attempts == [1]
 
 
-async def test_a_function_proved_not_applied_is_repeated(home, guard, wire, item):
+async def test_a_function_proved_not_applied_is_repeated(home, guard, wire, item, told):
     number, known = await warmed(guard, "function", item, home)
     attempts = []
     wire.arm(known, Break.REQUEST_CUT)
@@ -295,6 +311,7 @@ async def test_a_function_proved_not_applied_is_repeated(home, guard, wire, item
     assert await write(guard, "function", number, attempts) == 2
     assert attempts == [1, 2]
     assert await applied(home, number) == 1
+    assert [event.outcome for event in told] == ["not applied"]
 
 
 @pytest.mark.parametrize("skip", range(3))
@@ -375,6 +392,31 @@ async def test_a_writes_own_backend_that_holds_its_token_is_ended_and_repeated(h
     assert await looked(home, "SELECT count(*) FROM held") == [(1,)]
     await looked(home, "DROP TABLE held")
     await looked(home, "DROP FUNCTION hold")
+
+
+async def test_what_stays_open_is_told_with_all_that_is_needed_to_ask_for_it(home, guard, wire, item, told, connect):
+    number, _ = await warmed(guard, "cte", item, home)
+    holder = await connect(home)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("SELECT token FROM dbguard.horizon FOR UPDATE")  # as the pruner does: no claim gets by
+    wire.arm(b"dbguard token", Break.ACK_CUT)
+    before = time.time()
+
+    with pytest.raises(dbguard.OutcomeUnknown) as caught:
+        await guard.using(timeout=2).execute(f"UPDATE item SET n = n + 1 WHERE id = {number}")
+    given_up = time.time()
+    await transaction.rollback()
+
+    (event,) = told
+    assert isinstance(event, OutcomeLeftOpen)
+    error = caught.value
+    assert (event.node, event.token, event.reign, event.sent_at) == ("a", error.token, error.reign, error.sent_at)
+    assert event.reign == guard.status().reign
+    assert event.sent_at > before - 0.1
+    assert given_up - event.sent_at > 0.5, "when it was sent: asking took the rest of the call"
+    assert f"dbguard outcome resolve CONFIG {error.token}" in event.text()
+    assert await guard.resolve(event.token) is True
 
 
 async def test_who_holds_a_token_and_is_not_its_write_is_waited_for(home, opened, wire, connect):
