@@ -1,0 +1,98 @@
+"""A node's table of tokens, asked by many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from dbguard.core.outcome import new_token
+from dbguard.drivers import outcome_sql
+from dbguard.drivers.asyncpg.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dbguard.testing.cluster import Cluster
+
+NOBODY = (0, None)
+
+
+class Door:
+    """Opens connections for claims, and watches how. *fail*: so many of them do not open."""
+
+    def __init__(self, cluster: Cluster, fail: int = 0) -> None:
+        self.opened = self.at_once = self.most = 0
+        self.left = fail
+        self._dsn = cluster.dsn()
+
+    async def __call__(self, *, timeout: float) -> Any:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            if self.left:
+                self.left -= 1
+                await asyncio.sleep(0)
+                raise ConnectionRefusedError("not yet")
+            con = await asyncpg.connect(self._dsn, ssl=False, timeout=timeout)
+        finally:
+            self.at_once -= 1
+        self.opened += 1
+        return con
+
+
+@pytest.fixture
+async def door(single: Cluster) -> AsyncIterator[Door]:
+    con = await asyncpg.connect(single.dsn(), ssl=False)
+    await con.execute(outcome_sql.schema())
+    yield Door(single)
+    await con.execute("DROP SCHEMA dbguard CASCADE")
+    await con.close()
+
+
+def registry_of(door: Door) -> Registry:
+    return Registry("a", door, lambda _: None, clock=time.monotonic)
+
+
+async def claim(registry: Registry) -> bool:
+    return await registry.claim(new_token(time.time(), secrets.randbits(74)), NOBODY, 5.0)
+
+
+async def test_claims_that_come_all_at_once_are_dialled_for_one_by_one(door: Door) -> None:
+    registry = registry_of(door)
+
+    committed = await asyncio.gather(*(claim(registry) for _ in range(20)))
+
+    assert not any(committed)
+    assert door.most == 1
+    assert 1 <= door.opened <= 8
+    registry.close()
+
+
+async def test_a_dial_that_fails_is_felt_by_its_own_claim_alone(door: Door) -> None:
+    door.left = 2
+    registry = registry_of(door)
+
+    async with asyncio.timeout(20):
+        ends = await asyncio.gather(*(claim(registry) for _ in range(6)), return_exceptions=True)
+
+    assert [type(end) for end in ends] == [ConnectionRefusedError] * 2 + [bool] * 4
+    registry.close()
+
+
+async def test_a_claim_that_is_given_up_while_it_dials_or_waits_lets_the_others_go_on(door: Door) -> None:
+    registry = registry_of(door)
+    claims = [asyncio.ensure_future(claim(registry)) for _ in range(4)]
+    await asyncio.sleep(0)
+
+    claims[0].cancel()
+    claims[2].cancel()
+
+    async with asyncio.timeout(20):
+        ends = await asyncio.gather(*claims, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError, bool, asyncio.CancelledError, bool]
+    registry.close()
