@@ -305,7 +305,7 @@ class Calls(Statements):
         job: Job = run
         tokens = self._core.tokens
         if tokens is not None and writes:
-            form = text.statement.token if text.statement.one_transaction and not text.controls else Token.NONE
+            form = text.token
             if form is Token.CTE and kind is not Run:
                 form = Token.BLOCK
             plain = is_plain(text.statement, query, text.touched)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,9 @@ ROLLBACK_WITHIN = 1.0
 """Seconds a ROLLBACK may take before the connection is terminated instead, which rolls back as well."""
 
 COMMIT_NOTHING = frozenset({"BEGIN", "START", "SAVEPOINT", "RELEASE", "ROLLBACK", "ABORT", "SET"})
-"""First words of transaction control that, alone, commits nothing."""
+"""First words of transaction control that, alone, commits nothing. (ROLLBACK PREPARED ends what outlives its session.)"""
+
+_PREPARED = re.compile(r"\bprepared\b", re.IGNORECASE)
 
 
 class Session:
@@ -155,7 +158,7 @@ class Session:
             self.read_only = self.read_only or turns_read_only(text.statement, query)
         if text.doubtful and self.node is self.engine.state.primary:
             return Stake.WRITE, True
-        return _stake_of(text), text.statement.one_transaction
+        return _stake_of(text, query), text.statement.one_transaction
 
     def begins(self, *, read_only: bool) -> None:
         """Note that a transaction begins."""
@@ -192,6 +195,7 @@ class Session:
     async def run(self, query: str, method: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Any:
         """Run one statement by the driver's own method."""
         stake, whole = self.note(query)
+        single = not self.texts.learn(query).statement.several
         con = self.con
         if method.startswith("copy_"):
             async with opened(extra) as files:
@@ -202,7 +206,9 @@ class Session:
             sender = self._sender(self.tokens, query, method, args, extra)
             if sender is not None:
                 return await self._send(sender, lambda: getattr(con, method)(*args, **extra), limit)
-        value = await self.do(lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole, cancels=many)
+        value = await self.do(
+            lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole, single=single, cancels=many
+        )
         if self.failed and not many and self.texts.learn(query).statement.verb:
             # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no
             # statement, nothing is asked.)
@@ -214,7 +220,7 @@ class Session:
     ) -> Sender | None:
         """Return what sends an autocommit write with its token; None where its text, or the session, does not allow one."""
         text, lease = self.texts.learn(query), self.lease
-        if text.statement.token is not Token.CTE or lease.con.is_in_transaction() or not tokens.on:
+        if text.token is not Token.CTE or lease.con.is_in_transaction() or not tokens.on:
             return None
         if lease.raw_touched or lease.touched >= Touch.IDENTITY:
             return None
@@ -239,6 +245,7 @@ class Session:
         limit: float | None = None,
         *,
         whole: bool = True,
+        single: bool = False,
         cancels: bool = False,
         whose: str = "timeout=",
         reserve: float = 0.0,
@@ -247,6 +254,7 @@ class Session:
 
         limit: seconds; None: what there is for each thing done on the connection. whose: whose limit it is.
         reserve: seconds of it that are kept for asking what became of a commit.
+        whole, single: it is one transaction by itself; it is known to be one statement.
         cancels: *act* is a call that feeds the server, or the application's own code is awaited in it (a COPY's source or
             output), so that ending it in time takes more than ending the connection.
         """
@@ -296,7 +304,7 @@ class Session:
                 lease.doubtful = lease.doubtful or not refused
             if self.within:
                 raise error from error.__cause__
-            at_stake = Work(stake=stake, one_transaction=whole or inside, block=True)
+            at_stake = Work(stake=stake, one_transaction=whole or inside, single=single, block=True)
             spent = {"execute": state.clock() - began}
             self.call = call = replace(
                 self.call, work=at_stake, began=began, sent=began, deadline=until, limit=whose, spent=spent, orphan=None
@@ -395,12 +403,13 @@ class Session:
                 here.pin(orphan)
 
 
-def _stake_of(text: Text) -> Stake:
+def _stake_of(text: Text, query: str) -> Stake:
     statement = text.statement
     if statement.kind is Kind.READ:
         return text.work.stake  # of a view that runs a volatile function, and of what a replica has refused: a write
     alone = not statement.several
-    if alone and (statement.sets_only or (statement.kind is Kind.TRANSACTION and statement.verb in COMMIT_NOTHING)):
+    control = statement.kind is Kind.TRANSACTION and statement.verb in COMMIT_NOTHING and not _PREPARED.search(query)
+    if alone and (statement.sets_only or control):
         return Stake.READ  # it lives and dies with its session
     may_commit = statement.kind in {Kind.TRANSACTION, Kind.UNKNOWN} and not statement.one_transaction
     return Stake.COMMIT if may_commit else Stake.WRITE

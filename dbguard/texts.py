@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dbguard.core.catalogue import NOTHING_KNOWN, conclude, trusted_functions
 from dbguard.core.classify import Classifier
 from dbguard.core.retry import Stake, Work
-from dbguard.core.statement import Kind, Touch
+from dbguard.core.statement import Kind, Token, Touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,7 @@ class Text:
     hint: where a comment in the text sends it, the strongest word of all. rule: where a rule of the configuration does,
     the weakest; group: to which nodes. why: one short phrase. refused: a replica has refused it as a write.
     work: what is at stake when it runs in autocommit.
+    token: the form in which it carries one as a write in autocommit.
     controls: it may begin or end a transaction. touched: what it may leave on the session, as far as proven. ddl: it may change the catalogue.
     recalls: it may ask what was last drawn from sequences on its session.
     """
@@ -62,6 +63,7 @@ class Text:
         "refused",
         "rule",
         "statement",
+        "token",
         "touched",
         "why",
         "work",
@@ -92,10 +94,22 @@ class Text:
             leaves_nothing=(statement.locks_only or statement.sets_only) and known.taints(statement, query) is None,
         )
 
+        self.token = self._form(notifies=known.notifies(statement))
+
+    def _form(self, *, notifies: bool) -> Token:
+        """Return how it carries a token. A block's holds whatever a view's function wrote, or a rule's NOTIFY told."""
+        statement = self.statement
+        if not statement.one_transaction or self.controls:
+            return Token.NONE
+        if statement.kind is Kind.READ:
+            return Token.NONE if self.work.leaves_nothing or self.work.stake is Stake.READ else Token.BLOCK
+        return Token.BLOCK if statement.token is Token.CTE and notifies else statement.token
+
     def refuse(self) -> None:
         """Take in that a replica has refused it as a write: from now on it is one, wherever it runs."""
         self.reads, self.refused = False, True
         self.work = replace(self.work, stake=Stake.WRITE)
+        self.token = self._form(notifies=False)
 
 
 class Texts:

@@ -38,11 +38,13 @@ class Relation:
 
     names: the ways a statement may name it: with its schema, and without where the search path finds it.
     bare: nothing hangs on it that runs users' functions, as far as flags and types tell.
+    notifies: a rule makes a NOTIFY of statements on it.
     """
 
     oid: int
     names: tuple[str, ...]
     bare: bool
+    notifies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,7 @@ class Knowledge:
     calls: what makes a text that holds it one after which a reset is needed, lower-cased.
     unsure: what PostgreSQL's own names mean is not known, or not theirs: a reset is needed after every text.
     unread: the catalogue was not read yet, or not since the last DDL: what reading a relation runs is not known.
+    telling: relations by which a statement reaches a rule that makes a NOTIFY of it.
     """
 
     plain: frozenset[str] = frozenset()
@@ -105,6 +108,14 @@ class Knowledge:
     calls: tuple[str, ...] = ()
     unsure: bool = False
     unread: bool = False
+    telling: frozenset[str] = frozenset()
+
+    def notifies(self, statement: Statement) -> bool:
+        """Whether nothing but a NOTIFY may be left of a statement, and its WITH dropped."""
+        if not self.telling:
+            return False
+        relations = statement.relations
+        return relations is None or not relations.isdisjoint(self.telling)
 
     def is_clean(self, statement: Statement, text: str) -> bool:
         """Whether nothing of users' can have run, so that the session is as the text left it."""
@@ -156,6 +167,7 @@ def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Know
         plain -= {oid for oid, text in catalogue.expressions if not _is_own(f"SELECT {text}", classify, calls)}
         plain -= {oid for oid, text in catalogue.queries if not _is_own(text, classify, calls)}
         plain -= _reaching(plain, catalogue.reaches)
+    telling = {relation.oid for relation in catalogue.relations if relation.notifies}
     writing = {oid for oid, text in catalogue.queries if not classify(text).is_read or _calls(text, words)}
     tainted = writing | _reaching(every - writing, catalogue.reaches, only_into=writing)
     return Knowledge(
@@ -165,6 +177,7 @@ def conclude(catalogue: Catalogue, classify: Callable[[str], Statement]) -> Know
         blind=catalogue.blind,
         calls=calls,
         unsure=catalogue.foul,
+        telling=_names(catalogue, telling | _reaching(every - telling, catalogue.reaches, only_into=telling)),
     )
 
 

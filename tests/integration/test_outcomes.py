@@ -295,10 +295,12 @@ async def test_what_lives_and_dies_with_its_session_is_never_of_unknown_fate(cal
     assert not isinstance(caught.value, dbguard.OutcomeUnknown)
 
 
+@pytest.mark.parametrize("by", ["call", "acquire"])
 @pytest.mark.parametrize("query", ["SELEC 1", "INSERT INTO nothing VALUES (1); COMMIT; SELEC 1", "CALL nope()"])
-async def test_a_text_that_the_server_refuses_before_it_runs_it_has_applied_no_parts(guard, query):
-    with pytest.raises((asyncpg.PostgresSyntaxError, asyncpg.UndefinedFunctionError)) as caught:
-        await guard.execute(query)
+async def test_a_text_that_the_server_refuses_before_it_runs_it_has_applied_no_parts(guard, query, by):
+    async with guard.acquire() as con:
+        with pytest.raises((asyncpg.PostgresSyntaxError, asyncpg.UndefinedFunctionError)) as caught:
+            await (con if by == "acquire" else guard).execute(query)
 
     assert not getattr(caught.value, "__notes__", ())
 

@@ -34,7 +34,9 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, pg_table_is
         WHERE i.indrelid = c.oid AND class >= {_USERS})
     AND NOT EXISTS (
         SELECT FROM pg_partitioned_table p, unnest(p.partclass::oid[]) AS class
-        WHERE p.partrelid = c.oid AND class >= {_USERS}) AS bare
+        WHERE p.partrelid = c.oid AND class >= {_USERS}) AS bare,
+    EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.rulename <> '_RETURN'
+        AND pg_get_ruledef(w.oid) ~* 'notify') AS notifies
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
 AND n.nspname NOT LIKE 'pg\\_toast%' AND n.nspname NOT LIKE 'pg\\_temp\\_%'
@@ -146,6 +148,7 @@ async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
             oid=row["oid"],
             names=_both(row["schema"], row["name"], visible=row["visible"]),
             bare=row["bare"],
+            notifies=row["notifies"],
         )
         for row in await con.fetch(_RELATIONS, timeout=timeout)
     ]

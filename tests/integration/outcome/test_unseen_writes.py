@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 import dbguard
+from dbguard.drivers import outcome_sql
 from dbguard.testing.wire import Break, Wire
 
 BIND = b"B\x00\x00"
@@ -276,6 +277,41 @@ async def test_a_standby_that_is_asked_for_later_is_waited_for_by_old_connection
 
     with pytest.raises(dbguard.OutcomeUnknown):
         await writing
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["plain", "tokens"])
+async def test_a_read_after_an_unknown_outcome_sees_what_the_primary_has(behind, open_guard, until, tokens):
+    """The replica stands still: a check there would miss the write, and its author would send it again."""
+    if tokens:
+        con = await asyncpg.connect(behind.dsn("a"))
+        await con.execute(outcome_sql.schema())
+        await con.close()
+    count = "SELECT count(*) FROM heard WHERE what = 'doubted'"
+    async with Wire("127.0.0.1", behind.node("a").port) as wire:
+        nodes = [
+            {"name": "a", "host": "127.0.0.1", "port": wire.port},
+            {"name": "b", "host": "127.0.0.1", "port": behind.node("b").port},
+        ]
+        resolve = "token-table" if tokens else "none"
+        guard = await open_guard(behind, config={"nodes": nodes, "outcome": {"resolve": resolve}})
+        await until(lambda: guard.route(count).node == "b")
+        await looked(behind, "SELECT pg_wal_replay_pause()", node="b")
+        pruner = await asyncpg.connect(behind.dsn("a"))
+        if tokens:  # it holds every claim up, so that there is no answer in time
+            await pruner.execute("BEGIN; SELECT token FROM dbguard.horizon FOR UPDATE")
+        wire.arm(b"'doubted'", Break.ACK_CUT)
+
+        async with guard.causal():
+            with pytest.raises(dbguard.OutcomeUnknown) as caught:
+                await guard.using(timeout=2).execute("INSERT INTO heard VALUES ('doubted')")
+            assert (caught.value.token is not None) == tokens
+            for _ in range(5):
+                assert await guard.fetchval(count) == 1
+            await until(lambda: not guard._core.engine.orphans)  # its backend is gone
+            assert await guard.fetchval(count) == 1
+        assert wire.struck == 1
+        assert guard.status().counts["repeats"] == 0
+        await pruner.close()
 
 
 async def test_a_context_sees_what_it_wrote_on_a_connection_taken_before_it(behind, open_guard):
