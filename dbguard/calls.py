@@ -20,7 +20,7 @@ from dbguard.core.plan import Call, Choice, Nowhere
 from dbguard.core.reasons import Route, against
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Token, Touch
-from dbguard.deadlines import ambient, check_seconds
+from dbguard.deadlines import ambient, check_seconds, check_wait
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.connection import not_ours
 from dbguard.drivers.asyncpg.failures import dress
@@ -95,11 +95,15 @@ class Calls(Statements):
         """
         return Acquiring(self, timeout, None)
 
-    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ARG002  asyncpg's signature
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:
         """Give back a connection taken with ``await acquire()``; what must be awaited happens in the background.
+
+        timeout: as asyncpg's, and without effect, since nothing is waited for.
 
         One that was given back already is let be. Raises `asyncpg.InterfaceError` if it is not of this guard.
         """
+        if timeout is not None:
+            check_wait(timeout)
         session = getattr(connection, "_session", None)
         if session is None or session.texts is not self._core.texts:
             raise not_ours(connection)
@@ -301,7 +305,16 @@ class Calls(Statements):
         call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
         writes = work.stake is not Stake.READ
         may_write = writes or text.doubtful
-        run = kind(method, args, extra, text.touched, writes=may_write, controls=text.controls, recalls=text.recalls)
+        run = kind(
+            method,
+            args,
+            extra,
+            text.touched,
+            writes=may_write,
+            controls=text.controls,
+            recalls=text.recalls,
+            until=call.deadline,
+        )
         job: Job = run
         tokens = self._core.tokens
         if tokens is not None and writes:
@@ -337,7 +350,7 @@ class Calls(Statements):
         work = Work(stake=Stake.READ if reads else Stake.WRITE, final=final)
         engine = self._engine()
         call = self._call(engine, reads=reads, work=work, timeout=limit)
-        run = Copy(method, (table,), extra, Touch.SETTINGS, writes=not reads)
+        run = Copy(method, (table,), extra, Touch.SETTINGS, writes=not reads, until=call.deadline)
         job: Job = run
         tokens = self._core.tokens
         if tokens is not None and not reads:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Deadline", "ambient", "check_seconds", "deadline"]
+__all__ = ["Deadline", "ambient", "check_seconds", "check_wait", "deadline"]
 
 _until: ContextVar[float | None] = ContextVar("dbguard_deadline", default=None)
 
@@ -65,6 +65,13 @@ def check_seconds(timeout: object) -> None:
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if timeout != timeout:  # noqa: PLR0124  NaN alone differs from itself
         raise ValueError("timeout must be a number of seconds or None, not NaN")
+
+
+def check_wait(timeout: object) -> None:
+    """Check how long something shall be waited for: as `check_seconds`, and 0 or more, else `ValueError`."""
+    check_seconds(timeout)
+    if isinstance(timeout, Real) and timeout < 0:
+        raise ValueError(f"timeout must be 0 seconds or more, not {timeout!r}")
 
 
 def ambient() -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calls import Calls, Core, Options
 from dbguard.core.outcome import Applied, StillOpen, known_token
+from dbguard.deadlines import check_wait
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, GuardClosed, OutcomeUnknown
 from dbguard.events import OutcomeResolved, WriteWithoutToken
@@ -66,7 +67,7 @@ class Guard(Calls):
         self._wrapped: dict[str, Any] | None = None
         self._wait = retry_wait
         self._stop = retry_stop
-        self._listeners: list[Listener] = [on_event] if on_event is not None else []
+        self._listeners: list[Listener] = [_listener(on_event)] if on_event is not None else []
         self._life: Lifetime | None = None
         functions = self._settings.routing.functions
         self._core = Core(Texts(frozenset(functions.read), frozenset(functions.write), _directions(self._settings)))
@@ -154,7 +155,10 @@ class Guard(Calls):
         Calls that have sent nothing yet (they wait for a primary, for a connection, or to be repeated) raise
         `GuardClosed` at once, as new ones do. May be called twice, and while the guard is being opened; a second call
         waits for the first one and can only shorten it. If it is cancelled, everything is terminated.
+
+        Raises `TypeError` or `ValueError` if *timeout* is no such number; then nothing is closed.
         """
+        check_wait(timeout)
         life = self._life
         if life is not None:
             await life.close(timeout)
@@ -198,8 +202,11 @@ class Guard(Calls):
         return status_of(self._engine().state)
 
     def on_event(self, listener: Listener) -> Callable[[], None]:
-        """Call *listener* with each event from now on; returns what takes it off again."""
-        self._listeners.append(listener)
+        """Call *listener* with each event from now on; returns what takes it off again.
+
+        Raises `TypeError` if it cannot be called.
+        """
+        self._listeners.append(_listener(listener))
 
         def remove() -> None:
             if listener in self._listeners:
@@ -214,6 +221,7 @@ class Guard(Calls):
         """
         from dbguard.lifetime import is_fit, nobody  # noqa: PLC0415  as `open`
 
+        check_wait(timeout)
         engine, life = self._engine(), self._life
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
@@ -233,6 +241,8 @@ class Guard(Calls):
         Raises `OutcomeUnknown` if that cannot be told now, or the token is older than what the pruner has kept;
         `TokenInvalid` if it is none; `ConfigError` if the configuration does not say ``outcome.resolve: token-table``.
         """
+        if timeout is not None:
+            check_wait(timeout)
         engine = self._engine()
         asked = known_token(token)
         if not engine.registries:
@@ -362,8 +372,15 @@ def _checked(arguments: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return arguments
 
 
+def _listener(listener: Listener) -> Listener:
+    """Return *listener*. Raises `TypeError` for what cannot be called."""
+    if not callable(listener):
+        raise TypeError(f"on_event should be a function that takes an event, not {listener!r}")
+    return listener
+
+
 def _named(primary: asyncpg.Pool[Any], replicas: Sequence[asyncpg.Pool[Any]]) -> dict[str, asyncpg.Pool[Any]]:
-    """Name wrapped pools. Raises `TypeError` for what is none, such as a DSN."""
+    """Name wrapped pools. Raises `TypeError` for what is none, such as a DSN; `ConfigError` for one given twice."""
     if hasattr(replicas, "acquire"):
         raise TypeError("replicas= is a list of pools, not one pool")
     pools = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
@@ -372,6 +389,13 @@ def _named(primary: asyncpg.Pool[Any], replicas: Sequence[asyncpg.Pool[Any]]) ->
             raise TypeError(
                 f"{name} should be an asyncpg.Pool, not {type(pool).__name__}; `dbguard.connect` takes a DSN, and opens "
                 "pools of its own"
+            )
+        twice = next(other for other, its in pools.items() if its is pool)
+        if twice != name:
+            raise ConfigError(
+                f"{name} is the same pool as {twice}: give one pool per node, each once (roles are found out, so that "
+                "a single node is primary= alone)",
+                path=name,
             )
     return pools
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 from inspect import isawaitable
 from itertools import chain, islice
@@ -36,6 +37,10 @@ __all__ = ["Checkout", "Copy", "Feed", "Function", "Run", "Written", "again", "n
 MOST_KEPT = 10_000
 """Rows of an input that can be read once which are kept so that the call can be repeated; above that it is final."""
 
+OPEN_EARLY = 0.1
+"""Seconds before the call's end at which a file must be open: above a sweep's pace, so that it is known that nothing of the
+COPY was sent."""
+
 
 def again(source: Any) -> tuple[Any, bool]:
     """Return the input in a form that can be read again, and whether that succeeded.
@@ -65,10 +70,10 @@ class Run:
 
     method, args, extra: the driver's. touched: what it may leave on the session. writes: a commit hangs on it.
     controls: it holds transaction control, so that it can leave a transaction open.
-    recalls: it may ask what was last drawn from sequences.
+    recalls: it may ask what was last drawn from sequences. until: when the call's time is up, on the guard's clock.
     """
 
-    __slots__ = ("args", "controls", "extra", "method", "recalls", "touched", "writes")
+    __slots__ = ("args", "controls", "extra", "method", "recalls", "touched", "until", "writes")
     keeps = False
     cancels = False
     commits = False
@@ -83,7 +88,9 @@ class Run:
         writes: bool,
         controls: bool = False,
         recalls: bool = False,
+        until: float = math.inf,
     ) -> None:
+        self.until = until
         self.controls = controls
         self.recalls = recalls
         self.method = method
@@ -117,14 +124,11 @@ class Feed(Run):
         return await self._run(lease, self.extra)
 
     async def _run(self, lease: Any, extra: dict[str, Any]) -> Any:
-        con = lease.con
         if self.recalls:
             await forget_sequences(lease)
         lease.drew = self.writes
-        work = interruptible(con, getattr(con, self.method)(*self.args, **extra))
-        if self.writes:
-            return await heard(con, lease, work)
-        return await work
+        work = interruptible(lease.con, getattr(lease.con, self.method)(*self.args, **extra))
+        return await heard(lease.con, lease, work) if self.writes else await work
 
 
 class Copy(Feed):
@@ -136,7 +140,8 @@ class Copy(Feed):
         """Run it."""
         async with contextlib.AsyncExitStack() as stack:
             try:
-                files = await stack.enter_async_context(opened(self.extra))
+                left = self.until - lease.pool.clock()
+                files = await stack.enter_async_context(opened(self.extra, left - min(OPEN_EARLY, left / 2)))
             except OSError as error:
                 raise Application(error) from error
             return await self._run(lease, files)

@@ -198,9 +198,11 @@ class Session:
         single = not self.texts.learn(query).statement.several
         con = self.con
         if method.startswith("copy_"):
-            async with opened(extra) as files:
-                copy = getattr(con, method)
-                return await self.do(lambda: copy(*args, **files), stake, limit, whole=whole, cancels=True)
+            until, whose = self._until(limit, "timeout=")
+            clock, copy = self.engine.state.clock, getattr(con, method)
+            async with opened(extra, until - clock()) as files:
+                left = until - clock()
+                return await self.do(lambda: copy(*args, **files), stake, left, whole=whole, cancels=True, whose=whose)
         many = method.endswith("many")
         if self.tokens is not None and not many and stake is Stake.WRITE and not self.within:
             sender = self._sender(self.tokens, query, method, args, extra)
@@ -238,6 +240,14 @@ class Session:
         finally:
             self.call.token = self.call.result = None
 
+    def _until(self, limit: float | None, whose: str) -> tuple[float, str]:
+        """Return when what begins now must have ended, on the guard's clock, and by whose word. See `do`."""
+        if limit is not None:
+            check_seconds(limit)
+        seconds, whose = self.limit if limit is None else (limit, whose)
+        until, outer = self.engine.state.clock() + seconds, ambient()
+        return (until, whose) if outer is None or outer >= until else (outer, "deadline()")
+
     async def do(
         self,
         act: Callable[[], Awaitable[Any]],
@@ -258,8 +268,7 @@ class Session:
         cancels: *act* is a call that feeds the server, or the application's own code is awaited in it (a COPY's source or
             output), so that ending it in time takes more than ending the connection.
         """
-        if limit is not None:
-            check_seconds(limit)
+        until, whose = self._until(limit, whose)
         engine, lease = self.engine, self.lease
         con, state = self.con, engine.state
         reign = state.view.reign
@@ -273,10 +282,6 @@ class Session:
         self.whole = self.whole and stake is not Stake.COMMIT
         generation = self.node.breaker.generation
         began = state.clock()
-        seconds, whose = self.limit if limit is None else (limit, whose)
-        until, outer = began + seconds, ambient()
-        if outer is not None and outer < until:
-            until, whose = outer, "deadline()"
         task = asyncio.current_task() if cancels else None
         flight = Flight(commit_until(until, began, reserve), task, cancels=cancels)
         flight.lease = lease

@@ -242,3 +242,26 @@ async def test_what_is_no_function_for_a_transaction_is_named(calm_cluster, open
         with pytest.raises(TypeError, match=f"run_in_transaction needs an async function .*{why}"):
             await guard.run_in_transaction(wrong)
     already.close()
+
+
+@pytest.mark.parametrize("timeout", ["2", True, float("nan"), -1])
+async def test_how_long_closing_and_giving_back_may_take_is_checked_before_anything_is_done(
+    calm_cluster, open_guard, timeout
+):
+    guard = await open_guard(calm_cluster, "a")
+    con = await guard.acquire()
+
+    for call in (guard.close(timeout=timeout), guard.release(con, timeout=timeout), guard.ready(timeout=timeout)):
+        with pytest.raises((TypeError, ValueError), match="timeout must be"):
+            await call
+
+    assert await con.fetchval("SELECT 1") == 1
+    await guard.release(con, timeout=0)
+
+
+@pytest.mark.parametrize("listener", [5, "print"])
+def test_what_cannot_hear_events_is_named(calm_cluster, listener):
+    with pytest.raises(TypeError, match=f"on_event should be a function that takes an event, not {listener!r}"):
+        dbguard.Guard(calm_cluster.dsn("a"), on_event=listener)
+    with pytest.raises(TypeError, match="on_event should be a function"):
+        dbguard.Guard(calm_cluster.dsn("a")).on_event(listener)

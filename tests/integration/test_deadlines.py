@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pickle
+import sys
 import time
 
 import asyncpg
@@ -426,3 +428,36 @@ async def test_time_spent_backing_off_is_told(calm_cluster, open_guard):
 
     assert 0 < caught.value.spent["backoff"] < 10
     assert caught.value.spent["execute"] > 0
+
+
+@pytest.mark.parametrize("by", ["guard", "acquire"])
+async def test_a_copy_of_a_file_that_cannot_be_opened_ends_in_time_and_nothing_waits_for_it(
+    calm_cluster, table, tmp_path, by
+):
+    """A FIFO that nobody writes to: opening it blocks for ever. In a program of its own, whose end must not wait either."""
+    os.mkfifo(tmp_path / "fifo")
+    program = f"""
+import asyncio, dbguard
+async def main():
+    async with dbguard.connect({calm_cluster.dsn("a")!r}) as guard:
+        async with guard.acquire() as con:
+            try:
+                await {"guard" if by == "guard" else "con"}.copy_to_table({table!r}, source={str(tmp_path / "fifo")!r}, timeout=0.5)
+            except dbguard.DeadlineExceeded as error:
+                print("in time:", error)
+        assert await guard.fetchval("SELECT 1") == 1
+asyncio.run(main())
+"""
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        async with asyncio.timeout(30):
+            said, _ = await running.communicate()
+    finally:
+        if running.returncode is None:
+            running.kill()
+
+    assert said.startswith(b"in time: "), said.decode()
+    assert b"was not opened within" in said
+    assert running.returncode == 0

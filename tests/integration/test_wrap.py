@@ -317,5 +317,7 @@ async def test_wrong_arguments_beside_pools_are_named(calm_cluster, pools):
         dbguard.Guard.wrap(one, [None])
     with pytest.raises(TypeError, match="replicas= is a list"):
         dbguard.Guard.wrap(one, one)
+    with pytest.raises(dbguard.ConfigError, match="replica1 is the same pool as primary"):
+        dbguard.Guard.wrap(one, [one])
     with pytest.raises(dbguard.ConfigError, match="mapping of sections"):
         dbguard.Guard.wrap(one, config="guard.yaml")
