@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.cli import running
 from dbguard.cli.findings import Room, clusters, find, room
 from dbguard.cli.looking import Look, Unusable, look_at_all
+from dbguard.cli.observing import settled
 from dbguard.cli.outcome_findings import find_in_schema
 from dbguard.cli.output import Cell, Output, complain
 from dbguard.cli.rights import rights
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from dbguard.config import Settings
     from dbguard.status import Status
 
-__all__ = ["ask_status", "run", "settled", "source"]
-
-SETTLE_WITHIN = 2.0
-"""Seconds that a guard gets to find the primary and to prove the replicas: some rounds of probes."""
+__all__ = ["ask_status", "run", "source"]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,26 +75,11 @@ def source(config: str) -> str | Path:
     return Path(config)
 
 
-async def settled(guard: Guard) -> Status:
-    """Return the status once every node that answers has its place and its lag, or after `SETTLE_WITHIN` seconds as it is."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + SETTLE_WITHIN
-    while True:
-        status = guard.status()
-        placed = all(
-            (node.proven and node.lag is not None) or node.role == "primary" or not node.reachable or node.problem
-            for node in status.nodes
-        )
-        if (status.writes == "open" and placed) or loop.time() > until:
-            return status
-        await asyncio.sleep(0.02)
-
-
 async def ask_status(settings: Settings) -> Status:
     """Open a guard, which needs one node only here, and ask it."""
     patient = replace(settings, startup=replace(settings.startup, need="any", wait=max(5.0, settings.startup.wait)))
     async with Guard(patient, min_size=0) as guard:
-        return await settled(guard)
+        return await settled(guard.status)
 
 
 def _of_tokens(settings: Settings, looks: Mapping[str, Look | Unusable], status: Status) -> Iterator[Finding]:

@@ -30,6 +30,9 @@ __all__ = ["Look", "Unusable", "look_at_all"]
 _AGAIN = 0.25
 """Seconds between two rounds while no node answers."""
 
+_OTHERS_WITHIN = 2.0
+"""Seconds that the other nodes get once one has answered: a frozen one is not waited for as long as it may take to connect."""
+
 # Works on versions 13 to 18, with the least of rights: what the role may not see is NULL.
 _DETAILS = """
 SELECT current_setting('server_version') AS version,
@@ -105,8 +108,7 @@ async def look_at_all(
     until = loop.time() + settings.startup.wait
     told = False
     while True:
-        answers = await asyncio.gather(*(_look(settings, node) for node in settings.nodes))
-        said = {node.name: answer for node, answer in zip(settings.nodes, answers, strict=True)}
+        said = await _look_once(settings)
         silent = {name: look for name, look in said.items() if isinstance(look, Unusable) and not look.configured}
         left = until - loop.time()
         if len(silent) < len(said) or left <= 0:
@@ -115,6 +117,26 @@ async def look_at_all(
             told = True
             waiting(left, silent)
         await asyncio.sleep(min(_AGAIN, left))
+
+
+async def _look_once(settings: Settings) -> dict[str, Look | Unusable]:
+    """Look at every node, in parallel; once one has answered, the others have `_OTHERS_WITHIN` seconds."""
+    looks = {node.name: asyncio.create_task(_look(settings, node)) for node in settings.nodes}
+    left = set(looks.values())
+    while left:
+        answered = any(isinstance(look.result(), Look) for look in looks.values() if look.done())
+        done, left = await asyncio.wait(
+            left, timeout=_OTHERS_WITHIN if answered else None, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            break
+    for look in left:
+        look.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    late = Unusable(
+        f"does not answer within {_OTHERS_WITHIN:g} s, and others did: is it frozen, or out of reach?", False
+    )
+    return {name: late if look in left else look.result() for name, look in looks.items()}
 
 
 async def _look(settings: Settings, node: NodeSettings) -> Look | Unusable:

@@ -36,6 +36,8 @@ examples:
   dbguard demo                       see it: a killed primary, with and without
   dbguard check guard.yaml           is it right, and is the cluster fit for it?
   dbguard check postgresql://app@db1,db2/shop
+  dbguard status guard.yaml          who is the primary now, and why?
+  dbguard watch guard.yaml           the same, live, with what happens
   dbguard route "SELECT * FROM item" where would it go, and why?
   dbguard outcome install guard.yaml so that no write's outcome stays unknown
 
@@ -102,6 +104,48 @@ exit codes: 0 fine; 1 a statement could go nowhere now; 2 bad input or not
 reachable.
 """
 
+
+STATUS_NOW = """\
+Asks every node once who it is, and says how the cluster stands: roles,
+timelines, lag, who is the primary and why, and what is wrong. Takes a second
+with a frozen node, three at most. Changes nothing on any server.
+
+This is what a guard that is opened now would see. Breakers, waiting calls and
+past failovers of a running service are its own, and cannot be seen from
+another process: let its health endpoint return guard.status().as_dict().
+"""
+
+STATUS_NOW_EXAMPLES = """\
+examples:
+  dbguard status guard.yaml
+  dbguard status postgresql://app@db1,db2/shop
+  dbguard status guard.yaml --json | jq -r .primary
+  until dbguard status guard.yaml >/dev/null; do sleep 1; done
+
+exit codes: 0 writes can flow; 1 they cannot; 2 the configuration is wrong.
+"""
+
+WATCH = """\
+Shows a cluster live until Ctrl-C: each node's role, whether it answers, its
+breaker, lag, timeline and epoch, the last episodes (failovers and the like), and
+events as they happen. On a terminal, with `rich` installed, as a picture; else
+as lines. Asks each node every half second over one connection, as a guard does,
+and changes nothing.
+
+It is a guard of its own without any calls. Waiting calls, breakers and past
+failovers of a running service cannot be seen from another process: they are in
+its log, and in its guard.status().
+"""
+
+WATCH_EXAMPLES = """\
+examples:
+  dbguard watch guard.yaml
+  dbguard watch guard.yaml --interval 0.2
+  dbguard watch guard.yaml | tee watch.log     lines
+  dbguard watch guard.yaml --count 1           one view
+
+exit codes: 0 ended by Ctrl-C or --count; 2 the configuration is wrong.
+"""
 
 OUTCOME = """\
 With a table of tokens in the database, dbguard can prove what became of every
@@ -305,6 +349,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--rights", action="store_true", help="show the least rights that the role needs, as SQL")
     check.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
+    status = _command(commands, "status", "who is the primary now, and what is wrong?", STATUS_NOW, STATUS_NOW_EXAMPLES)
+    watch = _command(commands, "watch", "the cluster live: nodes, episodes, events", WATCH, WATCH_EXAMPLES)
+    for command in (status, watch):
+        command.add_argument("config", metavar="CONFIG", help="a .yaml file, or a DSN")
+    status.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    watch.add_argument(
+        "--interval",
+        type=_interval,
+        default=1.0,
+        metavar="N",
+        help="seconds between two views, 0.1 to 3600 (default: 1)",
+    )
+    watch.add_argument("--count", type=_count, metavar="N", help="end after so many views (default: at Ctrl-C)")
+
     route = _command(commands, "route", "where would a statement go, and why?", ROUTE, ROUTE_EXAMPLES)
     route.add_argument("sql", nargs="+", metavar="SQL", help="a statement, or `-` for those on standard input")
     route.add_argument("--config", metavar="CONFIG", help="ask a guard with this configuration, a .yaml file or a DSN")
@@ -378,6 +436,16 @@ def _seconds(text: str) -> float:
         seconds = -1.0
     if not SHORTEST <= seconds <= LONGEST:
         raise argparse.ArgumentTypeError(f"should be a number from {SHORTEST:g} to {LONGEST:g}")
+    return seconds
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= 3600.0:
+        raise argparse.ArgumentTypeError("should be a number from 0.1 to 3600")
     return seconds
 
 

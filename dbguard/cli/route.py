@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dbguard.cli import running
-from dbguard.cli.check import settled, source
+from dbguard.cli.check import source
+from dbguard.cli.observing import settled
 from dbguard.cli.output import Cell, Output
 from dbguard.config import load
 from dbguard.core.classify import Classifier
@@ -87,7 +88,7 @@ async def _ask(output: Output, settings: Settings, queries: Iterable[str], *, as
     """Ask a guard for each statement; nothing of them is sent."""
     code = 0
     async with Guard(settings, min_size=0) as guard:
-        await settled(guard)
+        await settled(guard.status)
         for query in queries:
             choice, text, others = guard._explain(query)  # noqa: SLF001  `route`, without raising where it can go nowhere
             node, role = (choice.node, choice.role) if isinstance(choice, Choice) else (None, None)
