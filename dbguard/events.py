@@ -11,10 +11,14 @@ others are `quiet`: they reach listeners as ever, and the log at DEBUG.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dbguard.event import Event, Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "BreakerChanged",
@@ -40,48 +44,6 @@ __all__ = [
     "WriteMayBeLost",
     "WriteWithoutToken",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One observation.
-
-    at: seconds on the guard's monotonic clock.
-    episode: the id of the episode that it belongs to; None if it belongs to none.
-    quiet: another record says the same, so that the log gets this one at DEBUG.
-    """
-
-    level: ClassVar[int] = logging.INFO
-    at: float
-    episode: str | None = None
-    quiet: bool = False
-
-    @property
-    def severity(self) -> int:
-        """The level of this record's line: `level`, unless the record itself says otherwise."""
-        return logging.DEBUG if self.quiet else self.level
-
-    def text(self) -> str:
-        """Return what happened, as one line."""
-        said = " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in _OF_ALL)
-        return f"{type(self).__name__} {said}"
-
-    def line(self) -> str:
-        """Return the line for the log: the text, and the id of the episode."""
-        return self.text() if self.episode is None else f"{self.text()} [{self.episode}]"
-
-    def alike(self) -> object | None:
-        """Return what lines have in common of which a log needs a few and their number; None: it needs each."""
-        return None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record as plain data, for JSON."""
-        return {"event": type(self).__name__} | {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-Listener = Callable[[Event], object]
-
-_OF_ALL = frozenset({"at", "episode", "quiet"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
