@@ -102,6 +102,8 @@ class Lifetime:
             await self._refresh.start(wait=engine.state.view.primary is not None)
             fit = [name for name, node in engine.state.nodes.items() if is_usable(node.view)]
             await asyncio.gather(*(engine.pools[name].warm(*self._warm) for name in fit))
+            for pool in self._own:
+                pool.stay_warm()
         except BaseException:
             self.terminate()
             await self._wait_for_tasks()

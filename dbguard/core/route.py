@@ -78,6 +78,12 @@ class Node:
             return True
         return not view.instance.differs(instance)
 
+    def serves(self, now: float) -> bool:
+        """Whether calls may come here: it answers, as one of this cluster that is neither overloaded nor in doubt."""
+        view = self.view
+        fit = view.reachable and not view.fenced and view.misconfigured is None and view.role is not Role.UNKNOWN
+        return fit and self.breaker.granted and not self.doubted and now >= self.soft_until
+
     def is_surely_here(self, instance: Instance | None) -> bool:
         """Whether a connection to *instance* is known to be one to the only server behind this node."""
         view = self.view

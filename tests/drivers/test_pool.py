@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from dbguard.core.breaker import Breaker, BreakerPolicy
 from dbguard.core.route import Node
 from dbguard.core.statement import Touch
 from dbguard.core.topology import Instance, NodeView, Role
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import WrongNode
-from dbguard.drivers.asyncpg.pool import OwnPool
+from dbguard.drivers.asyncpg.pool import REFILL_AGAIN, OwnPool
 from dbguard.errors import GuardClosed
 from tests.waiting import until
 
@@ -52,6 +53,7 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
     async def made(
         size: int = 2, hold: int | None = None, check: Callable[..., None] = lambda _: None, **given: Any
     ) -> OwnPool:
+        keep = given.pop("keep", 0)
         limits = {name: given.pop(name, FOREVER) for name in ("max_lifetime", "max_idle", "max_uses")}
         where = {"host": "127.0.0.1", "port": single.primary.port, "user": "postgres", "database": "postgres"}
         dialer = Dialer(where, given)
@@ -61,7 +63,7 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
             partial(dialer.pool, size),
             clock=clock,
             size=size,
-            keep=0,
+            keep=keep,
             hold=size if hold is None else hold,
             dial=dialer.dial,
             check=check,
@@ -526,6 +528,85 @@ async def test_warming_holds_connections_and_no_more_than_asked(make: Any) -> No
 
     assert pool.idle == pool.pool.get_size() == 3
     await is_whole(pool, 4)
+
+
+# ---------------------------------------------------------------------- in reserve
+
+
+def serve(pool: OwnPool, **seen: Any) -> None:
+    """Let the pool's node be seen by a probe as one that serves, but for what is *seen* otherwise."""
+    pool.node.breaker = Breaker(BreakerPolicy(), random.Random(1))
+    pool.node.seen_at = pool.clock()
+    pool.node.view = NodeView(name="a", **({"role": Role.REPLICA, "reachable": True} | seen))
+
+
+async def rested(pool: OwnPool) -> int:
+    """Let the pool rest as each round of probes does, until nothing is under way; returns how many are at hand."""
+    for _ in range(5):
+        pool.rest()
+        await until(lambda: not pool._tasks)
+    return pool.idle
+
+
+async def test_connections_that_were_lost_are_replaced_up_to_the_least_number(make: Any) -> None:
+    pool = await make(4, keep=2)
+    serve(pool)
+    await pool.warm(2, 5.0)
+    pool.stay_warm()
+    lost = [await pool.take(), await pool.take()]
+
+    for lease in lost:
+        lease.terminate()
+        pool.give(lease, Touch.LOST)
+
+    assert await rested(pool) == 2
+    await is_whole(pool, 4)
+
+
+async def test_nothing_is_dialled_in_reserve_before_the_pool_was_opened(make: Any) -> None:
+    pool = await make(4, keep=2)
+    serve(pool)
+
+    assert await rested(pool) == 0
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [{"reachable": False}, {"fenced": True}, {"misconfigured": "no"}, {"role": Role.UNKNOWN}],
+    ids=lambda seen: next(iter(seen)),
+)
+async def test_nothing_is_dialled_in_reserve_on_a_node_that_does_not_serve(seen: Any, make: Any, clock: Clock) -> None:
+    pool = await make(4, keep=2)
+    pool.stay_warm()
+    serve(pool, **seen)
+    assert await rested(pool) == 0
+
+    serve(pool)
+    clock.now += REFILL_AGAIN
+
+    assert await rested(pool) == 2
+
+
+async def test_a_dial_in_reserve_that_fails_is_not_made_again_at_once(make: Any, clock: Clock) -> None:
+    refusals = iter([WrongNode("of an older reign")])
+    asked = 0
+
+    def check(_: Any) -> None:
+        nonlocal asked
+        asked += 1
+        for refusal in refusals:
+            raise refusal
+
+    pool = await make(4, keep=2, check=check)
+    pool.stay_warm()
+    serve(pool)
+    assert await rested(pool) == 0
+    assert asked == 1
+
+    clock.now += REFILL_AGAIN
+
+    assert await rested(pool) == 2
+    assert asked == 3
 
 
 # ---------------------------------------------------------------------- and none is lost

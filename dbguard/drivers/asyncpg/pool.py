@@ -8,6 +8,8 @@ nothing on the session), reset (asyncpg's own, and a deeper one), or close.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from dbguard.errors import DbGuardError
 
 __all__ = ["OwnPool"]
+
+REFILL_AGAIN = 2.0
+"""Seconds from an attempt to have a connection in reserve that failed, or a look that found the node unfit, to the next."""
+
+log = logging.getLogger("dbguard")
 
 
 class OwnPool(Books):
@@ -79,6 +86,7 @@ class OwnPool(Books):
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         self._ready = False
         self._closing = False
+        self._refill_at = math.inf
         hooks: dict[str, Callable[[Any], Awaitable[Any]]] = {}
         if init is not None or foreign:
             hooks["init"] = self._begin
@@ -159,17 +167,20 @@ class OwnPool(Books):
 
     async def take(self) -> Lease:
         """Return a lease; dials where none is free and the pool is not full. The caller bounds it, by cancelling."""
-        while True:
-            lease = self.take_now()
-            if lease is not None:
-                return lease
-            lease = await self._checkout()
-            tag = lease.tag
-            if self.fits(tag) and self.node.is_here(tag.instance) and not lease.con.is_closed():
-                self.node.load.in_use += 1
-                self.out[lease] = None
-                return lease
-            self._close(lease)
+        while (lease := self.take_now() or await self._take_new()) is None:
+            continue
+        return lease
+
+    async def _take_new(self) -> Lease | None:
+        """Return a lease that was not at hand; None if the node has changed while it was dialled."""
+        lease = await self._checkout()
+        tag = lease.tag
+        if self.fits(tag) and self.node.is_here(tag.instance) and not lease.con.is_closed():
+            self.node.load.in_use += 1
+            self.out[lease] = None
+            return lease
+        self._close(lease)
+        return None
 
     @property
     def full(self) -> bool:
@@ -337,10 +348,32 @@ class OwnPool(Books):
         return idle, in_use
 
     def rest(self) -> None:
-        """Close held leases that were not used for *max_idle* seconds, down to *keep*; called now and then."""
+        """Close held leases that were not used for *max_idle* seconds, down to *keep*; called now and then.
+
+        Once it shall stay warm, it dials up to *keep* as well: a node that came back has them again before it is needed,
+        and a replica that is promoted takes its first write without a dial. One at a time.
+        """
         now = self.clock()
         while len(self._free) > self._keep and now - self._free[0].used_at > self._max_idle:
             self._close(self._free.popleft())
+        if self._taken < min(self._keep, self._hold) and now >= self._refill_at and not self._closing:
+            self._refill_at = math.inf
+            self._later(self._refill())
+
+    def stay_warm(self) -> None:
+        """From now on replace what is missing."""
+        self._refill_at = 0.0
+
+    async def _refill(self) -> None:
+        again = self.clock() + REFILL_AGAIN
+        try:
+            if self.node.serves(self.clock()) and (lease := await self._take_new()) is not None:
+                self.give(lease, Touch.NOTHING)
+                again = 0.0
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  nobody needs it yet: who does is told
+            log.debug("%s: no connection in reserve: %s", self.node.name, type(error).__name__)
+        finally:
+            self._refill_at = again
 
     async def warm(self, count: int, timeout: float) -> None:
         """Dial until *count* connections are held, so that the first calls need not."""
