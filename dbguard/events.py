@@ -39,6 +39,7 @@ __all__ = [
     "OutcomeLeftOpen",
     "OutcomeResolved",
     "PrimaryChanged",
+    "ReignUnmarked",
     "RoleChanged",
     "SplitBrainSeen",
     "WriteMayBeLost",
@@ -185,6 +186,19 @@ class WriteMayBeLost(Event):
     def text(self) -> str:
         """Return the line for the log."""
         return f"the new primary {self.node} begins {self.lost_bytes} bytes below an acknowledged position: writes may be lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReignUnmarked(Event):
+    """The reign of *node* has a mark of this process's own, because the one that all processes share cannot be had."""
+
+    level: ClassVar[int] = logging.WARNING
+    node: str
+    why: str
+
+    def text(self) -> str:
+        """Return the line for the log."""
+        return f"the reign of {self.node} is not marked, so that other processes may tell it from others otherwise: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ class Status:
     """A guard at one moment.
 
     at: when it was taken, in seconds since the epoch.
+    mark: of the reign, the same in all processes; None: not known, or no table keeps it (``outcome.resolve``).
     writes: ``open``, ``suspect``, ``failover`` or ``down``, since *writes_since*. waiting: calls that wait for a primary.
     episodes: the last disturbances of writes, the oldest first; the last one may be under way.
     counts: since the guard was opened: repeats, unknown outcomes, waits, reads refused as writes. proved_applied and
@@ -55,6 +56,7 @@ class Status:
 
     primary: str | None
     reign: str | None
+    mark: str | None
     writes: str
     why: str
     waiting: int
@@ -105,6 +107,7 @@ def status_of(state: GuardState) -> Status:
     return Status(
         primary=view.primary,
         reign=str(view.reign) if view.reign else None,
+        mark=view.reign.agreed if view.reign else None,
         writes=state.gate.state.value,
         why=view.refused or state.gate.why,
         waiting=state.waiting,

@@ -21,6 +21,7 @@ from dbguard.drivers.asyncpg.borrow import Lender
 from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
+from dbguard.drivers.asyncpg.marks import Marks
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.asyncpg.registry import Registry
 from dbguard.drivers.asyncpg.wrapped import WrappedPool
@@ -103,10 +104,11 @@ def wire(
 
     for node in settings.nodes:
         target = state.nodes[node.name]
+        marks = Marks(clock=clock) if tokens else None
         if wrapped is not None:
             pool = wrapped[node.name]
             pools[node.name] = WrappedPool(target, pool, clock=clock, check=check, ask_within=probe.timeout * 4)
-            controls[node.name] = BorrowedControl(node.name, pool, clock=clock)
+            controls[node.name] = BorrowedControl(node.name, pool, clock=clock, marks=marks)
             if tokens:
                 lender = Lender(pool, node.name)
                 registries[node.name] = Registry(node.name, lender.dial, check, clock=clock, give=lender.give)
@@ -132,7 +134,7 @@ def wire(
         own.append(opened)
         if tokens:
             registries[node.name] = Registry(node.name, dialer.registry, check, clock=clock)
-        controls[node.name] = OwnControl(node.name, dialer.control, clock=clock)
+        controls[node.name] = OwnControl(node.name, dialer.control, clock=clock, marks=marks)
     engine = Engine(
         state,
         pools,
@@ -142,7 +144,7 @@ def wire(
         registries=registries,
     )
     pace = Pace(interval=probe.interval, jitter=probe.jitter, limit=probe.timeout, urgent=probe.urgent)
-    return engine, Monitor(engine, controls, pace), own
+    return engine, Monitor(engine, controls, pace, keeps_marks=tokens), own
 
 
 def connect_arguments(connection: Connection, node: NodeSettings) -> dict[str, Any]:

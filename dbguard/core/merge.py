@@ -56,6 +56,8 @@ class Topology:
     """Who was seen to claim a timeline above the accepted one, by its number."""
     _doubted: set[int]
     """Numbers that two reigns were seen to bear."""
+    _twinned: set[int]
+    """Numbers that two reigns were seen to bear, with a mark of its own each."""
     _rivalled: bool
     """A probe saw another server claim the accepted timeline; until a full round has judged it, no number proves anything."""
     _ledger: Ledger
@@ -165,7 +167,7 @@ class Topology:
     def _forget(self) -> None:
         self._office = self._system_id = self._trusted = self._refused = self._too_lossy = None
         self._ledger = Ledger()
-        self._dismissed, self._bearers, self._doubted = {}, {}, set()
+        self._dismissed, self._bearers, self._doubted, self._twinned = {}, {}, set(), set()
         self._rivalled = False
         self._split, self._split_said, self._unbroken = 0, (), True
 
@@ -208,14 +210,18 @@ class Topology:
         return node.name in self._dismissed and not node.instance.differs(self._dismissed[node.name])
 
     def _claim(self, node: Node) -> Claim:
+        marked = node.seen.marked if node.seen is not None else None
+        timeline = node.seen.timeline if node.seen is not None else None
         return Claim(
             node=node.name,
             instance=node.instance,
-            timeline=node.seen.timeline if node.seen is not None else None,
+            timeline=timeline,
             position=node.seen.position if node.seen is not None else None,
             branched=node.seen.branched if node.seen is not None else None,
             known=node.is_known_replica(node.instance),
             risen=node.risen,
+            mark=None if marked is None else marked.mark if marked.timeline == timeline else "",
+            unasked=node.seen is not None and marked is None and node.seen.unmarked is None,
         )
 
     def _judge(self, holder: Holder, heard: set[str], *, full: bool) -> Verdict:
@@ -241,8 +247,9 @@ class Topology:
         )
         if self._split and not full:
             return Keep(doubt=True)
-        doubted = office is not None and office.reign.timeline in self._doubted
-        return judge(office, holder, claims, full=full, doubted=doubted)
+        number = office.reign.timeline if office is not None else None
+        doubted, twinned = number in self._doubted, number in self._twinned
+        return judge(office, holder, claims, full=full, doubted=doubted, twinned=twinned)
 
     def _settle(self, verdict: Keep | Contest | Split, name: str | None, now: float, *, full: bool) -> str | None:
         """Carry out *verdict*; return the primary's name. Only a full round lifts a refusal."""
@@ -299,11 +306,13 @@ class Topology:
             for other in self._nodes.values():
                 other.judge_system(system_id, now)
         elif old is not None and old.reign.timeline == timeline:
-            self._doubted.add(timeline)
+            told_apart = None not in (old.reign.agreed, claim.mark) and claim.mark != old.reign.agreed
+            (self._twinned if told_apart else self._doubted).add(timeline)
         if old is not None:
             self._judge_loss(claim, old, now)
         self._bearers = {number: bearer for number, bearer in self._bearers.items() if number > timeline}
         self._doubted = {number for number in self._doubted if number >= timeline}
+        self._twinned = {number for number in self._twinned if number >= timeline}
         self._samples.clear()
         self._office = Office(
             reign=Reign(system_id, timeline, self._new_mark()), node=claim.node, instance=claim.instance
@@ -358,6 +367,9 @@ class Topology:
         if office is None:
             return
         claim = self._nodes[primary].claim if primary is not None and primary in heard else None
+        marked = claim.marked if claim is not None else None
+        if marked is not None and marked.timeline == office.reign.timeline and marked.mark != office.reign.agreed:
+            self._office = office = replace(office, reign=replace(office.reign, agreed=marked.mark))
         if claim is not None and claim.position is not None:
             flushed = [told for told in (office.flushed, claim.flushed) if told is not None]
             self._office = replace(office, flushed=max(flushed, default=None))
@@ -384,7 +396,8 @@ class Topology:
             self._last_word = primary, reign
         before, refused = self.view, self._refused or self._too_lossy
         nodes = {name: self._see(node, before.nodes[name], reign, primary, now) for name, node in self._nodes.items()}
-        if (before.primary, before.reign, before.refused, before.nodes) != (primary, reign, refused, nodes):
+        told = before.primary, before.reign, before.reign and before.reign.mark, before.refused, before.nodes
+        if told != (primary, reign, reign and reign.mark, refused, nodes):
             self.view = View(MappingProxyType(nodes), primary, reign, refused, before.version + 1)
         events = [event for node in self._nodes.values() for event in node.told] + self._events
         epochs = {node.name: (node.epoch, node.raised) for node in self._nodes.values() if node.raised is not None}
@@ -399,8 +412,9 @@ class Topology:
     def _see(self, node: Node, before: NodeView, reign: Reign | None, primary: str | None, now: float) -> NodeView:
         told = node.told_position if node.replica else None
         lag = self._samples.lag(told[0], None if primary is None else now) if told is not None else None
-        doubted = self._rivalled or (reign is not None and reign.timeline in self._doubted)
-        after = node.view(lag=lag, reign=reign, doubted=doubted)
+        number = reign.timeline if reign is not None else None
+        doubted, twinned = self._rivalled or number in self._doubted, number in self._twinned
+        after = node.view(lag=lag, reign=reign, doubted=doubted, twinned=twinned)
         return before if after == before else after
 
 

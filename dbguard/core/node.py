@@ -47,6 +47,8 @@ class Node:
     misconfigured: str | None = None
     proof: Reign | None = None
     """The reign that it was proven to follow, under this epoch."""
+    marked: bool = False
+    """The proof is the reign's mark, not a timeline's number."""
     diverged: bool = False
     ahead: int = 0
     behind_from: tuple[float, int] | None = None
@@ -87,7 +89,7 @@ class Node:
 
     def forget_proof(self) -> None:
         """Unlearn what was proven, and what speaks against it: both belong to an instance under one reign."""
-        self.proof, self.diverged, self.ahead, self.behind_from = None, False, 0, None
+        self.proof, self.marked, self.diverged, self.ahead, self.behind_from = None, False, False, 0, None
 
     def hear(self, sighting: Sighting, now: float) -> None:
         """Take in an answer."""
@@ -157,16 +159,23 @@ class Node:
         return self.known_as is None or instance.system_id is None or self.known_as == instance.system_id
 
     def prove(self, reign: Reign) -> None:
-        """Take from the last answer what it proves, or disproves, about following *reign*."""
+        """Take from the last answer what it proves, or disproves, about following *reign*.
+
+        Where the reign's mark is known, it has to be there. Only of a server that does not tell it do numbers prove
+        anything then; of one that was not asked this time, what was proven stays.
+        """
         seen = self.seen
         if seen is None:
             return
         received = seen.timeline if seen.streaming else None
         control = seen.control_timeline
         if (received is not None and received != reign.timeline) or (control is not None and control > reign.timeline):
-            self.proof = None
-        elif reign.timeline in (received, control):
-            self.proof = reign
+            self.proof, self.marked = None, False
+        elif reign.agreed is not None and seen.marked is not None:
+            self.marked = seen.marked == (reign.timeline, reign.agreed)
+            self.proof = reign if self.marked else None
+        elif reign.timeline in (received, control) and (reign.agreed is None or seen.unmarked is not None):
+            self.proof, self.marked = reign, False
 
     def compare(self, asked_at: float, position: int) -> None:
         """Compare with the primary, asked at *asked_at*: what was read here before that cannot be above it.
@@ -179,8 +188,11 @@ class Node:
         self.diverged = self.diverged or self.ahead >= 2
         self.behind_from = None
 
-    def view(self, *, lag: float | None, reign: Reign | None, doubted: bool) -> NodeView:
-        """Return the picture of this node."""
+    def view(self, *, lag: float | None, reign: Reign | None, doubted: bool, twinned: bool = False) -> NodeView:
+        """Return the picture of this node.
+
+        doubted: nothing proves now who follows *reign*. twinned: its timeline's number alone does not.
+        """
         seen = self.seen
         told = self.told_position
         return NodeView(
@@ -197,7 +209,7 @@ class Node:
                 self.replica
                 and reign is not None
                 and self.proof == reign
-                and not (self.group or self.diverged or doubted)
+                and not (self.group or self.diverged or doubted or (twinned and not self.marked))
             ),
             fenced=self.fenced,
             misconfigured=self.misconfigured,

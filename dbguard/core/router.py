@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dbguard.core.merge import Topology
     from dbguard.core.plan import Call
     from dbguard.core.route import Node, Rng
-    from dbguard.core.topology import View
+    from dbguard.core.topology import Reign, View
 
 __all__ = ["ReadPolicy", "Router"]
 
@@ -97,7 +97,7 @@ class Router:
         self._holder: Node | None = None  # of the office, now or last
         self._from_replicas = reads.from_replicas
         self._balance = STRATEGIES[reads.balance]()
-        self._lost_reigns: set[str] = set()
+        self._lost_reigns: set[Reign] = set()
         self.publish()
 
     @property
@@ -232,7 +232,7 @@ class Router:
 
     def _say_lost(self, box: Box) -> None:
         reign = self.view.reign
-        if box.reign is None or reign is None or box.reign == reign or str(box.reign) in self._lost_reigns:
+        if box.reign is None or reign is None or box.reign == reign or box.reign in self._lost_reigns:
             return
-        self._lost_reigns.add(str(box.reign))
+        self._lost_reigns.add(box.reign)
         self.effects.events.append(ContextOutlivedReign(at=self.clock(), node=self.view.primary or "no node"))

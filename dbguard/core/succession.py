@@ -63,6 +63,8 @@ class Claim:
     node, instance, timeline, position, branched: as its sighting says.
     known: it was known here as a replica of this cluster, across restarts.
     risen: it was a replica when it was last seen before it claimed.
+    mark: of the reign on its timeline, as its table says; empty: it has none; None: it does not tell.
+    unasked: nobody has asked it for the mark.
     """
 
     node: str
@@ -72,6 +74,8 @@ class Claim:
     branched: int | None = None
     known: bool = False
     risen: bool = False
+    mark: str | None = None
+    unasked: bool = False
 
     def compared_to(self, reign: Reign) -> int:
         """Return 1, 0 or -1: above, on or below the timeline of *reign*. What is not told is no mismatch.
@@ -130,7 +134,13 @@ Verdict = Keep | Accept | Contest | Split
 
 
 def judge(
-    office: Office | None, holder: Holder, claims: Sequence[Claim], *, full: bool, doubted: bool = False
+    office: Office | None,
+    holder: Holder,
+    claims: Sequence[Claim],
+    *,
+    full: bool,
+    doubted: bool = False,
+    twinned: bool = False,
 ) -> Verdict:
     """Return what follows from one round.
 
@@ -138,7 +148,8 @@ def judge(
     claims: those heard in this round that may become primary, in the order of the configuration.
     full: all nodes were asked in parallel.
     doubted: two reigns were seen to bear the number of the accepted timeline, so a restart cannot be told from another
-        reign by its number.
+        reign by its number, nor by a mark.
+    twinned: by its mark alone.
     """
     if not claims:
         return Keep()
@@ -161,7 +172,9 @@ def judge(
     elif equal and holder is Holder.GONE:
         verdict = _highest(equal)
         if isinstance(verdict, Accept):
-            return Accept(verdict.claim, continues=not doubted and _continues(office, verdict.claim))
+            if reign.agreed is not None and verdict.claim.unasked:
+                return Keep(doubt=True)
+            return Accept(verdict.claim, continues=not doubted and _continues(office, verdict.claim, twinned=twinned))
         return verdict if full else Keep(doubt=True)
     elif equal:
         return Keep(doubt=True)
@@ -181,11 +194,14 @@ def _timeline(claim: Claim) -> int:
     return claim.timeline or 0
 
 
-def _continues(office: Office, claim: Claim) -> bool:
+def _continues(office: Office, claim: Claim, *, twinned: bool) -> bool:
     """Return whether a new instance on the accepted timeline is the old primary restarted: a move, a managed failover.
 
-    Not if it was seen to be a replica before, and not if it lacks what the old one had flushed.
+    Not if it was seen to be a replica before, not if it lacks the reign's mark, and not if it lacks what the old one had
+    flushed.
     """
-    if claim.risen:
+    agreed = office.reign.agreed
+    told = agreed is not None and claim.mark is not None
+    if claim.risen or (claim.mark != agreed if told else twinned):
         return False
     return office.flushed is None or claim.position is None or claim.position >= office.flushed

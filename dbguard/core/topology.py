@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ __all__ = [
     "Changes",
     "Drain",
     "Instance",
+    "Mark",
     "Missed",
     "NodeView",
     "Reign",
@@ -95,15 +96,29 @@ class Reign:
 
     system_id: the cluster's system identifier; None if the server does not tell.
     timeline: the primary's WAL timeline; 0 if the server does not tell.
-    mark: made by this process when the reign was accepted.
+    own: made by this process when it accepted the reign: by this alone it tells reigns apart, since that never changes.
+    agreed: what the table ``dbguard.reign`` has for it, the same in all processes; None: not known (yet), or no table.
     """
 
     system_id: str | None
     timeline: int
-    mark: str
+    own: str
+    agreed: str | None = field(default=None, compare=False)
+
+    @property
+    def mark(self) -> str:
+        """What tells it from another reign of this timeline: agreed on by all processes, or else this process's own."""
+        return self.agreed or self.own
 
     def __str__(self) -> str:
         return f"timeline {self.timeline} (mark {self.mark[:8]})"
+
+
+class Mark(NamedTuple):
+    """The last row of the table ``dbguard.reign`` on one server; 0 and empty: it has none."""
+
+    timeline: int
+    mark: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +140,8 @@ class Sighting:
     synchronous: its commits wait for a standby.
     confirmed: those of the role that asks do, as far as neither a session nor a transaction says otherwise
         (``synchronous_commit``).
+    marked: the last mark of a reign that it has; None: it was not asked, or does not tell.
+    unmarked: why it does not tell; None: it was not asked, or has told.
     address: the server's own address.
     fresh: asked over a newly dialled connection, so the name leads to this instance *now*.
     """
@@ -142,6 +159,8 @@ class Sighting:
     read_only: bool = False
     synchronous: bool = False
     confirmed: bool = False
+    marked: Mark | None = None
+    unmarked: str | None = None
     address: str | None = None
     fresh: bool = False
 

@@ -124,6 +124,12 @@ class Control(Protocol):
         doomed: end it, unless it waits for a standby.
         """
 
+    async def mark(self, timeline: int, mark: str, timeout: float) -> str | None:
+        """Mark the reign on *timeline*, unless somebody has done so; return why that is not possible, None if it was done.
+
+        mark: 32 hexadecimal digits. Raises what the driver raises of a lost connection.
+        """
+
     def drop(self) -> None:
         """Close the connection, at once."""
 

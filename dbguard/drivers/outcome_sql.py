@@ -29,13 +29,14 @@ __all__ = [
     "CONSTRAINT",
     "CTE_NAME",
     "PRUNE",
-    "REIGN_ADD",
+    "REIGN_BEGIN",
     "REIGN_READ",
     "VERSION",
     "cte_item",
     "grants",
     "joined",
     "quoted",
+    "reign_add",
     "schema",
     "settings",
 ]
@@ -130,11 +131,27 @@ asking role has pg_read_all_stats."""
 
 # --- what marks a reign
 
-REIGN_ADD = "INSERT INTO dbguard.reign (timeline, mark) VALUES ($1, $2) ON CONFLICT (timeline) DO NOTHING"
-"""The mark of the reign that began on timeline $1; whoever comes first wins, and all read the winner's."""
+REIGN_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL lock_timeout = 100"
+"""What stands before `REIGN_READ`: who locks the table holds up no probe for longer than that, in milliseconds."""
 
-REIGN_READ = "SELECT mark FROM dbguard.reign WHERE timeline = $1"
-"""The mark of the reign on timeline $1, on the primary or a replica that follows it; no row: not marked (yet)."""
+REIGN_READ = "SELECT timeline, mark FROM dbguard.reign ORDER BY timeline DESC LIMIT 1"
+"""The last mark, on the primary or on a replica: of the reign that it follows, or of an earlier one. No row: no mark yet."""
+
+
+def reign_add(timeline: int, mark: UUID) -> str:
+    """Return what marks the reign that began on *timeline*, as one transaction; whoever comes first wins.
+
+    It waits for no standby: after a promotion there may be none yet, and a mark that is lost is lost with its reign. Under
+    another timeline than the server's it does nothing.
+    """
+    return (
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = local; "
+        "SET LOCAL lock_timeout = 100; "
+        f"INSERT INTO dbguard.reign (timeline, mark) SELECT {timeline:d}, '{mark}'::pg_catalog.uuid "
+        "WHERE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8) "
+        f"= '{timeline:08X}' ON CONFLICT (timeline) DO NOTHING"
+    )
+
 
 # --- what the pruner says
 

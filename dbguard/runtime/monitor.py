@@ -23,6 +23,7 @@ from dbguard.core.failure import Family
 from dbguard.core.gate import GateState
 from dbguard.core.topology import Missed, Sighting
 from dbguard.runtime.burial import bury
+from dbguard.runtime.marking import Marking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,10 +106,17 @@ class _Target:
 
 
 class Monitor:
-    """Asks all nodes, again and again, until it is stopped."""
+    """Asks all nodes, again and again, until it is stopped.
 
-    def __init__(self, engine: Engine, controls: Mapping[str, Control], pace: Pace) -> None:
+    keeps_marks: reigns are marked in the table of marks.
+    """
+
+    def __init__(
+        self, engine: Engine, controls: Mapping[str, Control], pace: Pace, *, keeps_marks: bool = False
+    ) -> None:
         self._engine = engine
+        self._keeps_marks = keeps_marks
+        self._marking = Marking(engine.tell, engine.state.clock)
         self._state = engine.state
         self._pace = pace
         self._targets = [_Target(name, control) for name, control in controls.items()]
@@ -188,9 +196,14 @@ class Monitor:
         self.round_done = asyncio.Event()
         for pool in self._engine.pools.values():
             pool.rest()
+        live = {target.name: target.control for target in self._targets if target.dial is None}
         if self._engine.orphans:
-            live = {target.name: target.control for target in self._targets if target.dial is None}
             await bury(self._engine.orphans, live, self._state.view, within=self._pace.limit)
+        if self._keeps_marks:
+            marked = await self._marking.look(self._state.view, self.last, live, within=self._pace.limit)
+            if marked is not None:
+                self._state.probed([marked], full=False)
+                self._engine.flush()
 
     def _pause(self) -> float:
         state = self._state

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from dbguard.core.topology import Instance, Sighting
+    from dbguard.drivers.asyncpg.marks import Marks
 
 __all__ = ["BURY", "END_BACKEND", "BorrowedControl", "OwnControl"]
 
@@ -47,10 +48,18 @@ async def _bury(
 class OwnControl:
     """A connection of its own to one node.
 
-    dial: opens a connection, given ``timeout`` (seconds). clock: monotonic.
+    dial: opens a connection, given ``timeout`` (seconds). clock: monotonic. marks: of reigns there; None: there are none.
     """
 
-    def __init__(self, node: str, dial: Callable[..., Awaitable[Any]], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        node: str,
+        dial: Callable[..., Awaitable[Any]],
+        *,
+        clock: Callable[[], float],
+        marks: Marks | None = None,
+    ) -> None:
+        self._marks = marks
         self._node = node
         self._dial = dial
         self._clock = clock
@@ -76,9 +85,20 @@ class OwnControl:
     async def _ask(self, con: Any, timeout: float, *, fresh: bool) -> Sighting:
         at = self._clock()
         try:
-            return sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
+            seen = sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
+            return seen if self._marks is None else await self._marks.tell(con, seen, timeout)
         except BaseException:
             con.terminate()
+            raise
+
+    async def mark(self, timeline: int, mark: str, timeout: float) -> str | None:
+        """Mark the reign on *timeline*, unless somebody has done so; return why that is not possible, None if it was done."""
+        if self._marks is None:
+            return "no marks are kept here"
+        try:
+            return await self._marks.add(self._con, timeline, mark, timeout)
+        except BaseException:
+            self.drop()
             raise
 
     async def end_backend(
@@ -110,7 +130,15 @@ class BorrowedControl:
     A pool without a free connection says nothing about its node: the last answer stands for a while.
     """
 
-    def __init__(self, node: str, pool: asyncpg.Pool[Any], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        node: str,
+        pool: asyncpg.Pool[Any],
+        *,
+        clock: Callable[[], float],
+        marks: Marks | None = None,
+    ) -> None:
+        self._marks = marks
         self._node = node
         self._pool = pool
         self._clock = clock
@@ -142,13 +170,27 @@ class BorrowedControl:
             raise
         try:
             at = self._clock()
-            self._seen = sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
+            seen = sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
+            self._seen = seen if self._marks is None else await self._marks.tell(con, seen, timeout)
         except BaseException:
             con.terminate()
             raise
         finally:
             await asyncio.shield(_give_back(pool, con, timeout))
         return self._seen
+
+    async def mark(self, timeline: int, mark: str, timeout: float) -> str | None:
+        """Mark the reign on *timeline*, unless somebody has done so; return why that is not possible, None if it was done."""
+        if self._marks is None:
+            return "no marks are kept here"
+        con = await borrow(self._pool, self._node, timeout)
+        try:
+            return await self._marks.add(con, timeline, mark, timeout)
+        except BaseException:
+            con.terminate()
+            raise
+        finally:
+            await asyncio.shield(_give_back(self._pool, con, timeout))
 
     async def end_backend(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dbguard.core.merge import Topology
-from dbguard.core.topology import Changes, Instance, Missed, NodeView, Role, Sighting, View
+from dbguard.core.topology import Changes, Instance, Mark, Missed, NodeView, Role, Sighting, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,8 @@ class Server:
     branched: int | None = None
     streaming: bool | None = True
     read_only: bool = False
+    marked: Mark | None = None
+    unmarked: str | None = None
     silent: Missed | None = None
 
     def answer(self, at: float) -> Sighting | Missed:
@@ -50,6 +52,8 @@ class Server:
             branched=self.branched if primary else None,
             streaming=None if primary else self.streaming,
             read_only=self.read_only,
+            marked=self.marked,
+            unmarked=self.unmarked,
         )
 
 

@@ -101,10 +101,11 @@ async def test_two_promotions_to_one_timeline_have_two_marks(
         await asyncio.to_thread(cluster.promote, name)
         con = await connect(cluster, name)
         mine, late = new_token(), new_token()
-        await con.execute(outcome_sql.REIGN_ADD, 2, mine)
-        await con.execute(outcome_sql.REIGN_ADD, 2, late)  # another process, a moment later
-        marks.append(await con.fetchval(outcome_sql.REIGN_READ, 2))
-        assert marks[-1] == mine
+        await con.execute(outcome_sql.reign_add(2, mine))
+        await con.execute(outcome_sql.reign_add(2, late))  # another process, a moment later
+        await con.execute(outcome_sql.reign_add(3, late))  # one that takes it for the primary of another timeline
+        marks.append(tuple(await con.fetchrow(outcome_sql.REIGN_READ)))
+        assert marks[-1] == (2, mine)
         assert await con.fetchval("SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)") == "00000002"
         await asyncio.to_thread(cluster.kill, name)
 
