@@ -115,8 +115,7 @@ class Monitor:
         self, engine: Engine, controls: Mapping[str, Control], pace: Pace, *, keeps_marks: bool = False
     ) -> None:
         self._engine = engine
-        self._keeps_marks = keeps_marks
-        self._marking = Marking(engine.tell, engine.state.clock)
+        self._marking = Marking(engine.tell, engine.state.clock) if keeps_marks else None
         self._state = engine.state
         self._pace = pace
         self._targets = [_Target(name, control) for name, control in controls.items()]
@@ -199,7 +198,7 @@ class Monitor:
         live = {target.name: target.control for target in self._targets if target.dial is None}
         if self._engine.orphans:
             await bury(self._engine.orphans, live, self._state.view, within=self._pace.limit)
-        if self._keeps_marks:
+        if self._marking is not None:
             marked = await self._marking.look(self._state.view, self.last, live, within=self._pace.limit)
             if marked is not None:
                 self._state.probed([marked], full=False)
