@@ -56,7 +56,7 @@ class Status:
 
     primary: str | None
     reign: str | None
-    mark: str | None
+    mark: str | None = None
     writes: str
     why: str
     waiting: int
