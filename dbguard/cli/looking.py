@@ -14,7 +14,7 @@ from dbguard.cli.outcome_look import look_at_schema
 from dbguard.core.failure import Family
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.failures import name_dial
+from dbguard.drivers.asyncpg.failures import describe, name_dial
 from dbguard.drivers.asyncpg.probe import ask, sighting
 from dbguard.wiring import connect_arguments
 
@@ -192,7 +192,9 @@ def _named(error: Exception, settings: Settings, node: NodeSettings) -> Unusable
     configured = failure.family is Family.CONFIG
     if failure.sqlstate in _REFUSALS:
         return Unusable(f"{_REFUSALS[failure.sqlstate]} ({failure.sqlstate})", configured)
-    if isinstance(error, ssl.SSLError):
+    if configured and failure.sqlstate == "0A000":
+        why = describe(error)
+    elif isinstance(error, ssl.SSLError):
         why = "its certificate is not trusted: see connection.sslrootcert and sslmode"
     elif configured and isinstance(error, OSError):
         why = "speaks no TLS: see connection.sslmode"

@@ -78,7 +78,7 @@ def problems(status: Status, max_lag: float) -> tuple[str, ...]:
     found = [f"writes do not flow: {status.why}"] if claimed and status.writes != "open" else []
     for node in status.nodes:
         if node.problem:
-            found.append(f"{node.name} {'cannot be used' if node.reachable else 'does not answer'}: {node.problem}")
+            found.append(f"{node.name}: {node.problem}")
         elif node.role == "fenced":
             found.append(
                 f"{node.name} claims to be primary on an older timeline: stop it, and bring it back as a replica"

@@ -14,7 +14,7 @@ of its own. Which kind it was is known at its end: see `Episode.kind`.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dbguard.events import (
@@ -27,6 +27,7 @@ from dbguard.events import (
     NodeDown,
     NodeFenced,
     NodeUp,
+    OutcomeLeftOpen,
     PrimaryChanged,
     RoleChanged,
     SplitBrainSeen,
@@ -166,6 +167,7 @@ class _Course:
     changed: bool = False
     refused: str | None = None
     connections: int = 0
+    unknown_on: set[str] = field(default_factory=set)
 
 
 class Chronicle:
@@ -294,6 +296,11 @@ class Chronicle:
     def _is_told(self, event: Event, beside: Sequence[Event]) -> bool:
         """Return whether another line says the same."""
         match event:
+            case OutcomeLeftOpen(token=None) if self._course is not None:
+                # Each caller is told; the log needs it once, and the number at the end.
+                known = event.node in self._course.unknown_on
+                self._course.unknown_on.add(event.node)
+                return known
             case BreakerChanged(now="open"):
                 return any(isinstance(other, NodeDown) and other.node == event.node for other in beside)
             case BreakerChanged(now="closed"):

@@ -85,7 +85,7 @@ def test_nobody_there_is_no_writes(dbguard: Callable[..., Ran]) -> None:
 
     assert (ran.code, ran.err) == (1, "")
     assert "no writes: no node answers as primary (none answered)" in ran.out
-    assert "problem: 127.0.0.1:1 does not answer: connection refused" in ran.out
+    assert "problem: 127.0.0.1:1: connection refused" in ran.out
 
 
 def test_a_frozen_primary_holds_up_neither_status_nor_check(
@@ -106,6 +106,21 @@ def test_a_frozen_primary_holds_up_neither_status_nor_check(
     assert rows(status)["a"] == ["no"]
     assert check.code == 1
     assert "a: does not answer within 2 s, and others did" in " ".join(check.out.split())
+
+
+def test_a_standby_that_can_serve_no_isolation_is_out_of_rotation_by_the_settings_name(
+    binaries: Binaries, dbguard: Callable[..., Ran], config: Callable[..., str]
+) -> None:
+    with Cluster(binaries=binaries, replicas=1, settings={"default_transaction_isolation": "serializable"}) as cluster:
+        path = config(cluster)
+        status, check = dbguard("status", path), dbguard("check", path)
+
+    assert status.code == 0
+    assert "problem: b: default_transaction_isolation is serializable, which a standby cannot serve (0A000)" in (
+        " ".join(status.out.split())
+    )
+    assert check.code == 1
+    assert "wrong: b: default_transaction_isolation is serializable" in " ".join(check.out.split())
 
 
 def test_an_old_primary_is_named_with_what_to_do(

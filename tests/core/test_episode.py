@@ -25,6 +25,7 @@ from dbguard.events import (
     GateChanged,
     NodeDown,
     NodeUp,
+    OutcomeLeftOpen,
     PrimaryChanged,
     RoleChanged,
     SplitBrainSeen,
@@ -189,6 +190,7 @@ def test_calls_outcomes_and_connections_are_counted_until_it_is_announced(guarde
     (ended,) = guarded.ended
     assert ended.text().endswith("; 214 calls waited, 2 outcomes unknown, 12 connections ended")
     assert "connections drained in 0.00" in ended.text()
+    assert [event.quiet for event in guarded.heard(OutcomeLeftOpen)] == [False, True]
 
 
 def test_it_is_not_over_before_the_last_waiting_call_was_let_go(guarded: Guarded) -> None:
@@ -343,6 +345,16 @@ def test_one_change_is_one_loud_line(guarded: Guarded) -> None:
     assert len(guarded.heard(BreakerChanged)) == 2
     assert guarded.told[-1].at >= guarded.told[0].at
     assert guarded.heard(NodeUp)[0].text() == "a answers as replica (was primary)"
+
+
+def test_outcomes_with_a_token_are_all_told(guarded: Guarded) -> None:
+    for token in ("one", "two"):
+        call = new_call(guarded.state)
+        call.token = token
+        guarded.state.left_open(call, lost("a"))
+    guarded.flush()
+
+    assert [(event.token, event.quiet) for event in guarded.heard(OutcomeLeftOpen)] == [("one", False), ("two", False)]
 
 
 # ------------------------------------------------------------------ status

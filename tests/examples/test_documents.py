@@ -158,6 +158,36 @@ def test_each_event_is_explained_with_its_level_and_every_field() -> None:
             assert field.name in of_all or f"`{field.name}`" in text, f"{name}.{field.name}"
 
 
+def test_the_runbook_has_every_event_and_leads_to_what_to_do() -> None:
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(events\.md#(\w+)\) \|(.+)\|$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE
+    )
+    kinds = sorted({kind.__name__ for kind in all_below(events.Event)})
+
+    assert sorted(name for name, _, _ in rows) == kinds
+    for name, anchor, cells in rows:
+        assert anchor == name.lower()
+        assert len([cell for cell in cells.split("|") if cell.strip()]) == 3, name
+
+
+@pytest.mark.parametrize(
+    "symptom",
+    [
+        "Writes stopped",
+        "Split brain",
+        "Contested",
+        "A write may be lost",
+        "Outcome unknown",
+        "All nodes down",
+        "A replica out of rotation",
+        "A breaker is open",
+        "The pool is exhausted",
+    ],
+)
+def test_the_runbook_says_what_to_type(symptom: str) -> None:
+    assert re.search(r"`[^`]*(dbguard |guard\.|psql |pg_ctl )", paragraphs("runbook.md")[symptom])
+
+
 def test_each_error_is_explained() -> None:
     told = paragraphs("errors.md")
 

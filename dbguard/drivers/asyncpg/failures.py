@@ -77,6 +77,8 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         family = Family.CONFIG
     elif isinstance(error, (OSError, socket.gaierror, TimeoutError)):
         family = Family.HARD
+    elif _is_serializable_standby(error):
+        family = Family.CONFIG
     elif isinstance(error, asyncpg.PostgresError):
         family = family_of(sqlstate, connection_died=True)
     elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
@@ -94,6 +96,16 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         broken=family is not Family.NEUTRAL or isinstance(error, PoolExhausted),
         timed_out=isinstance(error, TimeoutError),
     )
+
+
+_NO_SNAPSHOT = "GetSerializableTransactionSnapshot"
+"""The server's function that refuses every statement of a serializable transaction on a standby."""
+
+
+def _is_serializable_standby(error: BaseException) -> bool:
+    """Say whether a standby refuses whatever it is asked, because of the isolation that it is set to."""
+    refused = isinstance(error, asyncpg.FeatureNotSupportedError)
+    return refused and getattr(error, "server_source_function", None) == _NO_SNAPSHOT
 
 
 _REFUSALS = {
@@ -124,6 +136,11 @@ def describe(error: BaseException) -> str:
         return "its name does not resolve"
     if isinstance(error, asyncpg.ClientConfigurationError | asyncpg.InterfaceError):
         return str(error)
+    if _is_serializable_standby(error):
+        return (
+            "default_transaction_isolation is serializable, which a standby cannot serve (0A000): "
+            "set it to 'repeatable read' on the replicas"
+        )
     if isinstance(error, asyncpg.PostgresError) and sqlstate:
         return f"{_REFUSALS[sqlstate]} ({sqlstate})" if sqlstate in _REFUSALS else f"{sqlstate} {type(error).__name__}"
     return type(error).__name__
