@@ -127,6 +127,7 @@ def wire(
             dial=dialer.dial,
             check=check,
             ask_within=settings.connection.connect_timeout,
+            rng=chance,
             init=arguments.get("init"),
             setup=arguments.get("setup"),
             foreign=arguments.get("connect") is not None,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["STRATEGIES", "Load", "Node", "Rng", "Strategy", "caught_up"]
 
+SOFT_FOR = 10.0
+"""Seconds for which an overloaded node's weight is halved."""
+
 
 class Rng(Protocol):
     """The one method of `random.Random` that is used, so that a seeded one is the test twin."""
@@ -89,10 +92,17 @@ class Node:
         view = self.view
         return instance is not None and not view.group and instance.is_surely(view.instance)
 
+    def soften(self, now: float) -> None:
+        """Halve its weight for a while: it is alive, and has too much to do."""
+        self.soft_until = now + SOFT_FOR
+
+    def pull(self, now: float) -> float:
+        """Return its weight; half of it while the node is overloaded."""
+        return self.weight / 2 if now < self.soft_until else self.weight
+
     def cost(self, now: float) -> float:
-        """Return leases out per pool slot, per weight; doubled while the node is overloaded."""
-        busy = (self.load.in_use + 1) / (self.load.size * self.weight)
-        return busy * 2 if now < self.soft_until else busy
+        """Return leases out per pool slot, per weight."""
+        return (self.load.in_use + 1) / (self.load.size * self.pull(now))
 
 
 Strategy = Callable[[Sequence[Node], Rng, float], Node]
@@ -113,11 +123,11 @@ def least_busy(candidates: Sequence[Node], rng: Rng, now: float) -> Node:
     return one if one.cost(now) <= other.cost(now) else other
 
 
-def at_random(candidates: Sequence[Node], rng: Rng, now: float) -> Node:  # noqa: ARG001  a strategy's signature
+def at_random(candidates: Sequence[Node], rng: Rng, now: float) -> Node:
     """Choose one at random, by weight."""
-    mark = rng.random() * sum(node.weight for node in candidates)
+    mark = rng.random() * sum(node.pull(now) for node in candidates)
     for node in candidates:
-        mark -= node.weight
+        mark -= node.pull(now)
         if mark < 0:
             return node
     return candidates[-1]

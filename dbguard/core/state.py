@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardState"]
 
-SOFT_FOR = 10.0
-"""Seconds for which an overloaded node's weight is halved."""
-
 
 class GuardState(Router):
     """Everything the guard knows, and what follows from it.
@@ -101,7 +98,7 @@ class GuardState(Router):
             self._doubt(node, now, failure.why)
         elif family is Family.SOFT:
             node.breaker.failure(now, generation, hard=False)
-            node.soft_until = now + SOFT_FOR
+            node.soften(now)
             if failure.timed_out:
                 self.effects.hurry = True
         elif family is Family.SHUT:

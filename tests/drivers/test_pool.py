@@ -68,6 +68,7 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
             dial=dialer.dial,
             check=check,
             ask_within=5.0,
+            rng=random.Random(1),
             init=given.get("init"),
             setup=given.get("setup"),
             **limits,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -22,6 +23,7 @@ from dbguard.core.sqlstates import family as family_of
 
 __all__ = [
     "AsyncpgDriver",
+    "NotDialled",
     "NotReplicated",
     "PoolClosed",
     "PoolExhausted",
@@ -44,6 +46,14 @@ class NotReplicated(Exception):
     """A commit was answered, but its wait for a synchronous standby was cut short: no acknowledgement."""
 
 
+class NotDialled(Exception):
+    """No connection was dialled, since one has failed a moment ago. cause: that one's error."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class PoolClosed(asyncpg.InterfaceError):
     """The application has closed the pool that was wrapped: it will not open again."""
 
@@ -57,6 +67,9 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
 
     full: the pool had no connection left, so that a time-out was spent waiting for other callers.
     """
+    if isinstance(error, NotDialled):
+        # Of our own making: nothing that the node's breaker, or the count of attempts, should hear of once more.
+        return replace(name_dial(error.cause, node), ours=True)
     if full and type(error) is TimeoutError:
         error = PoolExhausted(f"all connections of {node} are in use: {error or 'none came free in time'}")
     sqlstate = getattr(error, "sqlstate", None)

@@ -14,7 +14,10 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from dbguard.core.statement import Touch
+from dbguard.drivers.asyncpg.dials import Turns
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.drivers.asyncpg.identity import DEEP_RESET, FORGET_SEQUENCES, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
@@ -24,9 +27,7 @@ from dbguard.errors import GuardClosed
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import asyncpg
-
-    from dbguard.core.route import Node
+    from dbguard.core.route import Node, Rng
     from dbguard.core.topology import Drain, Sighting
     from dbguard.errors import DbGuardError
 
@@ -45,7 +46,7 @@ class OwnPool(Books):
     max_lifetime, max_uses: seconds and calls after which a connection is not handed on any more.
     max_idle: seconds after which an unused connection is closed.
     check: what a new connection must pass; raises `WrongNode`.
-    init, setup: the application's hooks. foreign: it makes the connections, too.
+    rng: for the jitter between dials. init, setup: the application's hooks. foreign: it makes the connections, too.
     """
 
     def __init__(
@@ -63,12 +64,12 @@ class OwnPool(Books):
         dial: Callable[..., Awaitable[Any]],
         check: Callable[[Sighting], None],
         ask_within: float,
+        rng: Rng,
         init: Callable[[Any], Awaitable[Any]] | None = None,
         setup: Callable[[Any], Awaitable[Any]] | None = None,
         foreign: bool = False,
     ) -> None:
         super().__init__(node, clock=clock, size=size)
-        self._size = size
         self._keep = keep
         self._hold = hold
         self._max_lifetime = max_lifetime
@@ -81,8 +82,6 @@ class OwnPool(Books):
         self._setup = setup
         self.hooked = setup is not None
         self._free: deque[Lease] = deque()
-        self._waiters: deque[asyncio.Future[Lease | None]] = deque()
-        self._taken = 0
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         self._ready = False
         self._closing = False
@@ -94,6 +93,7 @@ class OwnPool(Books):
             hooks["setup"] = self._set_up
         self._begins = "init" in hooks
         self.pool = make(self._connect, **hooks)
+        self._turns = Turns(node, size, self.pool.get_idle_size, self._pass, clock=clock, rng=rng)
 
     @property
     def holds(self) -> bool:
@@ -113,11 +113,8 @@ class OwnPool(Books):
     async def _connect(self, *args: Any, **kwargs: Any) -> Any:
         """Dial, and ask the server once who it is."""
         tag = Tag(self.node.epoch, self.clock())
-        con = await self._dial(*args, **kwargs)
-        con.guard_tag = tag
+        con, row, at = await self._reach(tag, *args, **kwargs)
         try:
-            at = self.clock()
-            row = await ask(con, timeout=self._ask_within)
             seen = sighting(row, self.node.name, at, fresh=True)
             tag.instance = seen.instance
             tag.backend = Backend(row["pid"], row["backend_start"])
@@ -134,6 +131,23 @@ class OwnPool(Books):
             raise
         self._known[con] = None
         return con
+
+    async def _reach(self, tag: Tag, *args: Any, **kwargs: Any) -> tuple[Any, Any, float]:
+        """Dial and ask; returns the connection, what its server said, and when it was asked."""
+        con: Any = None
+        try:
+            con = await self._dial(*args, **kwargs)
+            con.guard_tag = tag
+            at = self.clock()
+            row = await ask(con, timeout=self._ask_within)
+        except BaseException as error:
+            if con is not None:
+                con.terminate()
+            if isinstance(error, Exception):
+                self._turns.refused(error, tag.born)
+            raise
+        self._turns.dialled()
+        return con, row, at
 
     async def _begin(self, con: Any) -> None:
         """Let the application's `init` run, and see who the session is from then on."""
@@ -184,50 +198,34 @@ class OwnPool(Books):
 
     @property
     def full(self) -> bool:
-        """Whether every connection there may be is out: who waits, waits for another caller."""
-        return self._taken >= self._size and not self._free
+        """Whether every connection there may be now is out: who waits, waits for another caller."""
+        return self._turns.full and not self._free
 
     async def _checkout(self) -> Lease:
-        if self._taken >= self._size:
-            handed = await self._queue()
+        """Check a connection out, or wait until one is handed over: so, too, where the server takes no more."""
+        turns = self._turns
+        while True:
+            handed = await turns.get()
             if handed is not None:
                 return handed
-        else:
-            self._taken += 1
-        try:
-            proxy = await self.pool.acquire()
-        except BaseException:
-            self._spare()
-            raise
+            try:
+                proxy = await self.pool.acquire()
+            except asyncpg.TooManyConnectionsError:
+                self.node.soften(self.clock())
+                turns.failed()
+                if not (turns.taken and turns.full):
+                    raise
+                continue
+            except BaseException:
+                turns.failed()
+                raise
+            turns.succeeded()
+            break
         con: Any = proxy.guarded  # type: ignore[attr-defined]  # the proxy passes it on
         tag: Tag = con.guard_tag
         con.add_log_listener(tag.hear)
         tag.listens = True
         return Lease(self, con, proxy, tag)
-
-    async def _queue(self) -> Lease | None:
-        """Wait for a lease to be handed over; None: for the right to check one out."""
-        turn: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(turn)
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                handed = turn.result()
-                if handed is None:
-                    self._spare()
-                else:
-                    self._pass(handed)
-            raise
-
-    def _spare(self) -> None:
-        """A checkout came to an end: let the next waiter make one."""
-        while self._waiters:
-            turn = self._waiters.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._taken -= 1
 
     def _pass(self, lease: Lease) -> None:
         """Hand a clean lease on: to who waits longest, to the deque, or back to the pool.
@@ -235,11 +233,8 @@ class OwnPool(Books):
         Where nothing is held, it goes back to the pool though somebody waits: hooks of the application's run there
         between two uses, and its `setup` may have named a tenant.
         """
-        while self._waiters and self._hold:
-            turn = self._waiters.popleft()
-            if not turn.done():
-                turn.set_result(lease)
-                return
+        if self._hold and self._turns.hand(lease):
+            return
         if len(self._free) < self._hold and not self._closing:
             self._free.append(lease)
         else:
@@ -309,13 +304,13 @@ class OwnPool(Books):
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, the connection is not used again
             lease.con.terminate()
         finally:
-            self._spare()
+            self._turns.gone()
 
     def _close(self, lease: Lease) -> None:
         if lease.con.is_closed():
             # The pool has freed its place by itself, or does so now.
             lease.con.terminate()
-            self._spare()
+            self._turns.gone()
         else:
             self._later(self._hang_up(lease))
 
@@ -325,7 +320,7 @@ class OwnPool(Books):
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  asyncpg has aborted it; it is gone either way
             lease.con.terminate()
         finally:
-            self._spare()
+            self._turns.gone()
 
     def expire(self, how: Drain) -> tuple[int, int]:
         """End what was born under an older epoch."""
@@ -348,15 +343,16 @@ class OwnPool(Books):
         return idle, in_use
 
     def rest(self) -> None:
-        """Close held leases that were not used for *max_idle* seconds, down to *keep*; called now and then.
+        """Close held leases that were not used for *max_idle* seconds, down to *keep*; called after each round of probes.
 
         Once it shall stay warm, it dials up to *keep* as well: a node that came back has them again before it is needed,
         and a replica that is promoted takes its first write without a dial. One at a time.
         """
+        self._turns.wake()
         now = self.clock()
         while len(self._free) > self._keep and now - self._free[0].used_at > self._max_idle:
             self._close(self._free.popleft())
-        if self._taken < min(self._keep, self._hold) and now >= self._refill_at and not self._closing:
+        if self._turns.taken < min(self._keep, self._hold) and now >= self._refill_at and not self._closing:
             self._refill_at = math.inf
             self._later(self._refill())
 
@@ -424,9 +420,7 @@ class OwnPool(Books):
     def _shut(self) -> None:
         """Lend nothing any more, and send those home who wait."""
         self._closing = True
-        for turn in self._waiters:
-            if not turn.done():
-                turn.set_exception(_closed("this call waited for a connection"))
+        self._turns.shut(lambda: _closed("this call waited for a connection"))
 
     def _end_all(self) -> None:
         if self._ready:

@@ -102,6 +102,7 @@ class EngineGuard:
                 dial=dial,
                 check=self._check,
                 ask_within=1.0,
+                rng=state.rng,
             )
             for name, dial in dials.items()
         }

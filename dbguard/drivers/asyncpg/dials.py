@@ -1,0 +1,190 @@
+"""Who of a pool's callers may dial, and who waits for what is handed on.
+
+A server that has just come back, or is full, is not helped by being dialled by everybody who waits: each dial is a new
+process there. So a few are dialled at a time, and after one that failed one alone, at a pace (RULES 4.9: 50 ms doubling
+to 1 s, full jitter). Who waits gets what is handed on meanwhile; where there is nothing to hand on he is told at once
+why, so that he can go elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from dbguard.drivers.asyncpg.failures import NotDialled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbguard.core.route import Node, Rng
+    from dbguard.drivers.asyncpg.lease import Lease
+
+__all__ = ["AT_ONCE", "Turns"]
+
+AT_ONCE = 4
+"""Connections of one pool that are dialled at a time. At 4 ms each (a server on the same network) that fills a pool of 20
+in 20 ms; and it is the most that a process keeps in the queue of a server to which a thousand processes come at once."""
+
+FIRST, MOST = 0.05, 1.0
+"""Seconds until the next dial after one that failed: at most the first, doubling up to the second, by chance."""
+
+
+class Turns:
+    """The connections of one pool that are out, held or being dialled, and who waits for one.
+
+    size: how many there may be. idle: says how many lie in the pool and need no dial. back: takes
+    a lease that nobody waits for any more. clock: monotonic. rng: for jitter.
+
+    taken: how many there are.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        size: int,
+        idle: Callable[[], int],
+        back: Callable[[Lease], None],
+        *,
+        clock: Callable[[], float],
+        rng: Rng,
+    ) -> None:
+        self._node = node
+        self._size = size
+        self._idle = idle
+        self._back = back
+        self._clock = clock
+        self._rng = rng
+        self._waiters: deque[asyncio.Future[Lease | None]] = deque()
+        self._busy = 0
+        self._fails = 0
+        self._failed_at = 0.0
+        self._next_at = 0.0
+        self._why: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.taken = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether who waits, waits for another caller: there may be no more connections, or none may be dialled now."""
+        return self.taken >= self._size or self._pauses
+
+    async def get(self) -> Lease | None:
+        """Return a lease that was handed over; None: check one out, and say how that ended.
+
+        Raises `NotDialled` where neither will come.
+        """
+        if self._has_room():
+            self._begin()
+            return None
+        if not self.taken:
+            raise self._refusal()
+        turn: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(turn)
+        self._look_again()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                handed = turn.result()
+                if handed is not None:
+                    self._back(handed)
+                else:
+                    self.failed()
+            raise
+
+    def hand(self, lease: Lease) -> bool:
+        """Hand a clean lease to who waits longest; whether anybody waits."""
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done():
+                turn.set_result(lease)
+                return True
+        return False
+
+    def dialled(self) -> None:
+        """Take in that the server has let somebody in."""
+        self._fails, self._why = 0, None
+
+    def refused(self, error: Exception, began: float) -> None:
+        """Take in that a dial that *began* then has failed. Those under way at one time fail as one."""
+        self._why = error
+        if self._fails and began <= self._failed_at:
+            return
+        self._failed_at = self._clock()
+        self._next_at = self._failed_at + min(MOST, FIRST * 2 ** min(self._fails, 10)) * self._rng.random()
+        self._fails += 1
+
+    def succeeded(self) -> None:
+        """Take in that a connection was checked out."""
+        self._busy -= 1
+        self.wake()
+
+    def failed(self) -> None:
+        """Take in that none was."""
+        self._busy -= 1
+        self.gone()
+
+    def gone(self) -> None:
+        """Take in that a connection is gone: others may take its place."""
+        self.taken -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let as many of those who wait check a connection out as may; send them away where nothing will come."""
+        while self._waiters and (self._has_room() or not self.taken):
+            turn = self._waiters.popleft()
+            if turn.done():
+                continue
+            if self._has_room():
+                self._begin()
+                turn.set_result(None)
+            else:
+                turn.set_exception(self._refusal())
+        self._look_again()
+
+    def shut(self, why: Callable[[], Exception]) -> None:
+        """Send those away who wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for turn in self._waiters:
+            if not turn.done():
+                turn.set_exception(why())
+
+    def _begin(self) -> None:
+        self.taken += 1
+        self._busy += 1
+
+    @property
+    def _pauses(self) -> bool:
+        """Whether the pause after a dial that failed goes on.
+
+        A probe that was answered since then ends it, unless the node was full: that no probe over an old connection sees.
+        """
+        if not self._fails or self._clock() >= self._next_at:
+            return False
+        return isinstance(self._why, asyncpg.TooManyConnectionsError) or self._node.seen_at <= self._failed_at
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may be checked out, and dialled if the pool has none."""
+        if self.taken >= self._size:
+            return False
+        may_dial = self._busy < (1 if self._fails else AT_ONCE) and not self._pauses
+        return may_dial or self._idle() > 0
+
+    def _refusal(self) -> NotDialled:
+        assert self._why is not None  # noqa: S101  nobody is refused before one has failed
+        # A copy, because each call adds notes and a traceback to what it raises.
+        return NotDialled(copy.copy(self._why))
+
+    def _look_again(self) -> None:
+        """Come back when the pause is over, if anybody waits for that."""
+        if self._waiters and self._timer is None and self._pauses:
+            self._timer = asyncio.get_running_loop().call_later(self._next_at - self._clock(), self._pause_over)
+
+    def _pause_over(self) -> None:
+        self._timer = None
+        self.wake()
