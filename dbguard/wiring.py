@@ -135,7 +135,9 @@ def wire(
         own.append(opened)
         if tokens:
             registries[node.name] = Registry(node.name, dialer.registry, check, clock=clock)
-        controls[node.name] = OwnControl(node.name, dialer.control, clock=clock, marks=marks)
+        controls[node.name] = OwnControl(
+            node.name, dialer.control, clock=clock, marks=marks, has_strayed=dialer.strayed
+        )
     engine = Engine(
         state,
         pools,

@@ -110,6 +110,9 @@ class Control(Protocol):
     async def dial(self, timeout: float) -> Sighting:
         """Connect anew, and ask. Raises what the driver raises."""
 
+    async def strayed(self) -> bool:
+        """Whether the node's name leads to other addresses by now than the one that was dialled, as far as is known."""
+
     async def end_backend(
         self,
         pid: int,

@@ -5,8 +5,9 @@ growing to the steady pace. A round asks the nodes in parallel, each with its ow
 is gone is dialled at its own pace (at once, then 50 ms doubling to 1 s, full jitter, one in flight), in the background:
 a black hole among the nodes does not slow down the round that finds the new primary.
 
-A name may come to lead to another server while the connection to the old one lives on. That is found out in two ways: a
-new connection of a pool has met another server than the monitor's own is connected to, which is then dialled anew; and
+A name may come to lead to another server while the connection to the old one lives on. That is found out in three ways: a
+new connection of a pool has met another server than the monitor's own is connected to, which is then dialled anew; each
+name is looked up now and then, and dialled anew where the address that was dialled is not among its own any more; and
 while there is no primary, every node is dialled anew now and then beside the questions.
 
 What a round saw goes to `GuardState.probed`; what follows is decided there.
@@ -45,6 +46,14 @@ DIAL_FIRST, DIAL_MOST = 0.05, 1.0
 RENEW_FIRST, RENEW = 1.0, 5.0
 """Seconds without a primary after which a node that answers is dialled anew, at most; and about how often from then on:
 a name that was moved to the new primary is found, and a thousand processes make two hundred dials a second."""
+
+LOOK_UP = 10.0
+"""About how often a name is looked up beside the questions, in seconds: as often as name servers expect to be asked again
+(a thousand processes with three names ask three hundred times a second), and no dial is made unless it has moved."""
+
+PATIENT = 10.0
+"""Seconds after a late answer in which the next late ones are waited for, for the whole of their limit, before the node
+is dialled beside the question: each dial is a new process on a server that has too much to do."""
 
 STARTING_AGAIN = 0.25
 """Seconds before a node that said it is starting (57P03) or full (53300) is dialled again."""
@@ -85,8 +94,10 @@ class _Target:
         "dial",
         "dialled_at",
         "fails",
+        "look_up_at",
         "name",
         "next_dial",
+        "patient_until",
         "reason",
         "renew_at",
         "renewal",
@@ -101,8 +112,10 @@ class _Target:
         self.next_dial = 0.0
         self.fails = 0
         self.reason: Missed | None = None
-        self.renewal: asyncio.Task[Sighting | Missed] | None = None
+        self.patient_until = 0.0
+        self.renewal: asyncio.Task[Sighting | Missed | None] | None = None
         self.renew_at = 0.0
+        self.look_up_at = 0.0
 
 
 class Monitor:
@@ -245,11 +258,13 @@ class Monitor:
         asked = target.asked = asyncio.get_running_loop().create_task(target.control.ask(limit))
         try:
             done, _ = await asyncio.wait({asked}, timeout=limit / 2)
-            if not done:
+            if not done and at >= target.patient_until:
                 # Slow, or silent: which of the two, a new connection finds out meanwhile.
                 target.fails = 0
                 self._begin_dial(target)
             seen = await asked
+            if not done:
+                target.patient_until = at + PATIENT
         except Exception as error:  # noqa: BLE001  named, and answered by dialling anew
             target.fails = 0
             target.next_dial = at
@@ -266,13 +281,23 @@ class Monitor:
         return seen
 
     def _renew(self, target: _Target, now: float) -> None:
-        """While there is no primary, dial a node that answers anew now and then, in the background."""
-        rng = self._state.rng
-        if self._state.view.primary is not None:
-            target.renew_at = now + RENEW_FIRST * rng.random()
-        elif now >= target.renew_at and target.renewal is None:
-            target.renew_at = now + RENEW * (0.5 + rng.random())
-            target.renewal = asyncio.get_running_loop().create_task(self._dial(target))
+        """Find out now and then, in the background, whether a node that answers is still where its name leads."""
+        rng, view = self._state.rng, self._state.view
+        loop = asyncio.get_running_loop()
+        if view.primary is None:
+            target.look_up_at = now + LOOK_UP * rng.random()
+            if now >= target.renew_at and target.renewal is None:
+                target.renew_at = now + RENEW * (0.5 + rng.random())
+                target.renewal = loop.create_task(self._dial(target))
+            return
+        target.renew_at = now + RENEW_FIRST * rng.random()
+        if now >= target.look_up_at and target.renewal is None and not view.nodes[target.name].group:
+            target.look_up_at = now + LOOK_UP * (0.5 + rng.random())
+            target.renewal = loop.create_task(self._follow(target))
+
+    async def _follow(self, target: _Target) -> Sighting | Missed | None:
+        """Dial a node anew if its name has come to lead elsewhere; None: it has not."""
+        return await self._dial(target) if await target.control.strayed() else None
 
     def _renewed(self, target: _Target) -> Sighting | None:
         """Return what the server said to which a name leads now; None if that is not known yet."""

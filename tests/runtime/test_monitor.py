@@ -12,7 +12,7 @@ import pytest
 from dbguard.core.causal import Orphan
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.topology import Instance, Role
-from dbguard.runtime.monitor import Monitor, Pace
+from dbguard.runtime.monitor import LOOK_UP, PATIENT, Monitor, Pace
 from dbguard.testing.fake import DriverError, known_state, seen
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class NameControl:
         self.connected: Server | None = server
         self.dials = 0
         self.dial_hangs = False
+        self.late_by = 0.001
+        self.look_ups = 0
 
     @property
     def alive(self) -> bool:
@@ -62,8 +64,15 @@ class NameControl:
         return replace(said, instance=instance, fresh=fresh)
 
     async def ask(self, timeout: float) -> Any:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(min(self.late_by, timeout))
+        if self.late_by > timeout:
+            self.drop()
+            raise TimeoutError
         return self._say(fresh=False)
+
+    async def strayed(self) -> bool:
+        self.look_ups += 1
+        return self.connected is not self.leads_to
 
     async def dial(self, timeout: float) -> Any:
         self.dials += 1
@@ -237,3 +246,58 @@ def test_a_backend_is_asked_about_by_another_name_of_its_server(scene: Scene, ru
 
     assert orphan.gone
     assert moved.backends == set()
+
+
+def test_a_name_that_leads_elsewhere_is_followed_while_its_old_connection_answers(scene: Scene, run: Run) -> None:
+    scene.controls["b"].leads_to = Server("d", Role.REPLICA)
+
+    run(scene.watch(2 * LOOK_UP))
+
+    assert [control.dials for control in scene.controls.values()] == [0, 1, 0]
+    assert scene.state.view.nodes["b"].instance.started == "d first"
+    assert scene.state.view.nodes["b"].epoch == 1, "connections to the old one are drained"
+
+
+def test_names_are_looked_up_now_and_then_and_none_that_stands_for_several_servers(scene: Scene, run: Run) -> None:
+    servers = [Server("d", Role.REPLICA), scene.servers["b"]]
+
+    async def pools_meet_both() -> None:
+        for turn in range(12):
+            met = seen("b", Role.REPLICA, scene.clock.now)
+            instance = replace(met.instance, started=f"{servers[turn % 2].name} first")
+            scene.state.probed([replace(met, instance=instance)], full=False)
+            await asyncio.sleep(0.2)
+
+    run(pools_meet_both())
+    assert scene.state.view.nodes["b"].group
+
+    run(scene.watch(10 * LOOK_UP))
+
+    assert 6 <= scene.controls["a"].look_ups <= 21
+    assert scene.controls["b"].look_ups == 0
+
+
+def test_a_node_that_answers_late_is_dialled_beside_once_and_not_at_every_question(scene: Scene, run: Run) -> None:
+    scene.controls["b"].late_by = 0.3
+
+    run(scene.watch(PATIENT - 1))
+
+    assert scene.monitor.rounds > 8
+    assert scene.controls["b"].dials <= 1
+    assert scene.state.view.nodes["b"].reachable
+
+
+def test_a_node_that_falls_silent_after_late_answers_is_dialled_when_its_limit_is_over(scene: Scene, run: Run) -> None:
+    control = scene.controls["b"]
+    control.late_by = 0.3
+
+    async def silent_later() -> None:
+        await asyncio.sleep(3.0)
+        control.late_by, control.dial_hangs = 1e6, True
+
+    async def both() -> None:
+        await asyncio.gather(scene.watch(5.5), silent_later())
+
+    run(both())
+
+    assert not scene.state.view.nodes["b"].reachable

@@ -49,6 +49,7 @@ class OwnControl:
     """A connection of its own to one node.
 
     dial: opens a connection, given ``timeout`` (seconds). clock: monotonic. marks: of reigns there; None: there are none.
+    has_strayed: says of a connection whether its name leads elsewhere by now.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class OwnControl:
         *,
         clock: Callable[[], float],
         marks: Marks | None = None,
+        has_strayed: Callable[[Any], Awaitable[bool]] | None = None,
     ) -> None:
         self._marks = marks
         self._node = node
         self._dial = dial
+        self._has_strayed = has_strayed
         self._clock = clock
         self._con: Any = None
 
@@ -81,6 +84,11 @@ class OwnControl:
         self.drop()
         self._con = con
         return seen
+
+    async def strayed(self) -> bool:
+        """Whether the node's name leads to other addresses by now than the one that was dialled."""
+        con = self._con
+        return con is not None and self._has_strayed is not None and await self._has_strayed(con)
 
     async def _ask(self, con: Any, timeout: float, *, fresh: bool) -> Sighting:
         at = self._clock()
@@ -156,6 +164,10 @@ class BorrowedControl:
     async def dial(self, timeout: float) -> Sighting:
         """Borrow a connection and ask; the pool dials if it has none."""
         return await self._borrow(timeout, fresh=True)
+
+    async def strayed(self) -> bool:
+        """Not known: the application's pool dials as it likes."""
+        return False
 
     async def _borrow(self, timeout: float, *, fresh: bool) -> Sighting:
         pool = self._pool

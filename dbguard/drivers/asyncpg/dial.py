@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -60,6 +61,7 @@ class Dialer:
         self._connect = {**connect, **{name: value for name, value in arguments.items() if name not in skip}}
         self._own_settings: dict[str, str] = dict(self._connect.pop("server_settings", None) or {})
         self._plain = False
+        self._reached: weakref.WeakKeyDictionary[Any, tuple[str, str]] = weakref.WeakKeyDictionary()
 
     def pool(self, size: int, connect: Callable[..., Awaitable[Any]], **hooks: Any) -> asyncpg.Pool[Any]:
         """Make the node's pool; it dials by *connect*, and nothing before it is asked to.
@@ -102,8 +104,24 @@ class Dialer:
             raise wrong from error
 
     async def _connect_by_name(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["loop"] = NamingLoop(asyncio.get_running_loop(), self._names)
-        return await asyncpg.connect(*args, **kwargs)
+        kwargs["loop"] = loop = NamingLoop(asyncio.get_running_loop(), self._names)
+        con = await asyncpg.connect(*args, **kwargs)
+        if loop.reached is not None:
+            self._reached[con] = loop.reached
+        return con
+
+    async def strayed(self, con: Any) -> bool:
+        """Whether the name by which *con* was dialled leads to other addresses by now; looked up anew.
+
+        No where there was no name, where another one than ours has dialled, or where the name cannot be looked up.
+        """
+        if con not in self._reached:
+            return False
+        host, address = self._reached[con]
+        try:
+            return address not in await self._names.addresses(host)
+        except OSError:
+            return False
 
     async def control(self, *, timeout: float) -> Any:
         """Open the monitor's connection."""

@@ -65,11 +65,15 @@ class Names:
 
 
 class NamingLoop:
-    """An event loop as asyncpg needs it, on which names are looked up by *names*."""
+    """An event loop as asyncpg needs it, on which names are looked up by *names*.
+
+    reached: the name that was dialled last, and which of its addresses answered; None: no name was dialled.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, names: Names) -> None:
         self._loop = loop
         self._names = names
+        self.reached: tuple[str, str] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -83,9 +87,12 @@ class NamingLoop:
         first: OSError | None = None
         for address in await self._names.addresses(host):
             try:
-                return await self._loop.create_connection(factory, address, port, **more)
+                made = await self._loop.create_connection(factory, address, port, **more)
             except OSError as error:
                 first = first or error
+            else:
+                self.reached = (host, address) if address != host else None
+                return made
         raise first or OSError(f"{host} has no address")
 
 

@@ -108,4 +108,5 @@ def _branched(row: Mapping[str, Any]) -> int | None:
         return None
     if row["branch_timeline"] == timeline:
         return int(row["branch"]) - END_OF_RECOVERY
-    return int(row["redo"]) if row["control_timeline"] == timeline else None
+    redo = row["redo"]
+    return int(redo) if redo is not None and row["control_timeline"] == timeline else None
