@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardState"]
 
+READ_ONLY = "25006"
+
+UNEXPLAINED_FOR = 0.25
+"""Seconds after which a node is asked again why it refuses writes as read-only, when it does so once more. A quarter of
+a second is half a steady round: an application with read-only sessions of its own doubles or triples the probes."""
+
 
 class GuardState(Router):
     """Everything the guard knows, and what follows from it.
@@ -93,6 +99,9 @@ class GuardState(Router):
         family = failure.family
         if family is Family.ANSWERED or family is Family.CONTENTION:
             node.breaker.success(now, generation)
+            if failure.sqlstate == READ_ONLY and not node.view.read_only and now - node.seen_at > UNEXPLAINED_FOR:
+                # A read-only session; or the node is a standby by now, and a pooler has kept its clients' connections.
+                self.effects.hurry = True
         elif family is Family.HARD and not failure.ours:
             self._note_breaker(node, node.breaker.failure(now, generation, hard=True))
             self._doubt(node, now, failure.why)

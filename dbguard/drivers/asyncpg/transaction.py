@@ -106,7 +106,7 @@ async def heard(con: Any, lease: Lease, work: Any) -> Any:
     costs as much as a tenth of a call, where the cluster is known to wait.
     """
     tag, waits = lease.tag, lease.synchronous
-    if not (waits or tag.listens):
+    if not (waits or tag.listens) or con.is_closed():  # on a closed connection nothing commits: the driver says so
         return await work
     before, quiet = tag.cut_short, False
     if waits:
