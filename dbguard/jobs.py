@@ -18,7 +18,7 @@ from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_conflict, is_drivers
 from dbguard.drivers.asyncpg.identity import forget_sequences
 from dbguard.drivers.asyncpg.interrupt import interruptible
-from dbguard.drivers.asyncpg.transaction import commit, cut_off, heard, left_open, rolled_back
+from dbguard.drivers.asyncpg.transaction import commit, cut_off, ended, heard, left_open, rolled_back
 from dbguard.runtime.attempt import Application
 from dbguard.runtime.flights import Flight
 from dbguard.session import Session
@@ -107,6 +107,8 @@ class Run:
         lease.drew = self.writes
         work = getattr(con, self.method)(*self.args, **self.extra)
         value = await heard(con, lease, work) if self.writes else await work
+        if self.controls and con.is_closed():
+            raise ended()  # whether it had left a transaction open cannot be asked any more
         if self.controls and con.is_in_transaction():
             # The connection is closed by the pool, and the transaction with it: that must not pass for success.
             raise Application(left_open())

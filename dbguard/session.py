@@ -222,7 +222,7 @@ class Session:
     ) -> Sender | None:
         """Return what sends an autocommit write with its token; None where its text, or the session, does not allow one."""
         text, lease = self.texts.learn(query), self.lease
-        if text.token is not Token.CTE or lease.con.is_in_transaction() or not tokens.on:
+        if text.token is not Token.CTE or self.closed or self.in_transaction or not tokens.on:
             return None
         if lease.raw_touched or lease.touched >= Touch.IDENTITY:
             return None
@@ -338,7 +338,7 @@ class Session:
             self.running -= 1
             engine.flights.remove(flight)
         if inside or self.within:
-            self.whole = self.whole and con.is_in_transaction()
+            self.whole = self.whole and self.in_transaction  # it may have been ended just as the answer came
         if not self.within and stake is not Stake.READ:
             self._stamp(reign)
             if commits:

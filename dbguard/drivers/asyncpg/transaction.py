@@ -16,7 +16,7 @@ from dbguard.drivers.asyncpg.failures import NotReplicated
 if TYPE_CHECKING:
     from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["commit", "cut_off", "heard", "left_open", "roll_back", "rolled_back"]
+__all__ = ["commit", "cut_off", "ended", "heard", "left_open", "roll_back", "rolled_back"]
 
 QUIET = "SELECT current_setting('client_min_messages') = 'error'"
 
@@ -42,6 +42,11 @@ def left_open() -> asyncpg.InterfaceError:
         "the statement left a transaction open, which was rolled back: use `async with guard.transaction()`, or take a "
         "connection with `guard.acquire()`"
     )
+
+
+def ended() -> asyncpg.ConnectionDoesNotExistError:
+    """Return the error for a statement whose connection was ended just as its answer came."""
+    return asyncpg.ConnectionDoesNotExistError("the connection was ended as the answer came")
 
 
 async def roll_back(con: Any) -> None:
