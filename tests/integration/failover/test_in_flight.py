@@ -110,7 +110,7 @@ async def test_work_in_flight_is_ended_and_its_outcome_told(cluster_factory, ope
         assert not isinstance(told[way], dbguard.DbGuardError)
     assert "it was not applied" in "".join(told["block"].__notes__)
     counts = proved.guard.status().counts
-    assert (counts["not_applied"], counts["applied"], counts["unknown"]) == (3, 0, 0)
+    assert (counts["proved_not_applied"], counts["proved_applied"], counts["unknown"]) == (3, 0, 0)
 
     rows = await act(cluster.sql, "b", "SELECT what FROM written UNION ALL SELECT what FROM slow ORDER BY 1")
     assert rows == [("proved function",), ("proved statement",)]
