@@ -173,7 +173,7 @@ class Lifetime:
         self._refresh.cancel()
         self.monitor.cancel()
         self.engine.flights.stop()
-        self.engine.lines.close()
+        self.engine.wind_up()
 
     async def _close(self, timeout: float) -> None:
         try:

@@ -31,6 +31,7 @@ from dbguard.events import (
     PrimaryChanged,
     RoleChanged,
     SplitBrainSeen,
+    WriteMayBeLost,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Episode:
     seconds: from the first sign until the last waiting call was let go.
     noticed: from the first sign until writes were stopped. stopped: until a primary was found. drained: from then until
         stale connections were told to end. released: until the last waiting call was let go.
-    stops: how often writes were stopped. refused: why they were refused, if they were.
+    stops: how often writes were stopped. refused: why they were refused, if they were. lost_bytes: how far the new reign
+        begins below an acknowledged position, if it was seen to.
     waited, repeated: calls that waited for a primary; attempts that were repeated. unknown: `OutcomeUnknown` raised.
     settled: how often a token proved one. connections: closed or ended because they were stale.
     """
@@ -84,6 +86,7 @@ class Episode:
     released: float | None
     stops: int
     refused: str | None
+    lost_bytes: int | None
     waited: int
     repeated: int
     unknown: int
@@ -112,8 +115,10 @@ class Episode:
                 what = f"writes go to {self.primary} again after {self.seconds:.2f} s"
             case _:
                 what = f"{self.primary} is back after {self.seconds:.2f} s"
-        refused = f"; writes were refused: {self.refused}" if self.refused else ""
-        return f"{name}: {what} ({self._phases()}){refused}; {self._counts()}"
+        also = f"; writes were refused: {self.refused}" if self.refused else ""
+        if self.lost_bytes:
+            also += f"; WRITES MAY BE LOST ({self.lost_bytes:,} bytes)"
+        return f"{name}: {what} ({self._phases()}){also}; {self._counts()}"
 
     def _phases(self) -> str:
         said = []
@@ -166,6 +171,7 @@ class _Course:
     stops: int = 0
     changed: bool = False
     refused: str | None = None
+    lost_bytes: int | None = None
     connections: int = 0
     unknown_on: set[str] = field(default_factory=set)
 
@@ -229,12 +235,19 @@ class Chronicle:
             return None
         return self._end(course, now, now)
 
+    def close(self, now: float) -> EpisodeEnded | None:
+        """Tell how far the episode under way has come, because nobody will look any more; None: there is none."""
+        return None if self._course is None else self._tell(self._course, now, over=self._course.flows)
+
     def _end(self, course: _Course, calm_until: float, now: float) -> EpisodeEnded | None:
         """End the episode if writes flow and there was calm; what comes later is another one. A start-up needs no calm."""
         calm = calm_until - max(course.last_at, self._released_at(course))
         if not course.flows or calm < (0.0 if course.starting else AFTERMATH):
             return None
-        episode = self._told(course, now, over=True)
+        return self._tell(course, now, over=True)
+
+    def _tell(self, course: _Course, now: float, *, over: bool) -> EpisodeEnded:
+        episode = self._told(course, now, over=over)
         self._course = None
         if not episode.harmless:
             self._past.append(episode)
@@ -268,6 +281,8 @@ class Chronicle:
                 course.changed = True
                 course.found_at = event.at if course.flows else None
                 self._primary = event.node
+            case WriteMayBeLost():
+                course.lost_bytes = event.lost_bytes
             case Contested() | SplitBrainSeen():
                 course.refused = event.text().removesuffix("; writes are refused")
             case Drained():
@@ -336,6 +351,7 @@ class Chronicle:
             released=_between(found, released),
             stops=course.stops,
             refused=course.refused,
+            lost_bytes=course.lost_bytes,
             connections=course.connections,
             **self._counted(course),
         )
@@ -369,7 +385,7 @@ def _sign(event: Event, primary: str | None) -> float | None:
             return event.at if event.node == primary or event.now == "primary" else None
         case NodeFenced():
             return event.at if event.node == primary else None
-        case GateChanged() | PrimaryChanged() | Contested() | SplitBrainSeen():
+        case GateChanged() | PrimaryChanged() | Contested() | SplitBrainSeen() | WriteMayBeLost():
             return event.at
         case _:
             return None

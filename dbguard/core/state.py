@@ -188,7 +188,8 @@ class GuardState(Router):
         """Let time pass: a failover that lasts too long turns to down."""
         now = self.clock()
         self._gate(now, self.gate.tick(now))
-        ended = self.chronicle.tick(now)
+        # What was heard just now is told first: it may belong to the episode that would end here.
+        ended = None if self.effects.events else self.chronicle.tick(now)
         if ended is not None:
             self.effects.events.append(ended)
 

@@ -164,6 +164,13 @@ class Engine:
             except Exception:
                 log.exception("a listener for dbguard's events failed")
 
+    def wind_up(self) -> None:
+        """Tell what is due, because nobody will look any more: the episode under way, and numbers of lines left out."""
+        ended = self.state.chronicle.close(self.state.clock())
+        if ended is not None:
+            self.tell(ended)
+        self.lines.close()
+
     def _drain(self, name: str, epoch: int, how: Drain) -> Drained | None:
         pool = self.pools[name]
         idle, in_use = pool.expire(how)

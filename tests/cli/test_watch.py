@@ -49,7 +49,7 @@ def episode(number: int, kind: str, **more) -> Episode:
     known = dict.fromkeys(("noticed", "stopped", "drained", "released"), 1.25)
     known |= dict.fromkeys(("waited", "repeated", "unknown", "settled", "connections"), 1_234)
     known |= {"id": "x", "over": True, "began_at": NOW, "why": "db1.example.com missed a probe", "seconds": 12.5}
-    known |= {"was": "db1.example.com", "primary": "db2.example.com", "stops": 1, "refused": None}
+    known |= {"was": "db1.example.com", "primary": "db2.example.com", "stops": 1, "refused": None, "lost_bytes": None}
     return Episode(number=number, kind=kind, **(known | more))
 
 

@@ -29,6 +29,7 @@ from dbguard.events import (
     PrimaryChanged,
     RoleChanged,
     SplitBrainSeen,
+    WriteMayBeLost,
 )
 from dbguard.status import status_of
 from dbguard.testing.clock import ManualClock
@@ -237,6 +238,36 @@ def test_trouble_after_the_calm_ends_the_last_episode_even_if_nobody_looked_mean
     first, second = ended.episode, guarded.told[-1].episode
     assert first != second
     assert guarded.told.index(ended) < next(i for i, event in enumerate(guarded.told) if event.episode == second)
+
+
+def test_an_episode_is_announced_before_the_next_one_begins_in_the_same_round(guarded: Guarded) -> None:
+    failover(guarded)
+    guarded.look(after=AFTERMATH + 0.1, primary=None, silent="ab", timeline=2)
+
+    (ended,) = guarded.ended
+    ids = [event.episode for event in guarded.told]
+    assert ids == sorted(ids)
+    assert (ended.kind, ended.episode) == ("failover", ids[0])
+
+
+def test_what_is_under_way_is_told_when_nobody_will_look_any_more(guarded: Guarded) -> None:
+    assert guarded.state.chronicle.close(guarded.clock.now) is None
+    guarded.look(primary=None, silent="a")
+    guarded.clock.advance(3.0)
+
+    said = guarded.state.chronicle.close(guarded.clock.now)
+    assert said is not None
+    assert said.text().startswith("interruption 2, not over yet: began 3.00 s ago (a does not answer")
+    assert guarded.state.chronicle.close(guarded.clock.now) is None
+
+
+def test_writes_that_may_be_lost_are_in_the_line(guarded: Guarded) -> None:
+    failover(guarded)
+    lost_bytes = WriteMayBeLost(at=guarded.clock.now, node="b", lost_bytes=5_640)
+    guarded.told += guarded.state.chronicle.fold([lost_bytes], guarded.clock.now)
+    guarded.calm(primary="b", silent="a", timeline=2)
+
+    assert "; WRITES MAY BE LOST (5,640 bytes); " in guarded.ended[0].text()
 
 
 # ------------------------------------------------------------------ the other kinds

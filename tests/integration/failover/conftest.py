@@ -5,6 +5,7 @@
     test_old_primary.py    fenced when it comes back, is cut off, or never went away; demoted, and still reachable
     test_split_brain.py    two primaries on one timeline
     test_not_a_failover.py what looks like one, and is none: a read-only primary, SQLSTATEs of functions
+    test_episodes.py       what the log says of one
     test_in_flight.py      what becomes of the work that is under way on a node that freezes or is fenced
 
 * `home`: a cluster for the forms of one file, which follow each other; its commits wait for a replica, so that nothing
