@@ -51,13 +51,15 @@ class Marking:
         if not isinstance(seen, Sighting) or seen.role is not Role.PRIMARY or seen.timeline != reign.timeline:
             return None
         now = self._clock()
-        if seen.marked is None:
-            self._say(node, seen.unmarked, now)
-            return None
         if self._tried is not None and self._tried[0] == reign.own and now < self._tried[1]:
             return None
-        self._tried = reign.own, now + TRIED_AGAIN
         try:
+            if seen.marked is None:
+                seen = await control.ask(within)
+            self._tried = reign.own, now + TRIED_AGAIN
+            if seen.marked is None or seen.marked.timeline == reign.timeline:
+                self._say(node, seen.unmarked, now)
+                return seen
             why = await control.mark(reign.timeline, reign.own, within)
             if why is None:
                 self._said = None
