@@ -32,7 +32,7 @@ def judged(calls: list[Any], rows: list[tuple[int, str]], on_old: list[tuple[int
 
 
 def test_the_first_write_is_the_first_that_the_new_primary_took() -> None:
-    late = [("write", 1, 10.05, 11.3, "ok"), ("write", 2, 10.0, 11.03, "ok"), ("write", 3, 10.0, 10.09, "ok")]
+    late = [("write", 1, 10.05, 11.3, "ok"), ("write", 2, 10.0, 11.03, "ok"), ("write", 3, 10.0, 11.01, "ok")]
 
     run = judged(late, [(1, "b"), (2, "b"), (3, "a")])
 
