@@ -151,6 +151,12 @@ class Registry(Protocol):
         within: seconds for which the claim lets itself be held up. Raises `TooOld`, or what the driver raises.
         """
 
+    async def prepare(self, within: float) -> bool:
+        """Dial for a claim that may come; return whether that was done, or there was no need. Raises what the driver raises.
+
+        within: seconds for it.
+        """
+
     def rest(self) -> None:
         """Close the connections that wait for the next claim."""
 

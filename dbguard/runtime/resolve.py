@@ -8,6 +8,7 @@ begun meanwhile. All of it within the call's deadline.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -19,13 +20,16 @@ from dbguard.runtime.drive import drive
 from dbguard.runtime.flights import Flight
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from dbguard.core.failure import Failure
     from dbguard.core.plan import Attempt, Bury, Call, Pause, Reply
     from dbguard.core.retry import Verdict
-    from dbguard.drivers.base import Registry
     from dbguard.runtime.engine import Engine
 
 __all__ = ["answer", "resolve", "settled"]
+
+log = logging.getLogger("dbguard")
 
 LOOK_AGAIN = 0.25
 """Seconds between two looks for a primary; a change of the topology wakes at once."""
@@ -76,12 +80,15 @@ async def resolve(engine: Engine, token: UUID, until: float, own: tuple[str, int
     while (now := state.clock()) < until:
         primary = state.primary
         if primary is None or state.view.refused:
-            await engine.room.pause(min(LOOK_AGAIN, until - now))
+            if not await _prepared(engine, until):
+                await engine.room.pause(min(LOOK_AGAIN, until - now))
             continue
         reign = state.view.reign
         backend = own[1:] if own is not None and own[0] == primary.name else (0, None)
+        registry = engine.registries[primary.name]
+        within = min(limit, until - now)
         try:
-            committed = await _claim(engine, engine.registries[primary.name], token, backend, min(limit, until - now))
+            committed = await _within(engine, within, registry.claim(token, backend, within))
         except (TooOld, GuardClosed) as error:
             return StillOpen(str(error))
         except TimeoutError:
@@ -101,12 +108,29 @@ async def resolve(engine: Engine, token: UUID, until: float, own: tuple[str, int
     return StillOpen(why)
 
 
-async def _claim(engine: Engine, registry: Registry, token: UUID, own: tuple[int, float | None], within: float) -> bool:
-    """Make one claim, in *within* seconds. Raises TimeoutError, or what the claim raises."""
+async def _prepared(engine: Engine, until: float) -> bool:
+    """Let a node that may become the primary be dialled for the claim that will come; return whether one was."""
+    state = engine.state
+    for name, registry in engine.registries.items():
+        now = state.clock()
+        if not state.nodes[name].serves(now):
+            continue
+        within = min(CLAIM_FIRST, until - now)
+        try:
+            if await _within(engine, within, registry.prepare(within)):
+                return True
+        except Exception as error:  # noqa: BLE001  whatever it was: the claim will dial for itself
+            log.debug("%s: not dialled for a claim to come: %s", name, engine.driver.describe(error))
+            return True
+    return False
+
+
+async def _within(engine: Engine, within: float, work: Awaitable[bool]) -> bool:
+    """Wait for *work*, for *within* seconds. Raises TimeoutError, or what it raises."""
     flight = Flight(engine.state.clock() + within, asyncio.current_task(), cancels=False)
     engine.flights.add(flight)
     try:
-        return await registry.claim(token, own, within)
+        return await work
     except asyncio.CancelledError:
         if flight.over and flight.absorb():
             raise TimeoutError from None

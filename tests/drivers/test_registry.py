@@ -96,3 +96,26 @@ async def test_a_claim_that_is_given_up_while_it_dials_or_waits_lets_the_others_
         ends = await asyncio.gather(*claims, return_exceptions=True)
     assert [type(end) for end in ends] == [asyncio.CancelledError, bool, asyncio.CancelledError, bool]
     registry.close()
+
+
+async def test_a_claim_that_was_prepared_for_dials_nothing(door: Door) -> None:
+    registry = registry_of(door)
+
+    assert await registry.prepare(5.0)
+    assert not await registry.prepare(5.0)  # it waits already
+    assert not await claim(registry)
+
+    assert door.opened == 1
+    registry.close()
+
+
+async def test_a_node_that_could_not_be_dialled_for_a_claim_to_come_is_left_alone_for_a_while(door: Door) -> None:
+    door.left = 1
+    registry = registry_of(door)
+
+    with pytest.raises(ConnectionRefusedError):
+        await registry.prepare(5.0)
+
+    assert not await registry.prepare(5.0)
+    assert not await claim(registry)  # whoever needs it dials
+    registry.close()

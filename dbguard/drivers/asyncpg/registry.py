@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -37,6 +38,9 @@ MOST = 8
 
 KEPT_FOR = 60.0
 """Seconds for which a connection waits for the next claim: faults come in bursts, and dialling takes longer than asking."""
+
+PREPARED_FOR = 5.0
+"""Seconds from one dial for a claim that may come to the next such, at least: a node that cannot be dialled is left alone."""
 
 HELD_UP = 0.02
 """Seconds after which it is asked who holds up a claim; and between two such questions."""
@@ -94,6 +98,7 @@ class Registry:
         self._clock = clock
         self._room = asyncio.Semaphore(MOST)
         self._dialling = False
+        self._prepare_at = -math.inf
         self._news = asyncio.Event()  # a connection waits, or a dial has ended; made anew each time
         self._free: list[_Desk] = []
         self._busy: list[_Desk] = []
@@ -121,6 +126,25 @@ class Registry:
                 self._busy.remove(desk)
             self._keep(desk)
             return committed
+
+    async def prepare(self, within: float) -> bool:
+        """Dial for a claim that may come, so that it need not wait for that; return whether that was done.
+
+        Nothing is done where a connection waits already, or was dialled for lately. Raises what the driver raises.
+        within: seconds for it.
+        """
+        now = self._clock()
+        if self._give is not None or self._closed or self._free or self._dialling or now < self._prepare_at:
+            return False
+        self._prepare_at = now + PREPARED_FOR
+        desk = await self._take(within)
+        try:
+            await ask(desk.con, timeout=within)  # the first question of a claim, which is slow on a new connection
+        except BaseException:
+            desk.con.terminate()
+            raise
+        self._keep(desk)
+        return True
 
     def close(self) -> None:
         """Close all connections at once; claims under way raise `GuardClosed`, as later ones do."""
