@@ -42,7 +42,7 @@ PROMISED = 0.1
 TICK = 0.005
 """Seconds between two looks at how late a sleeping task is woken."""
 
-TRUTHFUL = {"done", "DeadlineExceeded", "OutcomeUnknownInTime", "NoPrimaryInTime", "NoPrimary", "KeyError"}
+TRUTHFUL = {"done", "DeadlineExceeded", "OutcomeUnknown", "NoPrimary", "KeyError"}
 """How calls may end here, by the names of their errors. KeyError is the application's own."""
 
 FAULTS = ("replies", "requests", "frozen")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
+import traceback
 
 import asyncpg
 import pytest
@@ -133,6 +135,8 @@ async def test_what_dbguard_raises_matches_asyncpgs_connection_error_and_can_be_
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert str(again) == str(error)
+        (shown,) = traceback.format_exception_only(error)
+        assert re.match(r"dbguard\.No(Primary|Replica): ", shown)
 
 
 async def test_an_exception_of_a_decoder_is_raised_as_it_is_and_the_write_not_repeated(

@@ -300,15 +300,27 @@ _DRESSED: dict[tuple[type[errors.DbGuardError], bool], type[errors.DbGuardError]
 }
 
 
+def _made(key: tuple[type[errors.DbGuardError], bool], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    """Make a dressed error; also how one is unpickled: it is not found under the name that it shows."""
+    dressed = _DRESSED[key].__new__(_DRESSED[key], *args)
+    dressed.args = args
+    dressed.__dict__.update(state)
+    return dressed
+
+
+for _key, _kind in _DRESSED.items():
+    # A traceback shows the name that handlers have, dbguard.NoPrimary, whatever else the error is.
+    _kind.__module__, _kind.__name__, _kind.__qualname__ = "dbguard", _key[0].__name__, _key[0].__name__
+    _kind.__reduce__ = lambda self, key=_key: (_made, (key, self.args, self.__dict__.copy()))  # type: ignore[method-assign,misc]
+
+
 def dress(error: errors.DbGuardError) -> errors.DbGuardError:
     """Return *error* as one that asyncpg's users catch already; itself where it is one, or has no such twin."""
-    late = bool(error.__dict__.get("timed_out"))
-    kind = _DRESSED.get((type(error), late)) or _DRESSED.get((type(error), False))
-    if kind is None:
+    kind, late = type(error), bool(error.__dict__.get("timed_out"))
+    key = (kind, late) if (kind, late) in _DRESSED else (kind, False)
+    if key not in _DRESSED:
         return error
-    dressed = kind.__new__(kind, *error.args)
-    dressed.args = error.args
-    dressed.__dict__.update(error.__dict__)
+    dressed: errors.DbGuardError = _made(key, error.args, error.__dict__)
     dressed.__cause__ = error.__cause__
     return dressed
 
