@@ -17,7 +17,7 @@ from dbguard.connection import Connection
 from dbguard.core.causal import Box
 from dbguard.core.outcome import is_plain
 from dbguard.core.plan import Call, Choice, Nowhere
-from dbguard.core.reasons import Route, against
+from dbguard.core.reasons import Route, against, instead
 from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Token, Touch
 from dbguard.deadlines import ambient, check_seconds, check_wait
@@ -219,17 +219,18 @@ class Calls(Statements):
             _boxes.reset(token)
 
     def route(self, query: str) -> Route:
-        """Say where *query* would go now, and what speaks against the other nodes. Sends nothing.
+        """Say where *query* would go now, or why it would wait or fail, and what speaks against the other nodes.
 
-        Raises `NotAttempted` if it could go nowhere.
+        Sends nothing.
         """
         choice, text, others = self._explain(query)
-        if isinstance(choice, Nowhere):
-            raise self._engine().driver.dress(choice.error(choice.why, retry_after=choice.retry_after))
+        node, role, why = (
+            (None, None, instead(choice)) if isinstance(choice, Nowhere) else (choice.node, choice.role, choice.why)
+        )
         return Route(
-            node=choice.node,
-            role=choice.role,
-            why=choice.why,
+            node=node,
+            role=role,
+            why=why,
             kind=text.statement.kind,
             because=text.why,
             others=MappingProxyType(others),

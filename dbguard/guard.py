@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from dbguard.calls import Calls, Core, Options
+from dbguard.calls import Core, Options
 from dbguard.core.outcome import Applied, StillOpen, known_token
 from dbguard.deadlines import check_wait
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, GuardClosed, OutcomeUnknown
 from dbguard.events import OutcomeResolved, WriteWithoutToken
+from dbguard.pausing import Pausing
 from dbguard.runtime.resolve import resolve
 from dbguard.status import Status, status_of
 from dbguard.texts import Direction, Texts
@@ -37,7 +38,7 @@ CLOSE_WITHIN = 10.0
 """Seconds `Guard.close` lets calls go on before it ends them."""
 
 
-class Guard(Calls):
+class Guard(Pausing):
     """A PostgreSQL cluster, guarded: asyncpg's methods, sent to the right node, through failovers.
 
     config: settings, a mapping, a DSN of one or several hosts, or the path of a YAML file.

@@ -48,7 +48,9 @@ class Status:
 
     at: when it was taken, in seconds since the epoch.
     mark: of the reign, the same in all processes; None: not known, or no table keeps it (``outcome.resolve``).
-    writes: ``open``, ``suspect``, ``failover`` or ``down``, since *writes_since*. waiting: calls that wait for a primary.
+    writes: ``open``, ``suspect``, ``failover`` or ``down``, since *writes_since*; ``paused`` where there is a primary and
+        `Guard.pause` holds calls back. paused: seconds after which a pause ends by itself; None: there is none.
+    waiting: calls that wait for a primary.
     episodes: the last disturbances of writes, the oldest first; the last one may be under way.
     counts: since the guard was opened: repeats, unknown outcomes, waits, reads refused as writes. proved_applied and
     proved_not_applied count what tokens were asked for after an answer was lost, not writes.
@@ -65,6 +67,7 @@ class Status:
     at: float | None = None
     writes_since: float | None = None
     episodes: tuple[Episode, ...] = ()
+    paused: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data, for JSON."""
@@ -104,16 +107,20 @@ def status_of(state: GuardState) -> Status:
                 breaker_since=since(name, "breaker"),
             )
         )
+    gate = state.gate
+    paused = None if gate.paused_until is None else max(0.0, gate.paused_until - state.clock())
+    held = paused is not None and gate.open
     return Status(
         primary=view.primary,
         reign=str(view.reign) if view.reign else None,
         mark=view.reign.agreed if view.reign else None,
-        writes=state.gate.state.value,
-        why=view.refused or state.gate.why,
+        writes="paused" if held else gate.state.value,
+        why="guard.pause()" if held else view.refused or gate.why,
         waiting=state.waiting,
         nodes=tuple(nodes),
         counts=dict(state.counts),
         at=None if wall is None else round(wall, 3),
         writes_since=since("writes"),
         episodes=state.chronicle.episodes(now),
+        paused=paused,
     )

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from dbguard.config.values import Secret
 from dbguard.core.breaker import BreakerPolicy
+from dbguard.core.flap import Flaps
 from dbguard.core.gate import Gate
 from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
@@ -31,7 +32,7 @@ from dbguard.runtime.monitor import Monitor, Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dbguard.config.settings import Connection, NodeSettings, Settings
+    from dbguard.config.settings import Connection, FailoverSettings, NodeSettings, Settings
     from dbguard.core.topology import Sighting
 
 __all__ = ["connect_arguments", "wire"]
@@ -74,7 +75,7 @@ def wire(
             stop=stop,
         ),
         breaker=_breaker(settings),
-        gate=Gate(settings.failover.max_wait, settings.failover.max_waiting, slots=size),
+        gate=_gate(settings.failover),
         reads=ReadPolicy(
             from_replicas=settings.reads.from_ == "replicas",
             max_lag=settings.reads.max_lag,
@@ -175,6 +176,13 @@ def _hold(settings: Settings, arguments: Mapping[str, Any]) -> int:
         return 0
     size: int = arguments.get("max_size", settings.pool.max_size)
     return size if settings.pool.hold == "auto" else settings.pool.hold
+
+
+def _gate(failover: FailoverSettings) -> Gate:
+    allowed = None if failover.flap_changes == "unlimited" else failover.flap_changes
+    first, most = failover.flap_stay
+    flaps = Flaps(allowed, failover.flap_window, first=first, most=most)
+    return Gate(failover.max_wait, failover.max_waiting, flaps=flaps)
 
 
 def _breaker(settings: Settings) -> BreakerPolicy:

@@ -24,6 +24,7 @@ FLOORS = [
         "connection",
         "jobs",
         "calls",
+        "pausing",
         "status",
         "refresh",
         "wiring",

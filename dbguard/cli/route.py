@@ -13,6 +13,7 @@ from dbguard.cli.output import Cell, Output
 from dbguard.config import load
 from dbguard.core.classify import Classifier
 from dbguard.core.plan import Choice
+from dbguard.core.reasons import instead
 from dbguard.core.statement import Kind
 from dbguard.errors import ConfigError
 from dbguard.guard import Guard
@@ -93,12 +94,13 @@ async def _ask(output: Output, settings: Settings, queries: Iterable[str], *, as
             choice, text, others = guard._explain(query)  # noqa: SLF001  `route`, without raising where it can go nowhere
             node, role = (choice.node, choice.role) if isinstance(choice, Choice) else (None, None)
             code = code if node else 1
+            route = choice.why if isinstance(choice, Choice) else instead(choice)
             if as_json:
-                where = {"node": node, "role": role, "route": choice.why, "against": others}
+                where = {"node": node, "role": role, "route": route, "against": others}
                 output.json({"sql": query} | _said(text.statement, text.why, reads=text.reads) | where)
                 continue
             _show(output, query, text.statement, text.why, reads=text.reads)
-            said = f"{node} ({role}): {choice.why}" if node else f"nowhere now: {choice.why}"
+            said = f"{node} ({role}): {route}" if node else f"nowhere now, {route}"
             output.item("    ->", said, "" if node else "bold red")
             for name, reason in others.items():
                 output.item("      ", f"not {name}: {reason}", "dim")

@@ -291,6 +291,14 @@ class FailoverSettings(Section):
     drain_timeout: Annotated[float, Duration()] = 5.0
     """Seconds that leases of an old epoch may stay in use after a planned change. Default 5. Leases on a fenced node
     are ended at once."""
+    flap_changes: Annotated[int | Literal["unlimited"], Whole(1, 1_000, word="unlimited")] = 2
+    """Changes of primary within *flap_window* that are followed at once, 1 to 1,000, or unlimited. After another one
+    writes wait until the new primary has stayed for *flap_stay*. Default 2: a switchover and back."""
+    flap_window: Annotated[float, Duration(above=True)] = 60.0
+    """Seconds in which changes of primary are counted, above 0. Default 60."""
+    flap_stay: Annotated[tuple[float, float], Span(above=True)] = (1.0, 10.0)
+    """Seconds that a primary must stay before writes go on: at first, and at most; doubles with each further change
+    within *flap_window*. However primaries alternate, writes wait for no longer than the second. Default [1s, 10s]."""
     split_brain: Annotated[SplitBrainPolicy, Choice(SplitBrainPolicy)] = "refuse"
     """Two primaries on one timeline: refuse writes, or incumbent: go on with the one that never went away.
     Default refuse."""

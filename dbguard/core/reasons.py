@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from dbguard.core.route import Node
     from dbguard.core.state import GuardState
 
-__all__ = ["Route", "against", "why_unfit"]
+__all__ = ["Route", "against", "instead", "why_unfit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Where a statement goes, and why. Its text is what people want to read: one line per node.
 
-    node: the chosen node's name.
-    role: the role in which it is asked, ``"primary"`` or ``"replica"``.
-    why: what decided for it, one phrase.
+    node: the chosen node's name; None: none is fit now.
+    role: the role in which it is asked, ``"primary"`` or ``"replica"``; None: as *node*.
+    why: what decided for it, one phrase; where no node is fit, what a call would do: wait, or which error it would raise.
     kind: what the statement is.
     because: the word or function that made it that kind, or the hint or rule that overruled it.
     others: every other node, and what speaks against it.
     """
 
-    node: str
-    role: str
+    node: str | None
+    role: str | None
     why: str
     kind: Kind
     because: str
@@ -44,7 +44,8 @@ class Route:
 
     def __str__(self) -> str:
         """Return the choice, and a line for each of the other nodes."""
-        chosen = f"{self.kind.value} ({self.because}): {self.node} as {self.role}, {self.why}"
+        where = f"{self.node} as {self.role}, {self.why}" if self.node else self.why
+        chosen = f"{self.kind.value} ({self.because}): {where}"
         return "\n".join([chosen, *(f"  not {name}: {reason}" for name, reason in self.others.items())])
 
 
@@ -61,6 +62,11 @@ def against(state: GuardState, call: Call, kind: Kind, choice: Choice | Nowhere)
         for name, node in state.nodes.items()
         if name != chosen
     }
+
+
+def instead(choice: Nowhere) -> str:
+    """Say what a call does that can go nowhere now."""
+    return f"waits: {choice.why}" if choice.waits else f"raises {choice.error.__name__}: {choice.why}"
 
 
 def why_unfit(nodes: Iterable[Node], consistency: str, max_lag: float) -> str:

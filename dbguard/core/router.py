@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from dbguard.core.effects import Effects
 from dbguard.core.failure import Failure, Family, Phase
-from dbguard.core.gate import GateState
+from dbguard.core.gate import PACE
 from dbguard.core.plan import Choice, Nowhere
 from dbguard.core.reasons import why_unfit
 from dbguard.core.route import STRATEGIES, caught_up
 from dbguard.core.since import Since
 from dbguard.core.topology import Role
-from dbguard.errors import NoPrimary, NoReplica, SplitBrain
+from dbguard.errors import NoPrimary, NoReplica, Overloaded, SplitBrain
 from dbguard.events import ContextOutlivedReign
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Router:
             elif call.fallback == "error":
                 return None
         primary = self.primary
-        if primary is None or self.gate.state is not GateState.OPEN or self.gate.paced:
+        if primary is None or not self.gate.clear:
             return None
         return primary
 
@@ -211,16 +211,34 @@ class Router:
         if self._holder is not None and self._holder.shut:
             return Nowhere(f"the application has closed its pool of {self._holder.name}", NoPrimary, waits=False)
         if primary is None or not self.gate.writable:
-            refused = self.view.refused
-            error = SplitBrain if refused and "split brain" in refused else NoPrimary
-            reason = refused or self.gate.why
-            waits = call.wait and self.gate.state is not GateState.DOWN and not refused
-            return Nowhere(f"no primary to go to: {reason}", error, waits=waits, retry_after=1.0)
+            return self._no_writer(call)
         if primary.doubted and (primary.name in avoid or not primary.breaker.granted):
             return Nowhere(f"{primary.name} is being probed", NoPrimary, waits=call.wait, retry_after=0.1)
         if not queued and self.waiting and self.gate.paced:
-            return Nowhere("waiting calls go first", NoPrimary, waits=True)
+            return Nowhere("waiting calls go first", Overloaded, waits=call.wait, retry_after=PACE)
         return Choice(primary.name, "primary", why)
+
+    def _no_writer(self, call: Call) -> Nowhere:
+        """Say why nothing goes to a primary now, and whether *call* waits for that to change."""
+        gate, refused = self.gate, self.view.refused
+        waits = call.wait and not gate.declines and not refused
+        if refused:
+            error = SplitBrain if "split brain" in refused else NoPrimary
+            return Nowhere(f"no primary to go to: {refused}", error, waits=waits, retry_after=1.0)
+        if gate.open and gate.paused_until is not None:
+            left = max(0.0, gate.paused_until - self.clock())
+            return Nowhere("guard.pause() holds what needs the primary", NoPrimary, waits=waits, retry_after=left)
+        if gate.hold is not None:
+            left = max(0.0, gate.hold.until - self.clock())
+            return Nowhere(f"no primary to go to yet: {gate.why}", NoPrimary, waits=waits, retry_after=left)
+        silent = [node.view for node in self.nodes.values() if not node.view.reachable]
+        what = f"no primary to go to: {gate.why}"
+        if len(silent) == len(self.nodes):
+            said = "; ".join(
+                f"{view.name}: {view.misconfigured or view.silent or 'not heard of yet'}" for view in silent
+            )
+            what = f"no node answers ({said}): {gate.why}"
+        return Nowhere(what, NoPrimary, waits=waits, retry_after=1.0)
 
     def _no_reader(self, call: Call) -> str:
         consistency = call.consistency

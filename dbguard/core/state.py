@@ -27,9 +27,12 @@ from dbguard.events import (
     BreakerChanged,
     CallRepeated,
     ClassifierMissed,
+    Flapping,
     GateChanged,
     OutcomeLeftOpen,
     OutcomeResolved,
+    WritesPaused,
+    WritesResumed,
 )
 
 if TYPE_CHECKING:
@@ -108,6 +111,8 @@ class GuardState(Router):
         elif family is Family.SOFT:
             node.breaker.failure(now, generation, hard=False)
             node.soften(now)
+            if node is self.primary:
+                self.gate.setback()
             if failure.timed_out:
                 self.effects.hurry = True
         elif family is Family.SHUT:
@@ -156,7 +161,8 @@ class GuardState(Router):
         elif not primary.reachable:
             self._gate(now, self.gate.suspect(now, f"{primary.name} missed a probe"))
         elif not self.nodes[primary.name].doubted:
-            self._gate(now, self.gate.primary_found(now))
+            slots = self.nodes[primary.name].load.size
+            self._gate(now, self.gate.primary_found(now, view.reign, slots=slots))
         if full:
             self.effects.changed = True
 
@@ -188,10 +194,33 @@ class GuardState(Router):
         """Let time pass: a failover that lasts too long turns to down."""
         now = self.clock()
         self._gate(now, self.gate.tick(now))
+        until = self.gate.paused_until
+        if until is not None and now >= until:
+            self.resume(forgotten=True)
         # What was heard just now is told first: it may belong to the episode that would end here.
         ended = None if self.effects.events else self.chronicle.tick(now)
         if ended is not None:
             self.effects.events.append(ended)
+
+    def pause(self, at_most: float) -> None:
+        """Let nothing more go to the primary before `resume`, or for *at_most* seconds."""
+        now = self.clock()
+        self.gate.pause(now + at_most)
+        self.effects.events.append(WritesPaused(at=now, node=self.view.primary, at_most=at_most))
+
+    def under_way(self) -> int:
+        """Return how many leases of the primary are out; where there is none, those of the last one."""
+        holder = self._holder
+        return 0 if holder is None or holder.view.role is Role.REPLICA else holder.load.in_use
+
+    def resume(self, *, forgotten: bool = False) -> None:
+        """End a pause, if there is one. forgotten: nobody did before its limit."""
+        if self.gate.paused_until is None:
+            return
+        now = self.clock()
+        self.gate.resume(now)
+        self.effects.changed = True
+        self.effects.events.append(WritesResumed(at=now, forgotten=forgotten, waiting=self.waiting))
 
     def trust(self, node: str) -> None:
         """Forget what was remembered of older reigns: *node* is the primary because its operator says so."""
@@ -309,9 +338,22 @@ class GuardState(Router):
             self.since.note(node.breaker.state, now, name, "breaker")
 
     def _gate(self, now: float, change: gate.Change | None) -> None:
-        if change is None or change.was is change.now:
+        if change is None:
             return
         self.effects.changed = True
+        if change.hold is not None:
+            hold = change.hold
+            self.effects.events.append(
+                Flapping(
+                    at=now,
+                    node=self.view.primary or "no node",
+                    changes=hold.changes,
+                    within=hold.window,
+                    stay=hold.until - now,
+                )
+            )
+        if change.was is change.now:
+            return
         self.effects.events.append(
             GateChanged(at=now, was=change.was.value, now=change.now.value, why=change.why, waiting=self.waiting)
         )

@@ -94,6 +94,7 @@ class Engine:
                 if last.unsent:
                     self._still_open("waited for a connection")
         backoff: Backoff | None = None
+        turn: int | None = None
 
         async def one(step: Attempt) -> Done | Failure:
             self._still_open("waited to be repeated")
@@ -103,15 +104,17 @@ class Engine:
             return reply
 
         async def pause(step: Pause) -> Stopped | None:
-            nonlocal backoff
+            nonlocal backoff, turn
             self._still_open("waited to be repeated")
             now = state.clock()
             if step.gate:
-                refusal = state.admit(call)
+                self.room.back(turn)
+                turn = None
+                refusal = self.room.admit(call)
                 if refusal is not None:
                     raise refusal
                 state.counts["waited"] += "wait" not in call.spent
-                await self.room.turn(step.at_most, reads=call.reads)
+                turn = await self.room.turn(step.at_most, reads=call.reads)
                 call.spent["wait"] = call.spent.get("wait", 0.0) + state.clock() - now
             else:
                 backoff = backoff or Backoff(state.retry, call.began)
@@ -129,6 +132,7 @@ class Engine:
             dressed = self.driver.dress(error)
             raise dressed from error.__cause__
         finally:
+            self.room.back(turn)
             self.flush()
 
     def _still_open(self, doing: str) -> None:

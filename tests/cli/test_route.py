@@ -131,5 +131,5 @@ def test_write_without_a_primary_goes_nowhere(
     ran = dbguard("route", "--config", cluster.dsn(), "DELETE FROM t")
 
     assert ran.code == 1
-    assert "nowhere now: " in ran.out
+    assert "nowhere now, waits: no primary to go to: " in ran.out
     assert f"not {cluster.nodes[0].host}:{cluster.nodes[0].port}: does not answer" in ran.out

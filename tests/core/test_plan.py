@@ -469,7 +469,7 @@ def test_reads_go_on_while_there_is_no_primary(state: GuardState, clock: ManualC
 
 
 def test_call_that_comes_while_others_are_let_go_queues_behind_them(clock: ManualClock) -> None:
-    state = known_state(clock, gate=Gate(slots=20))
+    state = known_state(clock)
     primary_gone(state, clock)
     state.waiting = 50
     promoted(state, clock)()

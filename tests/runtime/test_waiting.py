@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dbguard.core.flap import Hold
 from dbguard.core.gate import PACE, Gate
+from dbguard.core.retry import Stake
 from dbguard.core.topology import Missed, Role
+from dbguard.errors import Overloaded
+from dbguard.events import WritesResumed
 from dbguard.runtime.waiting import Room
-from dbguard.testing.fake import known_state, seen
+from dbguard.testing.fake import known_state, new_call, seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dbguard.core.plan import Call
     from dbguard.core.state import GuardState
     from dbguard.testing.clock import ManualClock
 
@@ -23,7 +28,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def state(clock: ManualClock) -> GuardState:
-    return known_state(clock, gate=Gate(slots=20))
+    state = known_state(clock, gate=Gate(max_waiting=100))
+    for node in state.nodes.values():
+        node.load.size = 20
+    return state
 
 
 @pytest.fixture
@@ -43,19 +51,24 @@ def find_primary(state: GuardState, clock: ManualClock) -> None:
 
 
 class Herd:
-    """Calls that wait at the gate: who went, and when."""
+    """Calls that wait at the gate: who went, and when; each is back after *takes* seconds."""
 
-    def __init__(self, room: Room, clock: ManualClock) -> None:
+    def __init__(self, room: Room, clock: ManualClock, *, takes: float = 0.001) -> None:
         self.room = room
         self.clock = clock
+        self.takes = takes
         self.went: list[tuple[int, float]] = []
 
     async def wait(self, number: int, at_most: float = 60.0) -> None:
-        await self.room.turn(at_most, reads=False)
+        turn = await self.room.turn(at_most, reads=False)
+        if turn is None:
+            return
         self.went.append((number, self.clock.now))
+        await asyncio.sleep(self.takes)
+        self.room.back(turn)
 
-    async def come(self, count: int) -> list[asyncio.Task[None]]:
-        tasks = [asyncio.ensure_future(self.wait(number)) for number in range(count)]
+    async def come(self, count: int, at_most: float = 60.0, *, first: int = 0) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.ensure_future(self.wait(first + number, at_most)) for number in range(count)]
         await asyncio.sleep(0)
         return tasks
 
@@ -88,10 +101,186 @@ def test_herd_is_let_go_at_a_rising_pace(room: Room, state: GuardState, clock: M
         return opened
 
     opened = run(scene())
-    steps = [round((at - opened) / PACE) for _, at in herd.went]
+    steps = [round((at - opened) / herd.takes) for _, at in herd.went]
 
     assert [steps.count(step) for step in range(4)] == [2, 4, 8, 16]
     assert not state.gate.paced
+
+
+def test_server_that_answers_slowly_is_asked_for_little(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    herd = Herd(room, clock, takes=0.95)
+
+    async def scene() -> float:
+        lose_primary(state, clock)
+        tasks = await herd.come(30)
+        find_primary(state, clock)
+        opened = clock.now
+        room.changed()
+        await asyncio.gather(*tasks)
+        return opened
+
+    opened = run(scene())
+    went = [at - opened for _, at in herd.went]
+
+    assert sum(at < PACE / 2 for at in went) == 2
+    assert sum(at < 0.9 for at in went) == 2 + 8  # one more per step of a tenth of a second
+    assert max(went) < 30 * 0.95 / 2
+
+
+def test_call_whose_time_is_over_takes_nobodys_turn(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    herd = Herd(room, clock)
+
+    async def scene() -> None:
+        lose_primary(state, clock)
+        late = await herd.come(10, at_most=1.0)
+        tasks = await herd.come(2, first=10)
+        clock.advance(2.0)  # and nobody had the time to notice
+        find_primary(state, clock)
+        room.changed()
+        assert state.waiting == len(room) == 0
+        await asyncio.sleep(0)
+        assert [number for number, _ in herd.went] == [10, 11]
+        await asyncio.gather(*late, *tasks)
+
+    run(scene())
+
+
+def wish(state: GuardState, seconds: float) -> Call:
+    return new_call(state, Stake.WRITE, timeout=seconds)
+
+
+def test_full_room_drops_those_whose_time_is_over_before_it_refuses_a_newcomer(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    herd = Herd(room, clock)
+
+    async def scene() -> None:
+        lose_primary(state, clock)
+        late = await herd.come(10, at_most=1.0)
+        tasks = await herd.come(90, first=10)
+        refusal = room.admit(wish(state, 30.0))
+        assert isinstance(refusal, Overloaded)
+        clock.advance(2.0)
+
+        assert room.admit(wish(state, 30.0)) is None
+
+        assert state.waiting == len(room) == 90
+        said = await asyncio.gather(*late, return_exceptions=True)
+        assert [type(error) for error in said] == [Overloaded] * 10
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(scene())
+
+
+def test_full_room_drops_those_who_cannot_go_in_time(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    herd = Herd(room, clock)
+
+    async def scene() -> None:
+        lose_primary(state, clock)
+        state.gate.hold = Hold(3, 60.0, 5.0, clock.now + 5.0, begun=True)
+        hopeless = await herd.come(10, at_most=4.0)
+        tasks = await herd.come(90, at_most=6.0, first=10)
+
+        assert room.admit(wish(state, 30.0)) is None
+
+        said = await asyncio.gather(*hopeless, return_exceptions=True)
+        assert [type(error) for error in said] == [Overloaded] * 10
+        assert len(room) == 90
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(scene())
+
+
+def test_who_waits_is_told_when_writes_are_refused(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
+    async def scene() -> float:
+        lose_primary(state, clock)
+        began = clock.now
+        tasks = [asyncio.ensure_future(room.turn(600.0, reads=False)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for _ in range(2):
+            now = clock.advance(0.1)
+            both = [seen(name, Role.PRIMARY, now) for name in ("b", "c")]
+            state.probed([Missed(node="a", at=now, why="refused"), *both], full=True)
+        assert state.view.refused
+        room.changed()
+        assert await asyncio.gather(*tasks) == [None, None, None]
+        return clock.now - began
+
+    assert run(scene()) == pytest.approx(0.2)
+
+
+def test_place_of_a_call_that_was_cancelled_as_its_turn_came_goes_to_the_next(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    herd = Herd(room, clock)
+
+    async def scene() -> None:
+        lose_primary(state, clock)
+        tasks = await herd.come(4)
+        find_primary(state, clock)
+        room.changed()
+        tasks[0].cancel()
+        tasks[1].cancel()
+        began = clock.now
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert clock.now - began < PACE
+
+    run(scene())
+
+    assert [number for number, _ in herd.went] == [2, 3]
+
+
+def test_nobody_goes_during_a_pause_and_all_do_after_it(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    herd = Herd(room, clock)
+
+    async def scene() -> None:
+        state.pause(60.0)
+        tasks = await herd.come(30)
+        find_primary(state, clock)
+        room.changed()
+        await asyncio.sleep(5)
+        assert herd.went == []
+        state.resume()
+        room.changed()
+        await asyncio.gather(*tasks)
+
+    run(scene())
+
+    assert len(herd.went) == 30
+
+
+def test_pause_that_nobody_ends_comes_to_its_limit(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
+    herd = Herd(room, clock)
+
+    async def scene() -> None:
+        state.pause(10.0)
+        tasks = await herd.come(3)
+        clock.advance(9.9)
+        state.tick()
+        assert state.gate.paused_until is not None
+        clock.advance(0.2)
+        state.tick()
+        effects = state.take_effects()
+        assert effects is not None
+        assert [event.forgotten for event in effects.events if isinstance(event, WritesResumed)] == [True]
+        room.changed()
+        await asyncio.gather(*tasks)
+
+    run(scene())
+
+    assert len(herd.went) == 3
 
 
 def test_nobody_goes_while_there_is_no_primary(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:

@@ -99,6 +99,7 @@ class SimulatedGuard:
                     return reply.value
                 last = previous = reply
         backoff: Backoff | None = None
+        turn: int | None = None
 
         def attempt(step: Attempt) -> Waits:
             nonlocal previous, forgiven
@@ -111,14 +112,17 @@ class SimulatedGuard:
             return reply
 
         def pause(step: Pause) -> Waits:
-            nonlocal backoff
+            nonlocal backoff, turn
             now = self.agenda.now
             if step.gate:
+                self._back(turn)
+                turn = None
                 refusal = state.admit(call)
                 if refusal is not None:
                     raise refusal
                 self.tell(number, "waits at the gate")
-                yield from self._wait(self._turns, now + step.at_most, call.reads)
+                said = yield from self._wait(self._turns, now + step.at_most, call.reads)
+                turn = said if isinstance(said, int) else None
                 return None
             backoff = backoff or Backoff(state.retry, call.began)
             seconds = backoff.seconds(step, now)
@@ -134,6 +138,7 @@ class SimulatedGuard:
         try:
             return (yield from drive_simulated(recover(call, state, last), attempt, pause, settle))
         finally:
+            self._back(turn)
             self.flush()
 
     def _attempt(self, number: int, call: Call, node: Node, job: Callable[[Lease, Call], Waits]) -> Waits:
@@ -244,9 +249,17 @@ class SimulatedGuard:
         signal = self.agenda.signal(until)
         room[signal] = mark
         self.state.waiting = len(self._turns)
-        yield signal
+        said = yield signal
         room.pop(signal, None)
         self.state.waiting = len(self._turns)
+        return said
+
+    def _back(self, release: int | None) -> None:
+        """Take in that a call which got its turn has ended, or waits again."""
+        if release is not None:
+            self.state.gate.returned(release)
+            if self._turns and self.state.gate.paced:
+                self._give()
 
     def _give(self) -> None:
         """Give as many turns as the gate's pace allows, and come back for the rest."""
@@ -254,13 +267,13 @@ class SimulatedGuard:
         state, now = self.state, self.agenda.now
         if not state.gate.writable:
             for signal, reads in self._turns.items():
-                if reads:
+                if reads or state.gate.declines:
                     signal.wake()
             return
         waiting = [signal for signal in self._turns if not signal.done]
         go, again_at = state.gate.release(now, len(waiting))
         for signal in waiting[:go]:
-            signal.wake()
+            signal.wake(state.gate.releases)
         if again_at is not None:
             self._release_at = again_at
             self.agenda.at(again_at, self._give_again, again_at)

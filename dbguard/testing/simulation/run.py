@@ -146,7 +146,7 @@ class _Stage:
             rng=self.jitter,
             retry=retry,
             breaker=BreakerPolicy(),
-            gate=Gate(slots=schedule.size),
+            gate=Gate(),
             reads=ReadPolicy(),
         )
         self.world.applied = self.judge.applied
