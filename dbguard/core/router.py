@@ -194,9 +194,10 @@ class Router:
 
         Asked when a call has waited for a connection: meanwhile the node may have become another one. A fresh
         connection to it passes every check of its own, and is still not where this call wanted to go: a write would
-        reach a server that nobody has accepted, a read one that was never proven to have what it needs.
+        reach a server that nobody has accepted, a read one that was never proven to have what it needs, or of which that
+        is not known any more.
         """
-        if node.epoch == epoch:
+        if node.epoch == epoch and (node is self.primary or not self.spreads(call) or node in self.candidates(call)):
             return None
         error = NoReplica if call.reads else NoPrimary
         cause = error(f"{node.name} changed while this call waited for a connection to it", retry_after=0.1)

@@ -484,3 +484,20 @@ def test_loss_is_measured_from_what_the_primary_told_after_the_last_acknowledgem
     effects = state.take_effects()
     assert effects is not None
     assert [event.lost_bytes for event in effects.events if isinstance(event, WriteMayBeLost)] == [500]
+
+
+def test_choice_of_a_replica_that_is_proven_no_longer_does_not_stand(state: GuardState, clock: ManualClock) -> None:
+    """A read waits for a connection to c; meanwhile a second server claims the timeline that c follows."""
+    call, node = new_call(state), state.nodes["c"]
+    epoch = node.epoch
+    assert state.overtaken(call, node, epoch) is None
+
+    now = clock.advance(0.1)
+    both = [seen(name, Role.PRIMARY, now) for name in ("a", "b")]
+    state.probed([*both, seen("c", Role.REPLICA, now)], full=True)
+
+    assert node.epoch == epoch
+    assert not node.view.proven
+    failure = state.overtaken(call, node, epoch)
+    assert failure is not None
+    assert isinstance(failure.cause, NoReplica)
