@@ -237,7 +237,10 @@ class ThreadRunner:
         self._changed.wait_for(lambda: turn not in self._turns or self.state.clock() >= call.deadline)
         if turn in self._turns:
             self._turns.remove(turn)
-        self.state.waiting = len(self._turns)
+            self.state.waiting = len(self._turns)
+        else:
+            self.state.gate.returned(self.state.gate.releases)  # what it does takes no time
+            self._give()
 
     def _give(self) -> None:
         """Give turns at the gate's pace. Lock held."""
