@@ -26,6 +26,7 @@ from dbguard.errors import (
 )
 from dbguard.guard import Guard, connect
 from dbguard.status import NodeStatus, Status
+from dbguard.wrapping import Following, follows
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Deadline",
     "DeadlineExceeded",
     "Episode",
+    "Following",
     "Guard",
     "GuardClosed",
     "Kind",
@@ -56,4 +58,5 @@ __all__ = [
     "classify",
     "connect",
     "deadline",
+    "follows",
 ]

@@ -18,6 +18,7 @@ from dbguard.pausing import Pausing
 from dbguard.runtime.resolve import resolve
 from dbguard.status import Status, status_of
 from dbguard.texts import Direction, Texts
+from dbguard.wrapping import wrapped
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dbguard.events import Listener
     from dbguard.lifetime import Lifetime
     from dbguard.runtime.engine import Engine
+    from dbguard.wrapping import Following, Wrapped
 
 __all__ = ["Connecting", "Guard", "connect"]
 
@@ -65,7 +67,7 @@ class Guard(Pausing):
 
         self._settings = load(config)
         self._arguments = _checked(arguments, self._settings)
-        self._wrapped: dict[str, Any] | None = None
+        self._wrapped: Mapping[str, Wrapped] | None = None
         self._wait = retry_wait
         self._stop = retry_stop
         self._listeners: list[Listener] = [_listener(on_event)] if on_event is not None else []
@@ -82,19 +84,28 @@ class Guard(Pausing):
     @classmethod
     def wrap(
         cls,
-        primary: asyncpg.Pool[Any],
-        replicas: Sequence[asyncpg.Pool[Any]] = (),
+        primary: asyncpg.Pool[Any] | Following,
+        replicas: Sequence[asyncpg.Pool[Any] | Following] = (),
         *,
+        hold: int = 0,
         config: Mapping[str, Any] | None = None,
         on_event: Listener | None = None,
     ) -> Guard:
         """Guard pools that the application has already, by their public API; they stay its own and are never closed.
 
         primary, replicas: open `asyncpg.Pool`s, one per node. Roles are found out, never believed.
+        hold: connections of each pool that stay out between calls at most, below its ``max_size``. Default 0: each call
+            is one checkout and one return. With your word that no ``setup=`` or ``reset=`` hook need run between two
+            calls (a tenant's role, say), reads and writes that leave nothing on the session are as fast as on pools of
+            the guard's own. They are given back after ``pool.max_idle``, and as soon as the pool is being closed.
         config: sections of the configuration that do not say where nodes are: ``reads``, ``retry``, ``breaker``, ...
 
-        A wrapped pool can be reset and drained, but not moved to an address that it does not know. Probes, and questions
-        about writes of open fate, borrow their connections from it.
+        A wrapped pool can be reset and drained, but not moved to an address that it does not know: after a failover the
+        new primary must be among the pools, or behind one that `follows` the primary. Probes, and questions about writes
+        of open fate, borrow their connections from it. What the application's own use leaves on a session is not seen.
+
+        Raises `TypeError` for what is no pool; `ConfigError` for one that is closed, or given twice. Opening the guard
+        raises `ConfigError` if a pool is not open, or if the pools are of several clusters.
         """
         if not isinstance(config, Mapping | None):
             raise ConfigError("config= of wrapped pools is a mapping of sections, such as {'reads': {'max_lag': 2}}")
@@ -102,7 +113,7 @@ class Guard(Pausing):
         for key in ("nodes", "dsn", "connection"):
             if key in given:
                 raise ConfigError(f"{key} has no meaning for wrapped pools: they know their servers", path=key)
-        pools = _named(primary, replicas)
+        pools = wrapped(primary, replicas, hold)
         # The addresses are never dialled: the pools do that.
         given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
         guard = cls(given, on_event=on_event)
@@ -145,6 +156,7 @@ class Guard(Pausing):
             startup=self._settings.startup,
             warm=self._arguments.get("min_size", self._settings.pool.min_size),
             warm_within=self._settings.pool.acquire_timeout,
+            one_cluster=self._wrapped is not None,
         )
 
     async def close(self, *, timeout: float = CLOSE_WITHIN) -> None:
@@ -302,19 +314,19 @@ class Guard(Pausing):
     def get_min_size(self) -> int:
         """Return the connections kept open per node; of wrapped pools, the primary's."""
         if self._wrapped is not None:
-            return int(self._wrapped["primary"].get_min_size())
+            return int(self._wrapped["primary"].pool.get_min_size())
         return int(self._arguments.get("min_size", self._settings.pool.min_size))
 
     def get_init_size(self) -> int:
         """Return the connections dialled per node at the start."""
         if self._wrapped is not None:
-            return int(self._wrapped["primary"].get_init_size())
+            return int(self._wrapped["primary"].pool.get_init_size())
         return self.get_min_size()
 
     def get_max_size(self) -> int:
         """Return the connections at most, per node; of wrapped pools, the primary's."""
         if self._wrapped is not None:
-            return int(self._wrapped["primary"].get_max_size())
+            return int(self._wrapped["primary"].pool.get_max_size())
         return int(self._arguments.get("max_size", self._settings.pool.max_size))
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
@@ -378,27 +390,6 @@ def _listener(listener: Listener) -> Listener:
     if not callable(listener):
         raise TypeError(f"on_event should be a function that takes an event, not {listener!r}")
     return listener
-
-
-def _named(primary: asyncpg.Pool[Any], replicas: Sequence[asyncpg.Pool[Any]]) -> dict[str, asyncpg.Pool[Any]]:
-    """Name wrapped pools. Raises `TypeError` for what is none, such as a DSN; `ConfigError` for one given twice."""
-    if hasattr(replicas, "acquire"):
-        raise TypeError("replicas= is a list of pools, not one pool")
-    pools = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
-    for name, pool in pools.items():
-        if not hasattr(pool, "acquire"):
-            raise TypeError(
-                f"{name} should be an asyncpg.Pool, not {type(pool).__name__}; `dbguard.connect` takes a DSN, and opens "
-                "pools of its own"
-            )
-        twice = next(other for other, its in pools.items() if its is pool)
-        if twice != name:
-            raise ConfigError(
-                f"{name} is the same pool as {twice}: give one pool per node, each once (roles are found out, so that "
-                "a single node is primary= alone)",
-                path=name,
-            )
-    return pools
 
 
 def _directions(settings: Settings) -> list[Direction]:

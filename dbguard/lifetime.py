@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from dbguard.core.topology import Sighting
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NotAttempted
 
@@ -31,6 +32,7 @@ class Lifetime:
 
     own: the pools to make ready. refresh: reads the catalogue once the guard is open.
     warm: connections to dial per node; warm_within: seconds for that.
+    one_cluster: nodes of several clusters are an error, not a node out of rotation.
     over: it ends, or has ended.
     """
 
@@ -45,7 +47,9 @@ class Lifetime:
         startup: StartupSettings,
         warm: int,
         warm_within: float,
+        one_cluster: bool = False,
     ) -> None:
+        self._one_cluster = one_cluster
         self.loop = asyncio.get_running_loop()
         self.engine = engine
         self.monitor = monitor
@@ -127,10 +131,24 @@ class Lifetime:
                 raise ConfigError(
                     "no node can be used as it is configured:\n  " + "\n  ".join(wrong), problems=tuple(wrong)
                 )
+            if self._one_cluster:
+                self._check_clusters()
             if is_fit(engine, startup.need):
                 return
             if self.loop.time() >= until:
                 raise dress(nobody(monitor, startup.wait))
+
+    def _check_clusters(self) -> None:
+        """Raise `ConfigError` if pools of the application's are of several clusters."""
+        pools: dict[str, list[str]] = {}
+        for name, last in self.monitor.last.items():
+            if isinstance(last, Sighting) and last.instance.system_id is not None:
+                pools.setdefault(last.instance.system_id, []).append(name)
+        if len(pools) > 1:
+            told = "; ".join(f"{' and '.join(names)}: system identifier {number}" for number, names in pools.items())
+            raise ConfigError(
+                f"the pools are of {len(pools)} clusters ({told}): wrap the pools of one cluster, and open a guard for each"
+            )
 
     # ------------------------------------------------------------------ ending
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from dbguard.config.settings import Connection, FailoverSettings, NodeSettings, Settings
     from dbguard.core.topology import Sighting
+    from dbguard.wrapping import Wrapped
 
 __all__ = ["connect_arguments", "wire"]
 
@@ -41,7 +42,7 @@ __all__ = ["connect_arguments", "wire"]
 def wire(
     settings: Settings,
     arguments: Mapping[str, Any],
-    wrapped: Mapping[str, Any] | None = None,
+    wrapped: Mapping[str, Wrapped] | None = None,
     *,
     wait: object | None = None,
     stop: object | None = None,
@@ -107,9 +108,19 @@ def wire(
         target = state.nodes[node.name]
         marks = Marks(clock=clock) if tokens else None
         if wrapped is not None:
-            pool = wrapped[node.name]
-            pools[node.name] = WrappedPool(target, pool, clock=clock, check=check, ask_within=probe.timeout * 4)
-            controls[node.name] = BorrowedControl(node.name, pool, clock=clock, marks=marks)
+            given = wrapped[node.name]
+            pool = given.pool
+            pools[node.name] = WrappedPool(
+                target,
+                pool,
+                clock=clock,
+                check=check,
+                ask_within=probe.timeout * 4,
+                hold=given.hold,
+                max_lifetime=settings.pool.max_lifetime,
+                max_idle=settings.pool.max_idle,
+            )
+            controls[node.name] = BorrowedControl(node.name, pool, clock=clock, marks=marks, follows=given.follows)
             if tokens:
                 lender = Lender(pool, node.name)
                 registries[node.name] = Registry(node.name, lender.dial, check, clock=clock, give=lender.give)

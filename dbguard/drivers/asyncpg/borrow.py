@@ -74,11 +74,16 @@ class Lender:
 async def borrow(pool: Pool, node: str, timeout: float | None = None) -> Any:
     """Check a connection out, within *timeout* seconds; None: the caller bounds it.
 
-    Raises `PoolClosed` if the application has closed the pool, or does so meanwhile; else what asyncpg raises.
+    Raises `PoolClosed` if the application has closed the pool, does so meanwhile, or has not opened it; else what asyncpg
+    raises.
     """
     try:
         return await pool.acquire(timeout=timeout)
     except asyncpg.InterfaceError as error:
+        if "not initialized" in str(error):  # asyncpg has no other word for it
+            raise PoolClosed(
+                f"the pool of {node} is not open: await asyncpg.create_pool(...) before the guard"
+            ) from error
         if not pool.is_closing():
             raise
         raise PoolClosed(f"the application has closed its pool of {node}") from error

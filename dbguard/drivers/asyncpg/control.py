@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.borrow import borrow
 from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.asyncpg.probe import ask, sighting
@@ -43,6 +44,11 @@ async def _bury(
 ) -> bool | None:
     row = await con.fetchrow(BURY, pid, started, doomed, instance.started, timeout=timeout)
     return None if row is None else bool(row["gone"])
+
+
+REPLACE = 0.5
+"""Seconds between two replacements of the connections of a pool that follows the primary: its owner's name server or proxy
+takes its time, and dials are not free."""
 
 
 class OwnControl:
@@ -136,6 +142,7 @@ class BorrowedControl:
     """Asks over a connection borrowed from the application's pool, one checkout per question.
 
     A pool without a free connection says nothing about its node: the last answer stands for a while.
+    follows: its address leads to whoever is the primary; where its connections do not, they are replaced.
     """
 
     def __init__(
@@ -145,7 +152,10 @@ class BorrowedControl:
         *,
         clock: Callable[[], float],
         marks: Marks | None = None,
+        follows: bool = False,
     ) -> None:
+        self._follows = follows
+        self._replace_at = 0.0
         self._marks = marks
         self._node = node
         self._pool = pool
@@ -159,15 +169,29 @@ class BorrowedControl:
 
     async def ask(self, timeout: float) -> Sighting:
         """Borrow a connection and ask."""
-        return await self._borrow(timeout, fresh=False)
+        seen = await self._borrow(timeout, fresh=False)
+        if self._follows and seen.role is Role.REPLICA and await self._replace():
+            return await self._borrow(timeout, fresh=True)
+        return seen
 
     async def dial(self, timeout: float) -> Sighting:
-        """Borrow a connection and ask; the pool dials if it has none."""
+        """Borrow a connection and ask; the pool dials if it has none, or if it follows the primary."""
+        if self._follows:
+            await self._replace()
         return await self._borrow(timeout, fresh=True)
 
     async def strayed(self) -> bool:
         """Not known: the application's pool dials as it likes."""
         return False
+
+    async def _replace(self) -> bool:
+        """Let the pool dial anew, unless that was done a moment ago."""
+        now = self._clock()
+        if now < self._replace_at:
+            return False
+        self._replace_at = now + REPLACE
+        await self._pool.expire_connections()
+        return True
 
     async def _borrow(self, timeout: float, *, fresh: bool) -> Sighting:
         pool = self._pool

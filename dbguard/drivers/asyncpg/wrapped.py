@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -26,9 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["WrappedPool"]
 
+LOOK = 0.05
+"""Seconds between two looks at a pool of which leases are held: whether its owner is closing it, and waits for them."""
+
 
 class WrappedPool(Books):
-    """A pool of the application's: one checkout and one return per call, by its public API, and never closed by us."""
+    """A pool of the application's: one checkout and one return per call, by its public API, and never closed by us.
+
+    hold: how many leases stay out between calls at most, by the owner's word that no hook need run there. They are given
+    back when they were not used for *max_idle* seconds, after *max_lifetime*, while somebody waits for the pool, and when
+    its owner closes it.
+    """
 
     hooked = True
 
@@ -40,6 +50,9 @@ class WrappedPool(Books):
         clock: Callable[[], float],
         check: Callable[[Sighting], None],
         ask_within: float,
+        hold: int = 0,
+        max_lifetime: float = math.inf,
+        max_idle: float = math.inf,
     ) -> None:
         super().__init__(node, clock=clock, size=pool.get_max_size())
         self.pool = pool
@@ -50,9 +63,25 @@ class WrappedPool(Books):
         self._tags: dict[int, tuple[Any, Tag]] = {}
         self._expiry: asyncio.Task[None] | None = None
         self._varies = False
+        self._hold = hold
+        self._max_lifetime = max_lifetime
+        self._max_idle = max_idle
+        self._free: deque[Lease] = deque()
+        self._waiting = 0
+        self._looks: asyncio.TimerHandle | None = None
 
     def take_now(self) -> Lease | None:
-        """A wrapped pool has nothing at hand."""
+        """Return a held lease, the one used last first."""
+        free = self._free
+        while free:
+            lease = free.pop()
+            if self.fits(lease.tag) and not lease.con.is_closed():
+                self.node.load.in_use += 1
+                self.out[lease] = None
+                lease.ours = False
+                return lease
+            lease.terminate()
+            self._give_back(lease)
         return None
 
     async def take(self) -> Lease:
@@ -61,8 +90,13 @@ class WrappedPool(Books):
             await asyncio.shield(self._expiry)
             self._expiry = None
         while True:
-            con = Borrowed(await borrow(self.pool, self.node.name))
-            known = self._tags.get(id(con.get_settings()))
+            self._waiting += 1
+            try:
+                lent = await borrow(self.pool, self.node.name)
+            finally:
+                self._waiting -= 1
+            con = Borrowed(lent)
+            known = self._tags.get(id(lent.get_settings()))
             try:
                 tag = await self._meet(con) if known is None else known[1]
                 if self._varies and not tag.plain_role:
@@ -83,12 +117,12 @@ class WrappedPool(Books):
     @property
     def full(self) -> bool:
         """Whether every connection there may be is out."""
-        return self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size()
+        return not self._free and self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size()
 
     @property
     def idle(self) -> int:
         """Connections at hand."""
-        return self.pool.get_idle_size()
+        return len(self._free) + self.pool.get_idle_size()
 
     async def _meet(self, con: Borrowed) -> Tag:
         """Ask a connection that was not seen before who it is."""
@@ -110,21 +144,67 @@ class WrappedPool(Books):
         return tag
 
     def give(self, lease: Lease, touched: Touch) -> None:
-        """Give it back to the pool in the background."""
-        timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, lease.terminate)
-        self._later(self.settle(lease, touched), timer.cancel)
+        """Give it back to the pool in the background, or hold it."""
+        settling = self.settle(lease, touched)
+        if settling is not None:
+            self._bounded(lease, settling)
 
-    def settle(self, lease: Lease, touched: Touch) -> Awaitable[None]:
-        """Give it back to the pool, which resets it in its own way: role and temporary objects stay. So they go before."""
+    def settle(self, lease: Lease, touched: Touch) -> Awaitable[None] | None:
+        """Give it back to the pool, which resets it in its own way: role and temporary objects stay. So they go before.
+
+        Where leases are held, one that nothing was left on stays out.
+        """
         self._returned(lease)
         tag = lease.tag
-        tag.drew = tag.drew or lease.drew
+        if lease.drew:
+            tag.drew = True
         worst = max(touched, lease.touched)
         if worst >= Touch.LOST or not self.fits(tag) or (worst is Touch.IDENTITY and not tag.plain_role):
             lease.terminate()
         elif worst is not Touch.NOTHING:
             return self._cleaned(lease)
+        elif self._hold and self._holds(lease):
+            return None
         return self._return(lease.con)
+
+    def _holds(self, lease: Lease) -> bool:
+        """Keep a clean lease at hand, if that keeps nobody waiting; say whether."""
+        now, con = self.clock(), lease.con
+        if (
+            len(self._free) >= self._hold
+            or self._waiting
+            or self.pool.is_closing()
+            or now - lease.tag.born > self._max_lifetime
+            or con.is_closed()
+            or con.is_in_transaction()
+        ):
+            return False
+        lease.touched, lease.raw_touched, lease.doubtful, lease.drew = Touch.NOTHING, False, False, False
+        lease.used_at = now
+        self._free.append(lease)
+        if self._looks is None:
+            self._looks = asyncio.get_running_loop().call_later(LOOK, self._look)
+        return True
+
+    def _look(self) -> None:
+        """Give back what is held if the pool's owner is closing it: `close` waits until all are there."""
+        self._looks = None
+        if self.pool.is_closing():
+            self._give_back_all()
+        elif self._free:
+            self._looks = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _give_back_all(self) -> None:
+        while self._free:
+            self._give_back(self._free.pop())
+
+    def _give_back(self, lease: Lease) -> None:
+        self._bounded(lease, self._return(lease.con))
+
+    def _bounded(self, lease: Lease, work: Awaitable[None]) -> None:
+        """Do *work* on a lease in the background, which ends with it if it takes too long."""
+        timer = asyncio.get_running_loop().call_later(RETURN_WITHIN, lease.terminate)
+        self._later(work, timer.cancel)
 
     async def _cleaned(self, lease: Lease) -> None:
         """Take back what a function of users' may have made of the session, or end it; then give it back.
@@ -165,7 +245,10 @@ class WrappedPool(Books):
         if how == "keep":
             return 0, len(self.out)
         self._kept_from = self.node.epoch
-        idle = self.pool.get_idle_size()
+        idle = self.idle
+        for lease in self._free:
+            lease.terminate()
+        self._give_back_all()
         self._expiry = asyncio.ensure_future(self._expire())
         self._watch(self._expiry)
         self._tags.clear()
@@ -179,7 +262,10 @@ class WrappedPool(Books):
             await self.pool.expire_connections()
 
     def rest(self) -> None:
-        """Nothing is held."""
+        """Give back held leases that were not used for a while; called now and then."""
+        now = self.clock()
+        while self._free and now - self._free[0].used_at > self._max_idle:
+            self._give_back(self._free.popleft())
 
     async def warm(self, count: int, timeout: float) -> None:
         """The application's pool warms itself."""
@@ -187,6 +273,7 @@ class WrappedPool(Books):
     async def close(self, timeout: float) -> None:
         """Give back what is out, for *timeout* seconds; the pool itself stays open, it is the application's."""
         end = asyncio.get_running_loop().time() + timeout
+        self._let_go()
         await self._drained(timeout)
         self.end_in_use()
         await self._drained(SETTLE_WITHIN)
@@ -195,5 +282,14 @@ class WrappedPool(Books):
 
     def terminate(self) -> None:
         """End what is out now; the pool itself stays open."""
+        self._let_go()
         self.end_in_use()
         self._hurry()
+
+    def _let_go(self) -> None:
+        """Hold nothing any more."""
+        self._hold = 0
+        self._give_back_all()
+        if self._looks is not None:
+            self._looks.cancel()
+            self._looks = None

@@ -1,0 +1,100 @@
+"""What `Guard.wrap` is given: pools of the application's, and its word on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dbguard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import asyncpg
+
+__all__ = ["Following", "Wrapped", "follows", "wrapped"]
+
+USED = ("acquire", "release", "expire_connections", "get_idle_size", "get_max_size", "get_size", "is_closing")
+"""What of `asyncpg.Pool` is used of a pool that is wrapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A pool whose address follows the primary. Made by `follows`."""
+
+    pool: asyncpg.Pool[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapped:
+    """One pool of the application's.
+
+    follows: its address leads to whoever is the primary. hold: connections that stay out between calls at most.
+    """
+
+    pool: asyncpg.Pool[Any]
+    follows: bool
+    hold: int
+
+
+def follows(pool: asyncpg.Pool[Any]) -> Following:
+    """Declare a pool whose address follows the primary: ``Guard.wrap(primary=dbguard.follows(pool))``.
+
+    For a name that is moved, a virtual address, a proxy, or a DSN of several hosts with ``target_session_attrs``: there a
+    new connection may lead to another server than the ones at hand. So where these lead to a standby, or there is no
+    primary, they are replaced (by `asyncpg.Pool.expire_connections`), at most twice a second.
+    Not for a pool with the fixed address of one node: its connections would be replaced for nothing in each failover.
+    """
+    return Following(pool)
+
+
+def wrapped(
+    primary: asyncpg.Pool[Any] | Following, replicas: Sequence[asyncpg.Pool[Any] | Following], hold: int
+) -> Mapping[str, Wrapped]:
+    """Name the pools, and check them.
+
+    Raises `TypeError` for what is no pool, such as a DSN; `ConfigError` for one that is closed or was given twice, and for
+    a *hold* that leaves nobody else a connection.
+    """
+    if isinstance(hold, bool) or not isinstance(hold, int) or hold < 0:
+        raise ConfigError(f"hold is a number of connections, 0 or more, not {hold!r}", path="hold")
+    if isinstance(replicas, Following) or hasattr(replicas, "acquire"):
+        raise TypeError("replicas= is a list of pools, not one pool")
+    given = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
+    pools: dict[str, Wrapped] = {}
+    for name, one in given.items():
+        pool = one.pool if isinstance(one, Following) else one
+        _check(name, pool)
+        twice = next((other for other, its in pools.items() if its.pool is pool), None)
+        if twice is not None:
+            raise ConfigError(
+                f"{name} is the same pool as {twice}: give one pool per node, each once (roles are found out, so that "
+                "a single node is primary= alone)",
+                path=name,
+            )
+        most = pool.get_max_size()
+        if hold >= most > 0 and hold:
+            raise ConfigError(
+                f"hold={hold} of the pool of {name}, which has {most} at most, would leave none for probes and for the "
+                f"application's own use: at most {most - 1}, or a larger max_size",
+                path="hold",
+            )
+        pools[name] = Wrapped(pool=pool, follows=isinstance(one, Following), hold=hold)
+    return pools
+
+
+def _check(name: str, pool: Any) -> None:
+    missing = [word for word in USED if not callable(getattr(pool, word, None))]
+    if missing:
+        kind = type(pool)
+        another = (
+            f" ({kind.__module__} is another driver's)"
+            if hasattr(pool, "connection") or "acquire" not in missing
+            else ""
+        )
+        raise TypeError(
+            f"{name} should be an asyncpg.Pool, not {kind.__name__}{another}; `dbguard.connect` takes a DSN, and opens "
+            "pools of its own"
+        )
+    if pool.is_closing():
+        raise ConfigError(f"the pool of {name} is closed: wrap open pools, and close them after the guard", path=name)
