@@ -27,6 +27,7 @@ FLOORS = [
         "pausing",
         "status",
         "refresh",
+        "wrapping",
         "wiring",
         "dropped",
         "lifetime",
