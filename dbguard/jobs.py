@@ -165,6 +165,7 @@ class Written:
     async def run(self, lease: Any) -> Any:
         """Run it."""
         if self.job.recalls:
+            self.sender.prepares()
             await forget_sequences(lease)
         lease.drew = True
         return await self.sender.send(lease, lambda: self.job.run(lease))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from contextlib import AbstractAsyncContextManager
     from uuid import UUID
 
     from dbguard.core.failure import Failure
@@ -142,7 +143,14 @@ class TooOld(Exception):
 
 
 class Registry(Protocol):
-    """One node's table of tokens, asked on connections of its own."""
+    """One node's table of tokens, asked on connections of its own.
+
+    turn: to be held while a claim is made: so many at one time.
+    """
+
+    @property
+    def turn(self) -> AbstractAsyncContextManager[object]:
+        """What admits some claims at one time."""
 
     async def claim(self, token: UUID, own: tuple[int, float | None], within: float) -> bool:
         """Claim *token*; return whether its write had committed. The caller bounds it, by cancelling.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dbguard.core.failure import Failure
     from dbguard.core.plan import Attempt, Bury, Call, Pause, Reply
     from dbguard.core.retry import Verdict
+    from dbguard.drivers.base import Registry
     from dbguard.runtime.engine import Engine
 
 __all__ = ["answer", "resolve", "settled"]
@@ -34,9 +35,10 @@ log = logging.getLogger("dbguard")
 LOOK_AGAIN = 0.25
 """Seconds between two looks for a primary; a change of the topology wakes at once."""
 
-CLAIM_FIRST, CLAIM_MOST = 0.5, 4.0
-"""Seconds that one claim may take: at first, doubling up to the second. A black hole costs the first once, and whoever
-holds up a claim is not met by one more connection each half second."""
+CLAIM_FIRST, CLAIM_MOST = 1.0, 4.0
+"""Seconds that one claim may take from its turn on: at first, doubling up to the second. A black hole costs the first once;
+whoever holds up a claim is not met by one more connection each second; and a server under load, which needs half a second
+to fork, authenticate and answer, is not asked to begin anew each time."""
 
 BURY_PACE = 0.05
 """Seconds between two looks at whether a backend is gone; the monitor asks at its urgent pace meanwhile."""
@@ -86,9 +88,8 @@ async def resolve(engine: Engine, token: UUID, until: float, own: tuple[str, int
         reign = state.view.reign
         backend = own[1:] if own is not None and own[0] == primary.name else (0, None)
         registry = engine.registries[primary.name]
-        within = min(limit, until - now)
         try:
-            committed = await _within(engine, within, registry.claim(token, backend, within))
+            committed = await _claim(engine, registry, token, backend, limit, until)
         except (TooOld, GuardClosed) as error:
             return StillOpen(str(error))
         except TimeoutError:
@@ -116,8 +117,9 @@ async def _prepared(engine: Engine, until: float) -> bool:
         if not state.nodes[name].serves(now):
             continue
         within = min(CLAIM_FIRST, until - now)
+        flight = Flight(now + within, asyncio.current_task(), cancels=False)
         try:
-            if await _within(engine, within, registry.prepare(within)):
+            if await _flown(engine, flight, registry.prepare(within)):
                 return True
         except Exception as error:  # noqa: BLE001  whatever it was: the claim will dial for itself
             log.debug("%s: not dialled for a claim to come: %s", name, engine.driver.describe(error))
@@ -125,9 +127,27 @@ async def _prepared(engine: Engine, until: float) -> bool:
     return False
 
 
-async def _within(engine: Engine, within: float, work: Awaitable[bool]) -> bool:
-    """Wait for *work*, for *within* seconds. Raises TimeoutError, or what it raises."""
-    flight = Flight(engine.state.clock() + within, asyncio.current_task(), cancels=False)
+async def _claim(
+    engine: Engine, registry: Registry, token: UUID, own: tuple[int, float | None], within: float, until: float
+) -> bool:
+    """Make one claim, in *within* seconds from its turn on, and not beyond *until*.
+
+    Raises TimeoutError, or what the claim raises.
+    """
+    clock = engine.state.clock
+    flight = Flight(until, asyncio.current_task(), cancels=False)
+
+    async def in_turn() -> bool:
+        async with registry.turn:
+            # A failover leaves many to ask at once: who waits for a turn has not been refused an answer.
+            flight.deadline = min(until, clock() + within)
+            return await registry.claim(token, own, flight.deadline - clock())
+
+    return await _flown(engine, flight, in_turn())
+
+
+async def _flown(engine: Engine, flight: Flight, work: Awaitable[bool]) -> bool:
+    """Wait for *work*, until the flight's time is over. Raises TimeoutError, or what it raises."""
     engine.flights.add(flight)
     try:
         return await work

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from dbguard.drivers.asyncpg.dial import hear_what_is_left
 from dbguard.drivers.asyncpg.failures import PoolClosed
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN
 
@@ -67,6 +68,8 @@ class Lender:
         task.add_done_callback(self._returns.discard)
 
     async def _give(self, con: Borrowed) -> None:
+        if con.is_closed():
+            con.terminate()  # so that asyncpg is done with it, its listeners included
         with contextlib.suppress(Exception):  # asyncpg has terminated it
             await self._pool.release(con.lent, timeout=RETURN_WITHIN)
 
@@ -79,6 +82,9 @@ async def borrow(pool: Pool, node: str, timeout: float | None = None) -> Any:
     """
     try:
         return await pool.acquire(timeout=timeout)
+    except (asyncio.CancelledError, TimeoutError) as error:
+        hear_what_is_left(error)
+        raise
     except asyncpg.InterfaceError as error:
         if "not initialized" in str(error):  # asyncpg has no other word for it
             raise PoolClosed(

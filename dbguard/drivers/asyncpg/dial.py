@@ -16,7 +16,7 @@ from dbguard.drivers.asyncpg.tls import unusable_file
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-__all__ = ["Dialer", "known_arguments"]
+__all__ = ["Dialer", "hear_what_is_left", "known_arguments"]
 
 POOL_ARGUMENTS = frozenset({"init", "setup", "reset", "max_queries", "max_inactive_connection_lifetime"})
 """Arguments of `asyncpg.create_pool` that its connections never see."""
@@ -95,7 +95,7 @@ class Dialer:
                     self._plain = True
             return await self._dial(*args, server_settings=self._own_settings or None, **kwargs)
         except (asyncio.CancelledError, TimeoutError) as error:
-            _hear_what_is_left(error)
+            hear_what_is_left(error)
             raise
         except OSError as error:
             wrong = unusable_file(error, self._connect.get("dsn"))
@@ -134,7 +134,7 @@ class Dialer:
         return await self.dial(timeout=timeout, **known)
 
 
-def _hear_what_is_left(error: BaseException | None) -> None:
+def hear_what_is_left(error: BaseException | None) -> None:
     """Take note of how the futures end that a dial cut short by *error* has left: nobody awaits them any more.
 
     asyncpg makes one for the server's answer about TLS and, before 0.32, one for the login, and forgets them where it is

@@ -74,7 +74,7 @@ class _Desk:
 
 
 class Registry:
-    """One node's table of tokens.
+    """One node's table of tokens. turn: to be held while a claim is made.
 
     dial: opens a connection, given ``timeout`` (seconds), without a limit on what is run on it.
     check: what a server must pass that is asked; raises `WrongNode`. clock: monotonic.
@@ -96,7 +96,7 @@ class Registry:
         self._give = give
         self._check = check
         self._clock = clock
-        self._room = asyncio.Semaphore(MOST)
+        self.turn = asyncio.Semaphore(MOST)
         self._dialling = False
         self._prepare_at = -math.inf
         self._news = asyncio.Event()  # a connection waits, or a dial has ended; made anew each time
@@ -112,20 +112,19 @@ class Registry:
         Raises `TooOld` if the token is below the horizon; `GuardClosed` once it is closed; `NotReplicated` if no standby has the answer; what the driver
         raises if it was not answered (55P03: somebody holds it up).
         """
-        async with self._room:
-            desk = await self._take(within)
-            self._busy.append(desk)
-            try:
-                committed = await self._ask(desk, token, own, within)
-            except BaseException as error:
-                self._end(desk.con)
-                if isinstance(error, Exception):
-                    self._check_open()
-                raise
-            finally:
-                self._busy.remove(desk)
-            self._keep(desk)
-            return committed
+        desk = await self._take(within)
+        self._busy.append(desk)
+        try:
+            committed = await self._ask(desk, token, own, within)
+        except BaseException as error:
+            self._end(desk.con)
+            if isinstance(error, Exception):
+                self._check_open()
+            raise
+        finally:
+            self._busy.remove(desk)
+        self._keep(desk)
+        return committed
 
     async def prepare(self, within: float) -> bool:
         """Dial for a claim that may come, so that it need not wait for that; return whether that was done.

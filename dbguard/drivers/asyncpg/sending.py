@@ -65,6 +65,10 @@ class Sender:
         self.args = args
         self.extra = extra
 
+    def prepares(self) -> None:
+        """Note that what is sent until `send` is nothing of the write: lost there, it was not applied."""
+        self.call.work = replace(self.work, stake=Stake.TRANSACTION, leaves_nothing=False)
+
     async def send(self, lease: Lease, plain: Callable[[], Awaitable[Any]]) -> Any:
         """Send it; *plain* sends it as it is, by the driver's own method. Raises what the driver raises."""
         form = self.tokens.form(self.query, self.form, rows=self.rows)

@@ -232,6 +232,8 @@ class WrappedPool(Books):
 
     async def _return(self, con: Borrowed) -> None:
         """Release *con*. Cancelled meanwhile, it is terminated: asyncpg would go on with its reset, without a limit."""
+        if con.is_closed():
+            con.terminate()  # so that asyncpg is done with it, its listeners included
         try:
             await self.pool.release(con.lent)
         except asyncio.CancelledError:
