@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from random import Random
 from typing import TYPE_CHECKING
@@ -404,6 +405,22 @@ def test_status_shows_the_episode_under_way_and_the_last_ones(guarded: Guarded) 
     assert [episode.over for episode in episodes] == [True] * KEPT + [False]
     assert episodes[-1].seconds == 7.0
     assert "not over yet: began 7.00 s ago (a does not answer: connection refused)" in episodes[-1].text()
+
+
+def test_status_is_plain_data_in_a_form_that_stays(guarded: Guarded) -> None:
+    guarded.look(primary=None, silent="a")
+    said = json.loads(json.dumps(status_of(guarded.state).as_dict()))
+
+    assert {"at", "primary", "reign", "writes", "writes_since", "why", "waiting", "nodes", "counts", "episodes"} <= set(
+        said
+    )
+    assert {"name", "role", "role_since", "reachable", "reachable_since", "breaker", "breaker_since", "problem"} <= set(
+        said["nodes"][0]
+    )
+    assert [(episode["kind"], episode["over"]) for episode in said["episodes"]] == [
+        ("start-up", True),
+        ("interruption", False),
+    ]
 
 
 def test_status_says_since_when(guarded: Guarded) -> None:
