@@ -28,6 +28,7 @@ from dbguard.events import (
     NodeFenced,
     NodeUp,
     OutcomeLeftOpen,
+    OutcomeResolved,
     PrimaryChanged,
     RoleChanged,
     SplitBrainSeen,
@@ -43,7 +44,10 @@ __all__ = ["AFTERMATH", "Chronicle", "Episode"]
 
 AFTERMATH = 1.0
 """Seconds of calm after which an episode is announced: calls whose connections were ended hear of it at once, and what
-becomes of them belongs to the story. Trouble within it belongs to the same episode."""
+becomes of their writes belongs to the story. Trouble within it belongs to the same episode."""
+
+SETTLING = 10.0
+"""Seconds after its end for which an episode is kept open at most, while outcomes of its writes are still being told."""
 
 KEPT = 8
 """Episodes remembered; suspicions that cost nothing are not among them."""
@@ -168,6 +172,8 @@ class _Course:
     drained_at: float | None = None
     last_at: float = 0.0
     """When the last sign of trouble, or of its end, was heard."""
+    settling_at: float = float("-inf")
+    """When the last outcome of a write was told."""
     stops: int = 0
     changed: bool = False
     refused: str | None = None
@@ -241,7 +247,8 @@ class Chronicle:
 
     def _end(self, course: _Course, calm_until: float, now: float) -> EpisodeEnded | None:
         """End the episode if writes flow and there was calm; what comes later is another one. A start-up needs no calm."""
-        calm = calm_until - max(course.last_at, self._released_at(course))
+        over_at = max(course.last_at, self._released_at(course))
+        calm = calm_until - max(over_at, min(course.settling_at, over_at + SETTLING))
         if not course.flows or calm < (0.0 if course.starting else AFTERMATH):
             return None
         return self._tell(course, now, over=True)
@@ -281,6 +288,8 @@ class Chronicle:
                 course.changed = True
                 course.found_at = event.at if course.flows else None
                 self._primary = event.node
+            case OutcomeLeftOpen() | OutcomeResolved():
+                course.settling_at = event.at
             case WriteMayBeLost():
                 course.lost_bytes = event.lost_bytes
             case Contested() | SplitBrainSeen():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dbguard.core.breaker import BreakerPolicy
-from dbguard.core.episode import AFTERMATH, KEPT
+from dbguard.core.episode import AFTERMATH, KEPT, SETTLING
 from dbguard.core.gate import Gate
 from dbguard.core.merge import Topology
 from dbguard.core.retry import RetryPolicy
@@ -27,6 +27,7 @@ from dbguard.events import (
     NodeDown,
     NodeUp,
     OutcomeLeftOpen,
+    OutcomeResolved,
     PrimaryChanged,
     RoleChanged,
     SplitBrainSeen,
@@ -207,6 +208,7 @@ def test_it_is_not_over_before_the_last_waiting_call_was_let_go(guarded: Guarded
     assert guarded.ended == []
 
     guarded.clock.advance(0.125)
+    state.gate.returned(state.gate.releases)
     state.waiting = 1
     state.gate.release(guarded.clock.now, 1)
     guarded.calm(primary="b", silent="a", timeline=2)
@@ -214,6 +216,26 @@ def test_it_is_not_over_before_the_last_waiting_call_was_let_go(guarded: Guarded
     (ended,) = guarded.ended
     assert ended.details["released"] == 2.125
     assert ended.details["seconds"] == 0.25 + 0.25 + 2.125
+
+
+def test_outcomes_that_are_told_late_belong_to_it_for_a_while(guarded: Guarded) -> None:
+    def resolve() -> None:
+        said = OutcomeResolved(at=guarded.clock.now, node="a", token="one", outcome="applied")
+        guarded.told += guarded.state.chronicle.fold([said], guarded.clock.now)
+
+    failover(guarded)
+    until = guarded.clock.now + SETTLING
+    while guarded.clock.now < until:
+        guarded.look(after=0.75, primary="b", silent="a", timeline=2)
+        assert guarded.ended == []
+        resolve()
+    for _ in range(2):
+        guarded.look(after=0.75, primary="b", silent="a", timeline=2)
+        resolve()
+
+    assert [event.kind for event in guarded.ended] == ["failover"]
+    assert guarded.ended[0].details["seconds"] == 2.25
+    assert guarded.told[-1].episode is None
 
 
 def test_trouble_soon_after_belongs_to_the_same_episode_and_later_trouble_to_another(guarded: Guarded) -> None:

@@ -27,7 +27,7 @@ from dbguard.cli.demo.workload import READERS, TABLE, WRITERS, Side
 from dbguard.cli.output import Output, complain
 from dbguard.drivers import outcome_sql
 from dbguard.errors import ConfigError
-from dbguard.events import OutcomeLeftOpen
+from dbguard.events import OutcomeLeftOpen, OutcomeResolved
 from dbguard.guard import Guard
 from dbguard.testing.cluster import Cluster, ClusterError
 
@@ -215,7 +215,7 @@ class Demo:
     def _event(self, event: Event) -> None:
         if event.severity >= SHOWN_FROM:
             at = event.at - self.guarded.began
-            counted = isinstance(event, OutcomeLeftOpen)
+            counted = isinstance(event, OutcomeLeftOpen | OutcomeResolved)
             self.journal.add(Entry(at, "guard", event.text(), event.as_dict(), counted=counted))
 
 
