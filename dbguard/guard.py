@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from dbguard.config.settings import Settings
+    from dbguard.connector import Connector
     from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.events import Listener
     from dbguard.lifetime import Lifetime
@@ -288,6 +289,34 @@ class Guard(Pausing):
         engine.state.trust(node)
         engine.hurry()
         engine.flush()
+
+    def connector(self, role: str = "primary") -> Connector:
+        """Return what connects a pool of the application's: ``asyncpg.create_pool(connect=guard.connector("primary"))``.
+
+        role: ``primary`` or ``replica``. Each new connection goes to the present primary, or to a replica that is fit (where
+        none is, to the primary, where it stays, unless the guard says ``fallback: error``), and is asked who it is first. It waits for one as
+        a call does, no longer than the pool's ``timeout``. A connection to what is the primary no more, to a fenced node, or
+        to a server that its name has left, is terminated, whatever it is doing; its pool then dials another one.
+        What runs on them is the application's: nothing is repeated, routed or resolved. For that, use the guard itself.
+
+        Needs an open guard with nodes of its own whenever the pool connects. Raises `ValueError` for another role;
+        `ConfigError` for a guard of wrapped pools.
+        """
+        from dbguard.connector import Connector  # noqa: PLC0415  as `load`
+
+        if role not in ("primary", "replica"):
+            raise ValueError(f"role must be primary or replica, not {role!r}")
+        if self._wrapped is not None:
+            raise ConfigError("wrapped pools connect by themselves: open a guard on nodes for connector()")
+        options = self._options
+        return Connector(
+            role,
+            self._settings,
+            self._arguments,
+            engine=self._engine,
+            within=options.timeout,
+            fallback=options.fallback == "primary",
+        )
 
     # ------------------------------------------------------------------ asyncpg.Pool's own words
 

@@ -29,6 +29,7 @@ FLOORS = [
         "refresh",
         "wrapping",
         "wiring",
+        "connector",
         "dropped",
         "lifetime",
         "guard",

@@ -92,6 +92,10 @@ def test_wrapped_pools_are_told_apart_whatever_their_order(calm_cluster: Cluster
     ]
 
 
+def test_pools_connected_by_a_guard_lead_to_their_roles(dsn: str) -> None:
+    assert run("connect_pool.py", dsn) == ["writer on a standby: False", "reader on a standby: True"]
+
+
 def test_file_gives_the_topology_and_reports_run_on_a_replica(calm_cluster: Cluster, dsn: str) -> None:
     port = {node.name: node.port for node in calm_cluster.nodes}
 

@@ -86,14 +86,15 @@ class Dialer:
         A proxy that refuses what the server is told at connecting (PgBouncer does) is not told any more. Raises
         `asyncpg.ClientConfigurationError` where a file that TLS needs cannot be used.
         """
+        own = {**self._own_settings, **(kwargs.pop("server_settings", None) or {})}
         try:
             if not self._plain:
-                told = {**SERVER_SETTINGS, **self._own_settings}
+                told = {**SERVER_SETTINGS, **own}
                 try:
                     return await self._dial(*args, server_settings=told, **kwargs)
                 except asyncpg.ProtocolViolationError:
                     self._plain = True
-            return await self._dial(*args, server_settings=self._own_settings or None, **kwargs)
+            return await self._dial(*args, server_settings=own or None, **kwargs)
         except (asyncio.CancelledError, TimeoutError) as error:
             hear_what_is_left(error)
             raise
@@ -122,6 +123,10 @@ class Dialer:
             return address not in await self._names.addresses(host)
         except OSError:
             return False
+
+    async def connect(self, given: Mapping[str, Any]) -> Any:
+        """Open a connection for a pool of the application's; what that gives wins."""
+        return await self.dial(**{**self._connect, **given})
 
     async def control(self, *, timeout: float) -> Any:
         """Open the monitor's connection."""

@@ -1,0 +1,177 @@
+"""`guard.connector(role)`: connections for a pool of the application's, made to wherever they belong by now.
+
+The application keeps its pool object: ``asyncpg.create_pool(connect=guard.connector("primary"))``. Each new connection goes
+to the present primary, or to a fit replica, and is asked who it is before it is handed over. asyncpg does not tell a
+`connect` hook which pool it serves, so nothing can be drained through the pool: a connection that belongs there no more
+is terminated, and its pool dials another one at the next checkout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dbguard.core.failure import Family
+from dbguard.core.topology import Role
+from dbguard.drivers.asyncpg.dial import Dialer
+from dbguard.drivers.asyncpg.failures import WrongNode, dress
+from dbguard.drivers.asyncpg.probe import ask, sighting
+from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NoReplica
+from dbguard.wiring import connect_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dbguard.config.settings import Settings
+    from dbguard.core.route import Node
+    from dbguard.core.topology import Instance
+    from dbguard.runtime.engine import Engine
+
+__all__ = ["Connector"]
+
+LOOK = 0.5
+"""Seconds between two looks at the connections made, at most; a change of the topology wakes at once."""
+
+AGAIN = 0.05
+"""Seconds before another dial after one that has failed: as the monitor's own first pause."""
+
+
+class Made(NamedTuple):
+    """A connection that was made: to which node, and to which server of it."""
+
+    node: str
+    instance: Instance
+
+
+class Connector:
+    """Makes connections for one role; made by `Guard.connector`, and called by the application's pool.
+
+    engine: returns the guard's; raises `GuardClosed` while it is not open. within: seconds that one connection may take,
+    waiting for a node included; *timeout* of the pool's own counts where it is shorter.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        settings: Settings,
+        arguments: Mapping[str, Any],
+        *,
+        engine: Callable[[], Engine],
+        within: float,
+        fallback: bool,
+    ) -> None:
+        self._role = role
+        self._engine = engine
+        self._within = within
+        self._fallback = fallback
+        self._ask_within = settings.connection.connect_timeout
+        self._dialers = {
+            node.name: Dialer(connect_arguments(settings.connection, node), arguments) for node in settings.nodes
+        }
+        self._made: weakref.WeakKeyDictionary[Any, Made] = weakref.WeakKeyDictionary()
+        self._watch: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<dbguard.Connector to {self._role}>"
+
+    async def __call__(self, dsn: str | None = None, **given: Any) -> Any:
+        """Open a connection, as `asyncpg.connect`; what the pool gives wins over the guard's configuration.
+
+        Raises `ConfigError` for an address, which is the guard's to choose; `NoPrimary` or `NoReplica` if there was none
+        in time; else what asyncpg raised last.
+        """
+        addressed = [name for name in ("host", "port") if given.get(name) is not None]
+        if dsn is not None or addressed:
+            what = "a DSN" if dsn is not None else " and ".join(addressed)
+            raise ConfigError(
+                f"the guard chooses the address: give create_pool(connect=guard.connector(...)) not {what}"
+            )
+        given.pop("loop", None)  # the guard's own looks names up
+        engine = self._engine()
+        clock = engine.state.clock
+        until = clock() + min(self._within, given.get("timeout") or self._within)
+        last: Exception | None = None
+        while True:
+            node = self._choose(engine)
+            if node is not None:
+                try:
+                    return await self._dial(engine, node, given)
+                except Exception as error:
+                    failure = engine.driver.name_dial(error, node.name)
+                    if failure.family is Family.CONFIG:
+                        raise
+                    engine.hurry()
+                    last = error
+            left = until - clock()
+            if left <= 0:
+                raise dress(self._nobody()) if last is None else last
+            await engine.room.pause(min(AGAIN if node is not None else LOOK, left))
+            if engine.closed:
+                raise dress(GuardClosed("the guard was closed while a connection was made"))
+
+    def _nobody(self) -> NoPrimary | NoReplica:
+        error = NoPrimary if self._role == "primary" else NoReplica
+        return error(f"no {self._role} within {self._within:g} s to connect to", retry_after=1.0)
+
+    def _choose(self, engine: Engine) -> Node | None:
+        state = engine.state
+        if self._role == "replica":
+            fit = state.readers
+            if fit:
+                fewest = min(self._out(node) for node in fit)
+                least = [node for node in fit if self._out(node) == fewest]
+                return least[int(state.rng.random() * len(least))]
+            if not self._fallback:
+                return None
+        return state.primary if state.gate.writable else None
+
+    def _out(self, node: Node) -> float:
+        """Return how many connections there are to *node*, per weight."""
+        return sum(made.node == node.name and not con.is_closed() for con, made in self._made.items()) / node.weight
+
+    async def _dial(self, engine: Engine, node: Node, given: Mapping[str, Any]) -> Any:
+        """Dial, and hand over only what leads to the server that was meant."""
+        state = engine.state
+        con = await self._dialers[node.name].connect(given)
+        try:
+            at = state.clock()
+            seen = sighting(await ask(con, timeout=self._ask_within), node.name, at, fresh=True)
+            refusal = state.met(seen)
+            engine.flush()
+            wanted = Role.PRIMARY if node is state.primary else Role.REPLICA
+            if refusal is None and (seen.role is not wanted or not node.is_here(seen.instance)):
+                refusal = f"{node.name} answers as {seen.role.value}, not as {wanted.value}"
+            if refusal is not None:
+                raise WrongNode(refusal)  # noqa: TRY301  closed as after any other failure
+        except BaseException:
+            con.terminate()
+            raise
+        self._made[con] = Made(node.name, seen.instance)
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.get_running_loop().create_task(self._look_after(engine), name="dbguard connector")
+        return con
+
+    async def _look_after(self, engine: Engine) -> None:
+        """Terminate connections that belong to their node no more, until the guard is closed."""
+        while not engine.closed:
+            for con, made in list(self._made.items()):
+                if con.is_closed():
+                    self._made.pop(con, None)
+                elif self._is_misplaced(engine, made):
+                    con.terminate()
+            await engine.room.pause(LOOK)
+
+    def _is_misplaced(self, engine: Engine, made: Made) -> bool:
+        """Whether a connection must not be used any more for its role.
+
+        A replica's that was promoted meanwhile goes on: it reads what is right, and new ones go to replicas.
+        """
+        state = engine.state
+        node, primary = state.nodes[made.node], state.primary
+        view = node.view
+        if view.fenced or view.misconfigured is not None or (view.reachable and not node.is_here(made.instance)):
+            return True
+        if self._role == "replica":
+            return False
+        return (primary is not None and primary is not node) or (view.reachable and view.role is Role.REPLICA)
