@@ -372,7 +372,8 @@ class ConnectionDropped(Event):
 class EpisodeEnded(Event):
     """Writes were disturbed, or the guard was starting, and that is over: the whole of it as one line.
 
-    kind: ``start-up``, ``failover``, ``interruption``, ``refusal`` or ``suspicion``. summary: the line.
+    kind: ``start-up``, ``failover``, ``switchover``, ``interruption``, ``refusal``, ``pause`` or ``suspicion``.
+    summary: the line.
     details: the fields of `dbguard.Episode`.
     """
 

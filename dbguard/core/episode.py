@@ -33,6 +33,8 @@ from dbguard.events import (
     RoleChanged,
     SplitBrainSeen,
     WriteMayBeLost,
+    WritesPaused,
+    WritesResumed,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class Episode:
 
     id: the second when it began (since the epoch, in hexadecimal digits) and its number: short, and ids of many processes
         sort by time. number: counts from 1 in this process, start-up included.
-    kind: ``start-up``; ``failover``: another primary, or another reign; ``interruption``: writes stopped, and the same
+    kind: ``start-up``; ``switchover``: another primary, during a pause by the application; ``pause``: one without that;
+        ``failover``: another primary, or another reign; ``interruption``: writes stopped, and the same
         primary came back; ``refusal``: writes were refused (split brain, contested) and go on under the same primary;
         ``suspicion``: writes never stopped.
     over: it has ended; what follows is as far as it has come otherwise. began_at: seconds since the epoch.
@@ -113,9 +116,9 @@ class Episode:
                 return f"{name}: primary {self.primary} found after {self.seconds:.2f} s{waited}"
             case "suspicion":
                 return f"{name}: over after {self.seconds:.2f} s ({self.why}); writes did not stop; {self._counts()}"
-            case "failover":
+            case "failover" | "switchover":
                 what = f"{self.was} -> {self.primary} in {self.seconds:.2f} s"
-            case "refusal":
+            case "refusal" | "pause":
                 what = f"writes go to {self.primary} again after {self.seconds:.2f} s"
             case _:
                 what = f"{self.primary} is back after {self.seconds:.2f} s"
@@ -166,7 +169,11 @@ class _Course:
     """As they were when it began."""
     starting: bool = False
     flows: bool = True
-    """Writes flow: the gate is open."""
+    """Writes flow: the gate is open, and there is no pause."""
+    open: bool = True
+    paused: bool = False
+    planned: bool = False
+    """The application has paused writes in it."""
     stopped_at: float | None = None
     found_at: float | None = None
     drained_at: float | None = None
@@ -199,7 +206,8 @@ class Chronicle:
         self._primary: str | None = None
         self._past: deque[Episode] = deque(maxlen=KEPT)
         self._course: _Course | None = self._begin(now, now, "the guard was opened")
-        self._course.starting, self._course.flows = True, False
+        self._course.starting = True
+        self._course.open = self._course.flows = False
 
     @property
     def id(self) -> str | None:
@@ -275,15 +283,19 @@ class Chronicle:
     def _take(self, event: Event, course: _Course) -> None:
         match event:
             case GateChanged(now="failover", was="open" | "suspect"):
-                course.flows = False
-                course.stops += 1
-                course.stopped_at = event.at if course.stopped_at is None else course.stopped_at
-                course.found_at = None
+                course.open = False
+                _stop(course, event.at)
             case GateChanged(now="open"):
-                course.flows = True
+                course.open = True
                 course.found_at = event.at if event.was in _STOPPED else course.found_at
             case GateChanged():
-                course.flows = False
+                course.open = False
+            case WritesPaused():
+                course.paused = course.planned = True
+                _stop(course, event.at)
+            case WritesResumed():
+                course.paused = False
+                course.found_at = event.at if course.open else None
             case PrimaryChanged():
                 course.changed = True
                 course.found_at = event.at if course.flows else None
@@ -299,6 +311,7 @@ class Chronicle:
                 course.connections += event.idle + event.in_use
             case _:
                 pass
+        course.flows = course.open and not course.paused
 
     def _begin(self, since: float, now: float, why: str) -> _Course:
         self._number += 1
@@ -354,7 +367,7 @@ class Chronicle:
             was=course.was,
             primary=self._primary,
             seconds=round(max(0.0, end - course.began), 3),
-            noticed=None if course.starting else _between(course.began, stopped),
+            noticed=None if course.starting or course.planned else _between(course.began, stopped),
             stopped=_between(stopped, found),
             drained=_between(found, course.drained_at),
             released=_between(found, released),
@@ -378,11 +391,20 @@ class Chronicle:
 def _kind(course: _Course) -> str:
     if course.starting:
         return "start-up"
+    if course.planned:
+        return "switchover" if course.changed else "pause"
     if course.changed:
         return "failover"
     if course.refused:
         return "refusal"
     return "interruption" if course.stops else "suspicion"
+
+
+def _stop(course: _Course, at: float) -> None:
+    """Note that writes stop; they may have been stopped already, for another reason."""
+    course.stops += course.stopped_at is None or course.found_at is not None
+    course.stopped_at = at if course.stopped_at is None else course.stopped_at
+    course.found_at = None
 
 
 def _sign(event: Event, primary: str | None) -> float | None:
@@ -395,6 +417,8 @@ def _sign(event: Event, primary: str | None) -> float | None:
         case NodeFenced():
             return event.at if event.node == primary else None
         case GateChanged() | PrimaryChanged() | Contested() | SplitBrainSeen() | WriteMayBeLost():
+            return event.at
+        case WritesPaused() | WritesResumed():
             return event.at
         case _:
             return None

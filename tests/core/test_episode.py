@@ -378,6 +378,35 @@ def test_a_refusal_is_named_with_its_reason(guarded: Guarded) -> None:
     assert [(type(event), event.quiet) for event in said[:2]] == [(SplitBrainSeen, False), (GateChanged, True)]
 
 
+def test_a_primary_that_changes_during_a_pause_is_a_switchover(guarded: Guarded) -> None:
+    guarded.state.pause(60.0)
+    guarded.flush()
+    guarded.look(primary=None, silent="a")
+    guarded.look(after=1.0, primary="b", timeline=2)
+    guarded.calm(primary="b", timeline=2)
+    assert guarded.ended == []  # calls are still held back
+    guarded.state.resume()
+    guarded.flush()
+    guarded.calm(primary="b", timeline=2)
+
+    (ended,) = guarded.ended
+    held = STEP + 1.0 + (int(AFTERMATH / STEP) + 2) * STEP
+    assert ended.text().startswith(f"switchover 2: a -> b in {held:.2f} s (writes stopped for {held:.2f}, ")
+    assert ended.details["stops"] == 1
+
+
+def test_a_pause_alone_is_told_as_one(guarded: Guarded) -> None:
+    guarded.state.pause(60.0)
+    guarded.flush()
+    guarded.look(after=2.0)
+    guarded.state.resume()
+    guarded.flush()
+    guarded.calm()
+
+    (ended,) = guarded.ended
+    assert ended.text().startswith("pause 2: writes go to a again after 2.00 s (writes stopped for 2.00, ")
+
+
 # ------------------------------------------------------------------ one line per change
 
 
