@@ -18,6 +18,7 @@ import ctypes
 import gc
 import itertools
 import json
+import logging
 import os
 import resource
 import sys
@@ -98,6 +99,8 @@ class MultiHost:
     """asyncpg's pools over all hosts, one for the primary and one for a standby; nothing is repeated."""
 
     def __init__(self, place: dict[str, Any]) -> None:
+        # It writes a traceback for each connection that it cannot replace; what callers get is counted.
+        logging.getLogger("asyncpg").addHandler(logging.NullHandler())
         self.events: list[dict[str, Any]] = []
         hosts = ",".join(f"{host}:{port}" for host, port in place["addresses"].values())
         self._timeout: float = place["timeout"]

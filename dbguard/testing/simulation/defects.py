@@ -103,9 +103,16 @@ def _no_pin(box: Box, orphan: object) -> None:
     """Let reads go on while a write of unknown fate may still be applied."""
 
 
-def _see_no_twin(node: Memory, *, lag: float | None, reign: Reign | None, doubted: bool) -> NodeView:  # noqa: ARG001
+def _see_no_twin(
+    node: Memory,
+    *,
+    lag: float | None,
+    reign: Reign | None,
+    doubted: bool,  # noqa: ARG001
+    twinned: bool,  # noqa: ARG001
+) -> NodeView:
     """Take a timeline's number for its identity."""
-    return _VIEW(node, lag=lag, reign=reign, doubted=False)
+    return _VIEW(node, lag=lag, reign=reign, doubted=False, twinned=False)
 
 
 def _pay(budget: Budget, now: float, purse: object) -> bool:  # noqa: ARG001  whatever it costs
