@@ -19,6 +19,11 @@ SWEEP = 0.02
 """Seconds between two sweeps: the most by which an attempt overstays its deadline, on a loop that runs."""
 
 
+RESTS_AFTER = 50
+"""Sweeps in a row that found nothing under way, after which none is made until there is something: a process at rest would
+spend more on them than on its probes."""
+
+
 class Flight:
     """One attempt under way.
 
@@ -55,16 +60,23 @@ class Flight:
 
 
 class Flights:
-    """All attempts under way on one event loop."""
+    """All attempts under way on one event loop.
+
+    add: note one; it is looked up for each, since it is another one while no sweeps are made.
+    """
+
+    add: Callable[[Flight], object]
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._empty = 0
         self._all: dict[Flight, None] = {}  # in the order of coming, so that a run can be replayed
         self._timer: asyncio.TimerHandle | None = None
         self.add = self._all.setdefault
 
     def start(self) -> None:
         """Begin to sweep; needs a running loop."""
+        self.add = self._all.setdefault
         self._timer = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
 
     def stop(self) -> None:
@@ -72,6 +84,7 @@ class Flights:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.add = self._all.setdefault
 
     def remove(self, flight: Flight) -> None:
         """Forget an attempt that has ended."""
@@ -84,8 +97,18 @@ class Flights:
                 flight.dismissed = True
                 flight.end()
 
-    def _sweep(self) -> None:
-        now = self._clock()
+    def _add_first(self, flight: Flight) -> None:
+        """Note one after a rest, and sweep again."""
+        self._all[flight] = None
+        self._empty = 0
         self.start()
+
+    def _sweep(self) -> None:
+        self._empty = 0 if self._all else self._empty + 1
+        if self._empty > RESTS_AFTER:
+            self._timer, self.add = None, self._add_first
+            return
+        self.start()
+        now = self._clock()
         for flight in [flight for flight in self._all if flight.deadline <= now and not flight.over]:
             flight.end()
