@@ -40,6 +40,13 @@ log = logging.getLogger("dbguard")
 URGENT_FOR = 10.0
 """Seconds for which rounds follow each other at the urgent pace; then the pace grows to the steady one."""
 
+REGAINED = 6.0
+"""Seconds of calm that give back one of urgency: a primary that comes and goes because it has too much to do is not asked
+twenty times as often each time that it is missed."""
+
+WEARIEST = 6.0
+"""Seconds beyond `URGENT_FOR` that count: by then the pace has slowed down 64 times, from 25 ms to more than a second."""
+
 DIAL_FIRST, DIAL_MOST = 0.05, 1.0
 """Seconds between two dials of a node that does not answer: at least the first, doubling up to the second."""
 
@@ -134,7 +141,8 @@ class Monitor:
         self._targets = [_Target(name, control) for name, control in controls.items()]
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._urgent_since: float | None = None
+        self._urgency = URGENT_FOR
+        self._paused_at = engine.state.clock()
         self.rounds = 0
         self.last: dict[str, Sighting | Missed] = {}
         self.round_done = asyncio.Event()
@@ -194,7 +202,7 @@ class Monitor:
             except TimeoutError:
                 continue
             # Hurried by a call: at once, but never more often than at the urgent pace, however many calls fail.
-            await asyncio.sleep(max(0.0, began + self._pace.urgent - clock()))
+            await asyncio.sleep(max(0.0, began + min(self._pace.interval, self._pace.urgent * self._weary()) - clock()))
 
     async def round(self) -> None:
         """Ask every node once, in parallel, and hand the answers on."""
@@ -222,14 +230,17 @@ class Monitor:
         now = state.clock()
         calm = state.gate.state is GateState.OPEN or state.gate.state is GateState.DOWN
         steady = self._pace.interval * (1 + self._pace.jitter * (2 * state.rng.random() - 1))
+        passed, self._paused_at = now - self._paused_at, now
         if calm:
-            self._urgent_since = None
+            self._urgency = min(URGENT_FOR, self._urgency + passed / REGAINED)
             return steady
-        if self._urgent_since is None:
-            self._urgent_since = now
-        beyond = now - self._urgent_since - URGENT_FOR
-        urgent = self._pace.urgent * (1 + state.rng.random())
-        return urgent if beyond <= 0 else min(steady, urgent * 2 ** min(16.0, beyond))
+        self._urgency = max(-WEARIEST, self._urgency - passed)
+        return min(steady, self._pace.urgent * (1 + state.rng.random()) * self._weary())
+
+    def _weary(self) -> float:
+        """Return by how much the urgent pace has slowed down: it doubles with each second beyond `URGENT_FOR`."""
+        slower: float = 2.0 ** max(0.0, -self._urgency)
+        return slower
 
     async def _probe(self, target: _Target) -> Sighting | Missed:
         """Ask one node: over the live connection, and if that is slow to answer over a new one as well."""

@@ -102,6 +102,15 @@ def test_random_goes_by_weight() -> None:
     assert shares["heavy"] == pytest.approx(0.75, abs=0.03)
 
 
+def test_random_halves_the_weight_of_an_overloaded_node_until_its_time_is_over() -> None:
+    soft, other = node("soft"), node("other")
+    soft.soften(-5.0)  # `spread` chooses at 0: half of its time is over
+
+    assert spread("random", [soft, other])["soft"] == pytest.approx(1 / 3, abs=0.03)
+    soft.soften(-10.0)
+    assert spread("random", [soft, other])["soft"] == pytest.approx(1 / 2, abs=0.03)
+
+
 def test_round_robin_takes_turns_and_forgives_a_lost_candidate() -> None:
     choose = STRATEGIES["round-robin"]()
     nodes = [node(name) for name in "abc"]

@@ -301,3 +301,20 @@ def test_a_node_that_falls_silent_after_late_answers_is_dialled_when_its_limit_i
     run(both())
 
     assert not scene.state.view.nodes["b"].reachable
+
+
+def test_a_primary_that_comes_and_goes_is_not_asked_at_the_urgent_pace_for_ever(scene: Scene, run: Run) -> None:
+    async def come_and_go() -> None:
+        for _ in range(30):
+            await asyncio.sleep(2.0)
+            scene.servers["a"].role = Role.REPLICA
+            await asyncio.sleep(2.0)
+            scene.servers["a"].role = Role.PRIMARY
+
+    async def both() -> None:
+        await asyncio.gather(scene.watch(120.0), come_and_go())
+
+    run(both())
+
+    # Urgent are 10 seconds, at 20 to 40 rounds each, and steady most of the other 110.
+    assert 300 < scene.monitor.rounds < 1_000
