@@ -51,8 +51,8 @@ __all__ = ["GuardState"]
 READ_ONLY = "25006"
 
 UNEXPLAINED_FOR = 0.25
-"""Seconds after which a node is asked again why it refuses writes as read-only, when it does so once more. A quarter of
-a second is half a steady round: an application with read-only sessions of its own doubles or triples the probes."""
+"""Seconds after which a node that refuses a write as read-only, though it has told no reason, is asked again: at most
+four times a second, where a steady round asks twice."""
 
 
 class GuardState(Router):

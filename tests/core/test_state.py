@@ -134,6 +134,27 @@ def test_hard_failure_of_the_primary_makes_the_gate_suspect_and_hurries_the_moni
     assert effects.hurry
 
 
+def test_read_only_refusal_that_nothing_explains_makes_the_monitor_ask(state: GuardState, clock: ManualClock) -> None:
+    """The session says that it is no standby's: but a pooler may have kept it while the server behind was replaced."""
+    refusal = replace(refused("a"), family=Family.ANSWERED, sqlstate="25006", phase=Phase.ERROR)
+    state.take_effects()
+    fail(state, refusal)
+    assert state.take_effects() is None  # it was asked just now
+
+    clock.advance(0.3)
+    fail(state, refusal)
+
+    effects = state.take_effects()
+    assert effects is not None
+    assert effects.hurry
+    assert state.gate.state is GateState.OPEN
+    state.probed([seen("a", Role.PRIMARY, clock.now, read_only=True)], full=False)
+    state.take_effects()
+    clock.advance(0.3)
+    fail(state, refusal)
+    assert state.take_effects() is None  # it has told why
+
+
 def test_suspicion_ends_when_the_primary_answers(state: GuardState, clock: ManualClock) -> None:
     fail(state, refused("a"))
 
