@@ -12,8 +12,8 @@ from dbguard.drivers import outcome_sql
 
 act = asyncio.to_thread
 
-LONG = 600  # seconds that the work takes on a, and that a call may take: nobody waits for it
-SOON = 60.0  # seconds in which it ends: some tenths after the promotion, on a machine that does nothing else
+LONG = 600  # seconds that the work takes on a, that a call may take, and a planned drain: nobody waits for it
+SOON = 30.0  # seconds in which it ends: some tenths after the promotion, on a machine that does nothing else
 
 SLOW = f"pg_sleep(CASE WHEN current_setting('cluster_name') = 'a' THEN {LONG} ELSE 0 END)"
 SCHEMA = f"""
@@ -81,7 +81,7 @@ class Works:
 async def test_work_in_flight_is_ended_and_its_outcome_told(cluster_factory, open_guard, until, all_given_back, fault):
     cluster = await act(cluster_factory)
     await prepare(cluster)
-    patient = {"timeout": f"{LONG}s"}
+    patient = {"timeout": f"{LONG}s", "failover": {"drain_timeout": f"{LONG}s"}}
     plain = Works(await open_guard(cluster, config=patient), "plain")
     proved = Works(await open_guard(cluster, config=patient | {"outcome": {"resolve": "token-table"}}), "proved")
     await until(lambda: act(cluster.sql, "a", f"{SLEEPING} HAVING count(*) = 6"))
@@ -143,8 +143,9 @@ async def test_an_answer_that_came_as_its_connection_was_ended_counts(home_of_to
         async with guard.transaction() as tx:
             assert await tx.execute(ends) == "INSERT 0 1"
     assert not isinstance(caught.value, dbguard.DbGuardError)
-    with pytest.raises(dbguard.OutcomeUnknown):
+    with pytest.raises(dbguard.OutcomeUnknown) as caught:
         await guard.execute(f"BEGIN; {ends}")  # whether it left a transaction open is not known
+    assert isinstance(caught.value.__cause__, asyncpg.PostgresConnectionError)
 
     rows = await act(home_of_tokens.sql, "a", "SELECT count(*) FROM written")
     assert rows == [(2,)]
