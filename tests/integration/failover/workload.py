@@ -229,16 +229,18 @@ def _hold(history: History, *checkers: Checker) -> None:
 def promote(cluster: Cluster) -> str:
     """Promote the replica that has received most, as a cluster manager does, and let the others follow it. Blocks.
 
-    Replicas whose upstream is dead are waited for: what they have received counts once their receiver has ended.
+    All are parted from the old primary before they are compared: if it lives, or something of it was still on its way,
+    another one could get more than the best has, and could not follow it then.
     """
+    replicas = [node for node in cluster.replicas if node.running and not node.frozen]
+    for node in replicas:
+        cluster.sql(node, "ALTER SYSTEM SET primary_conninfo = ''")
+        cluster.sql(node, "SELECT pg_reload_conf()")
     received = {}
-    for node in cluster.replicas:
-        if node.running and not node.frozen:
-            if not cluster.primary.running:
-                streams = "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'"
-                cluster.wait_for(node, f"SELECT NOT EXISTS ({streams})")
-            query = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
-            received[node.name] = cluster.sql(node, query)[0][0]
+    for node in replicas:
+        cluster.wait_for(node, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')")
+        query = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
+        received[node.name] = cluster.sql(node, query)[0][0]
     best = max(received, key=lambda name: received[name])
     cluster.promote(best)
     for name in received:
