@@ -4,13 +4,14 @@
 
 Both alternate short slices in one process, so that what else the machine does hits both. Printed, never asserted:
 medians of the ratios with to without tokens, for calls per second and for the median latency; and how long it takes to
-find out what became of a write on a living primary.
+find out what became of a write on a living primary. With it the machine's load, without which no figure means much.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import secrets
 import statistics
 import tempfile
@@ -79,7 +80,7 @@ async def run(cluster: Cluster, seconds: float, clients: int) -> None:
     ):
         await asyncio.sleep(1)
         plain = ways(without)
-        print(f"with tokens to without, {clients} clients; medians of alternating slices")
+        print(f"with tokens to without, {clients} clients; medians of alternating slices; {machine()}")
         print(f"{'':34} {'calls':>8} {'CPU':>8} {'p50':>8}")
         for name, way in ways(with_).items():
             row = await compare(way, plain[name], clients, seconds)
@@ -89,6 +90,12 @@ async def run(cluster: Cluster, seconds: float, clients: int) -> None:
             print(
                 f"resolving on a living primary, {name}: median {statistics.median(took):.1f} ms, most {max(took):.1f}"
             )
+        print(machine())
+
+
+def machine() -> str:
+    """Say how busy the machine is."""
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 async def resolved(guard: dbguard.Guard, *, dialled: bool) -> list[float]:
