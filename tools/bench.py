@@ -73,14 +73,17 @@ async def run(cluster: Cluster, clients: int, seconds: float) -> dict[str, dict[
     results: dict[str, dict[str, float]] = {}
     async with AsyncExitStack() as stack:
         plain = await stack.enter_async_context(asyncpg.create_pool(dsn, min_size=16, max_size=16))
+        await plain.execute("CREATE TABLE account (aid int primary key, abalance int not null default 0)")
+        await plain.execute("INSERT INTO account SELECT i FROM generate_series(1, 1000) i")
         guard = await stack.enter_async_context(dbguard.connect(dsn, min_size=16, max_size=16))
-        wrapped_pool = await stack.enter_async_context(asyncpg.create_pool(dsn, min_size=16, max_size=16))
-        wrapped = await stack.enter_async_context(dbguard.Guard.wrap(wrapped_pool))
+        wrapped_pools = [
+            await stack.enter_async_context(asyncpg.create_pool(dsn, min_size=16, max_size=16)) for _ in range(2)
+        ]
+        wrapped = await stack.enter_async_context(dbguard.Guard.wrap(wrapped_pools[0]))
+        lasting = await stack.enter_async_context(dbguard.Guard.wrap(wrapped_pools[1], hold=15))
         held = [await asyncpg.connect(dsn) for _ in range(clients)]
         stack.push_async_callback(lambda: asyncio.gather(*(con.close() for con in held)))
-        await guard.execute("CREATE TABLE IF NOT EXISTS account (aid int primary key, abalance int not null default 0)")
-        await plain.execute("INSERT INTO account SELECT i FROM generate_series(1, 1000) i ON CONFLICT DO NOTHING")
-        await asyncio.sleep(1)  # the guard reads the catalogue again
+        await asyncio.sleep(1)  # the guards read the catalogue
 
         free = list(held)
 
@@ -99,6 +102,10 @@ async def run(cluster: Cluster, clients: int, seconds: float) -> dict[str, dict[
             "guard, update": (lambda key: guard.execute(WRITE, key), lambda key: plain.execute(WRITE, key)),
             "wrapped pool, point read": (
                 lambda key: wrapped.fetchval(READ, key),
+                lambda key: plain.fetchval(READ, key),
+            ),
+            "wrapped pool, hold=15, point read": (
+                lambda key: lasting.fetchval(READ, key),
                 lambda key: plain.fetchval(READ, key),
             ),
         }

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from dbguard.drivers.asyncpg.dial import hear_what_is_left
 from dbguard.drivers.asyncpg.failures import PoolClosed
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN
 
-__all__ = ["Borrowed", "Lender", "borrow"]
+__all__ = ["Borrowed", "Lender", "borrow", "refused"]
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[Any]
@@ -82,14 +81,17 @@ async def borrow(pool: Pool, node: str, timeout: float | None = None) -> Any:
     """
     try:
         return await pool.acquire(timeout=timeout)
-    except (asyncio.CancelledError, TimeoutError) as error:
-        hear_what_is_left(error)
-        raise
     except asyncpg.InterfaceError as error:
-        if "not initialized" in str(error):  # asyncpg has no other word for it
-            raise PoolClosed(
-                f"the pool of {node} is not open: await asyncpg.create_pool(...) before the guard"
-            ) from error
-        if not pool.is_closing():
+        closed = refused(pool, node, error)
+        if closed is None:
             raise
-        raise PoolClosed(f"the application has closed its pool of {node}") from error
+        raise closed from error
+
+
+def refused(pool: Pool, node: str, error: asyncpg.InterfaceError) -> PoolClosed | None:
+    """Return what to raise for a checkout that *error* has ended, where there is no use in another one; else None."""
+    if "not initialized" in str(error):  # asyncpg has no other word for it
+        return PoolClosed(f"the pool of {node} is not open: await asyncpg.create_pool(...) before the guard")
+    if not pool.is_closing():
+        return None
+    return PoolClosed(f"the application has closed its pool of {node}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.route import Node
+    from dbguard.core.topology import NodeView
 
 __all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "WAIT_FOR_STANDBY", "Books", "Lease", "Tag"]
 
@@ -48,6 +49,7 @@ class Tag:
         reset. identity: who it was then, where that is not so. uses: calls so far.
     ending: what is sent in the place of the next COMMIT of asyncpg's `Transaction`; empty: that itself.
     before_reset: what is sent before asyncpg's own reset, and with it. drew: an earlier use may have drawn from sequences.
+    found: the view of its node under which it was found to lead there; None: it was not asked yet.
     listens: `hear` is told all its notices, for as long as it lives. cut_short: how many waits for a standby were.
     """
 
@@ -59,6 +61,7 @@ class Tag:
         "drew",
         "ending",
         "epoch",
+        "found",
         "identity",
         "instance",
         "last_status",
@@ -80,6 +83,7 @@ class Tag:
         self.identity = NOBODY
         self.before_reset = ""
         self.drew = False
+        self.found: NodeView | None = None
         self.last_status = ""
         self.ending = ""
         self.listens = False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from dbguard.core.statement import Touch
-from dbguard.drivers.asyncpg.borrow import Borrowed, borrow
+from dbguard.drivers.asyncpg.borrow import Borrowed, refused
 from dbguard.drivers.asyncpg.identity import DEEP_RESET, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
@@ -89,10 +89,16 @@ class WrappedPool(Books):
         if self._expiry is not None:
             await asyncio.shield(self._expiry)
             self._expiry = None
+        node = self.node
         while True:
             self._waiting += 1
             try:
-                lent = await borrow(self.pool, self.node.name)
+                lent = await self.pool.acquire()
+            except asyncpg.InterfaceError as error:
+                closed = refused(self.pool, node.name, error)
+                if closed is None:
+                    raise
+                raise closed from error
             finally:
                 self._waiting -= 1
             con = Borrowed(lent)
@@ -105,12 +111,16 @@ class WrappedPool(Books):
                 con.terminate()
                 self._later(self._return(con))
                 raise
-            if self.fits(tag) and self.node.is_here(tag.instance):
+            # What was found of this connection holds while nothing new is known of its node.
+            if tag.found is node.view and tag.epoch == node.epoch:
+                break
+            if self.fits(tag) and node.is_here(tag.instance):
+                tag.found = node.view
                 break
             con.terminate()
             self._later(self._return(con))
         lease = Lease(self, con, con.lent, tag)
-        self.node.load.in_use += 1
+        node.load.in_use += 1
         self.out[lease] = None
         return lease
 
