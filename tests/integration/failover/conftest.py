@@ -1,13 +1,17 @@
 """Each form of failover is a test on a real cluster, under steady work (`workload`), judged by reading the table back.
 
-    test_promotions.py     killed, stopped or frozen, and another promoted; a promotion that fails
-    test_restarts.py       restarted in place, one after the other, all off; no primary for a long time
-    test_old_primary.py    fenced when it comes back, is cut off, or never went away; demoted, and still reachable
-    test_split_brain.py    two primaries on one timeline
-    test_not_a_failover.py what looks like one, and is none: a read-only primary, SQLSTATEs of functions
-    test_episodes.py       what the log says of one
-    test_in_flight.py      what becomes of the work that is under way on a node that freezes or is fenced
-    test_gate.py           who waits, and how they go on; a pause for a switchover; a primary that flaps
+    test_promotions.py      killed, stopped or frozen, and another promoted; a promotion that fails
+    test_black_holed.py     cut off while another is promoted, then reachable again
+    test_old_primary.py     fenced when it comes back, or never went away; demoted, and still reachable
+    test_split_brain.py     two primaries on one timeline
+    test_reigns.py          one timeline number twice, a replica that is behind, strangers and clones, restores
+    test_names.py           names that lead to another server, or to several; one server under two
+    test_restarts.py        restarted in place, one after the other, all off; no primary for a long time; one misconfigured
+    test_not_a_failover.py  what looks like one, and is none: a read-only primary, SQLSTATEs of functions
+    test_overload.py        what is slow, or full, and no reason for one
+    test_in_flight.py       what becomes of the work that is under way on a node that freezes or is fenced
+    test_gate.py            who waits, and how they go on; a pause for a switchover; a primary that flaps
+    test_episodes.py        what the log says of one
 
 * `home`: a cluster for the forms of one file, which follow each other; its commits wait for a replica, so that nothing
   acknowledged is lost with its primary. Whole at the beginning of each test, whoever is the primary then.
