@@ -62,7 +62,7 @@ class Acknowledged:
 
 
 class Ledger:
-    """Up to where the acknowledged commits of one reign can lie, in bytes.
+    """Up to where acknowledged commits can lie in the history of the present reign, in bytes.
 
     alone: a position behind those that no standby had to confirm. waited: behind those that waited for one.
     replayed: up to where a replica of the reign was seen to have replayed.
@@ -83,6 +83,12 @@ class Ledger:
     def replay(self, position: int) -> None:
         """Note that a replica of the reign has replayed everything below *position*."""
         self._replayed = max(self._replayed, position)
+
+    def branch(self, begin: int) -> None:
+        """Go on under a reign that begins at *begin*: what it shares with the one before, the next can lose as well."""
+        self._alone = min(self._alone, begin)
+        self._waited = min(self._waited, begin)
+        self._replayed = min(self._replayed, begin)
 
     def lost(self, begin: int) -> int:
         """Return how far below the acknowledged commits a reign begins that begins at *begin*; 0: not below."""

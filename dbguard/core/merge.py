@@ -61,7 +61,7 @@ class Topology:
     _rivalled: bool
     """A probe saw another server claim the accepted timeline; until a full round has judged it, no number proves anything."""
     _ledger: Ledger
-    """Where the acknowledged commits of the accepted reign lie; while its loss is refused, those of the one before."""
+    """Where acknowledged commits lie in the history of the accepted reign; while its loss is refused, of the one before."""
     _refused: str | None
     _too_lossy: str | None
     """Why the accepted reign gets no writes; None: it begins with enough."""
@@ -338,7 +338,11 @@ class Topology:
                 f"({self._max_loss}); guard.trust() goes on with it, or with the node that has more"
             )
         else:
-            self._too_lossy, self._ledger = None, Ledger()
+            self._too_lossy = None
+            if begin is None:
+                self._ledger = Ledger()
+            else:
+                self._ledger.branch(begin)
 
     def _note_bearer(self, timeline: int, instance: Instance) -> None:
         if instance.differs(self._bearers.setdefault(timeline, instance)):

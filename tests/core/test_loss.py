@@ -76,3 +76,23 @@ def test_what_was_acknowledged_before_a_standby_was_waited_for_counts_as_it_did(
     ledger.replay(2000)
 
     assert ledger.lost(2500) == 500
+
+
+def test_what_a_reign_shares_with_the_one_before_can_be_lost_by_the_next() -> None:
+    ledger = Ledger()
+    ledger.note(5000, confirmed=False)
+
+    ledger.branch(4000)
+
+    assert ledger.lost(4000) == 0, "what lay above is lost already"
+    assert ledger.lost(3000) == 1000
+
+
+def test_what_was_replayed_of_another_history_is_not_of_this_one() -> None:
+    ledger = Ledger()
+    ledger.replay(5000)
+    ledger.branch(4000)
+
+    ledger.note(9000, confirmed=True)
+
+    assert ledger.lost(3000) == 1000

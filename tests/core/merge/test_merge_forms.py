@@ -364,6 +364,22 @@ def test_promoting_the_replica_that_has_most_loses_nothing_confirmed(cluster):
     assert cluster.said(WriteMayBeLost) == []
 
 
+def test_second_failover_loses_what_was_acknowledged_before_the_first(cluster):
+    cluster["a"].position = cluster["b"].position = 5000
+    cluster.round()
+    cluster.topology.acknowledged(4200, cluster.view.reign)
+    cluster.silence("a")
+    cluster.promote("b")
+    cluster.round()
+    assert cluster.said(WriteMayBeLost) == []
+    cluster.silence("b")
+    cluster.promote("c", timeline=3)
+
+    cluster.round()
+
+    assert [(e.node, e.lost_bytes) for e in cluster.said(WriteMayBeLost)] == [("c", 3200)]
+
+
 def behind(build, max_loss):
     """A cluster whose new primary begins 3,200 bytes below what was acknowledged."""
     cluster = build("a", "b", "c", max_loss=max_loss)
