@@ -45,8 +45,12 @@ class Acknowledged:
 
     def note(self, reign: Reign | None, now: float) -> None:
         """Note that a commit which was sent under *reign* is acknowledged *now*."""
-        if self._first is None or reign is not self.reign:
-            self.reign, self._first = reign, now
+        if reign is not self.reign:
+            if reign != self.reign:
+                self._first = None
+            self.reign = reign
+        if self._first is None:
+            self._first = now
         self._last = now
 
     def lies_before(self, reign: Reign, at: float) -> bool:

@@ -92,9 +92,11 @@ class Claim:
     def begins(self, after: Reign) -> int | None:
         """Return where a reign of its own begins that follows *after*, or a position above; None: it does not tell.
 
-        Its timeline began there if a promotion has begun it: else (a restore on the same number) where it stands now.
+        It begins where its timeline does, if that is another one: by its number, or its mark, or because it was a replica
+        before. Else (a restore on the same number) where it stands now.
         """
-        if self.position is None or self.branched is None or not (self.risen or self.compared_to(after) > 0):
+        apart = None not in (after.agreed, self.mark) and self.mark != after.agreed
+        if self.position is None or self.branched is None or not (apart or self.risen or self.compared_to(after) > 0):
             return self.position
         return min(self.position, self.branched)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dbguard.core.loss import Acknowledged, Ledger
 from dbguard.core.topology import Reign
 
@@ -47,6 +49,14 @@ def test_position_of_another_reign_bounds_nothing() -> None:
     assert not commits.lies_before(SECOND, 1.5)
     commits.note(SECOND, 2.0)
     assert commits.lies_before(SECOND, 2.5)
+
+
+def test_commits_are_not_forgotten_because_the_mark_of_the_reign_is_learnt() -> None:
+    commits = Acknowledged()
+    commits.note(FIRST, 1.0)
+    commits.note(replace(FIRST, agreed="theirs"), 1.4)
+
+    assert commits.lies_before(FIRST, 1.2)
 
 
 def test_commits_that_no_standby_confirmed_are_lost_from_where_the_reign_begins() -> None:

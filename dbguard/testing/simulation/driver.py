@@ -41,6 +41,7 @@ READ = "SELECT value FROM item"
 WRITE = "INSERT INTO item VALUES ($1, $2)"
 CHANGE = "UPDATE item SET value = $1 WHERE key = $2"
 
+MARKED = re.compile(r"SELECT (\d+), '([0-9a-f-]{36})'")
 TOKEN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 ERRORS: dict[str, type[asyncpg.PostgresError]] = {
@@ -201,14 +202,17 @@ class SimulatedConnection:
         elif query.startswith(outcome_sql.CLAIM_BEGIN):
             self._claimed_under = self._state.view.reign
             await self._ask(Request("begin"), timeout)
-        elif query == "COMMIT":
+        elif query == "COMMIT" and self._claim is not None:
             self._conclude()
+        elif query.startswith("SET TRANSACTION"):
+            (timeline, mark), *_ = MARKED.findall(query)
+            await self._ask(Request("mark", (int(timeline), mark.replace("-", ""))), timeout)
         elif query == "ROLLBACK":
             await self.end("rollback")
         elif query == CHANGE:
             await self._ask(Request("change", args[0], args[1]), timeout)
             self._pending.append(args[0])
-        elif not query.startswith("RESET"):
+        elif query not in {outcome_sql.REIGN_BEGIN, "COMMIT"} and not query.startswith("RESET"):
             raise asyncpg.PostgresSyntaxError(f"the simulation does not know {query!r}")
         return "OK"
 
@@ -272,6 +276,9 @@ class SimulatedConnection:
                 return None
             return {"gone": (await self._ask(Request("end", (pid, doomed)), timeout)).value}
         server: Server = (await self._ask(Request("ask"), timeout)).value
+        if query == outcome_sql.REIGN_READ:
+            marked = server.marked
+            return {"timeline": marked.timeline, "mark": UUID(marked.mark)} if marked.timeline else None
         seen = server.sighting(self.connection.link.node, 0.0, fresh=True)
         backend = self.connection.backend
         told = {
@@ -284,6 +291,7 @@ class SimulatedConnection:
             "streaming": seen.streaming,
             "read_only": False,
             "synchronous": server.sync,
+            "waits": True,
             "address": server.name,
             "pid": backend.pid if backend is not None else 0,
             "backend_start": server.born,

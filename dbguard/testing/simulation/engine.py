@@ -18,6 +18,7 @@ from dbguard.core.outcome import RESERVE
 from dbguard.core.statement import Token, Touch
 from dbguard.drivers.asyncpg.control import OwnControl
 from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
+from dbguard.drivers.asyncpg.marks import Marks
 from dbguard.drivers.asyncpg.outcome import Tokens
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.asyncpg.registry import Registry
@@ -117,8 +118,12 @@ class EngineGuard:
         )
         self.engine.fast = fast
         self.engine.listeners.append(listen)
-        controls = {name: OwnControl(name, dial, clock=agenda.clock) for name, dial in dials.items()}
-        self.monitor = Monitor(self.engine, controls, Pace(interval=0.5, jitter=0.2, limit=0.5, urgent=0.025))
+        controls = {
+            name: OwnControl(name, dial, clock=agenda.clock, marks=Marks(clock=agenda.clock) if tokens else None)
+            for name, dial in dials.items()
+        }
+        pace = Pace(interval=0.5, jitter=0.2, limit=0.5, urgent=0.025)
+        self.monitor = Monitor(self.engine, controls, pace, keeps_marks=tokens)
 
     def _check(self, seen: Sighting) -> None:
         refusal = self.state.met(seen)

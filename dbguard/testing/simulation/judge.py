@@ -9,6 +9,7 @@ stale        a read under own-writes missed a value that its context had finishe
 late         a call ended after its deadline
 budget       more repeats were paid for than the budget holds
 open         a write's fate was left open although its token could still be asked for
+silent       a failover lost what was acknowledged and had been bounded by a probe, and nothing was said of it
 unended      a call never ended, or something of it is still out at the end
 thin         too little happened for a seed: fewer than fifty calls, a promotion and three other faults
 dead         the cluster is well again, and calls still fail
@@ -24,7 +25,7 @@ from dbguard.core.topology import Role
 from dbguard.testing.simulation.messages import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from dbguard.core.retry import RetryPolicy
     from dbguard.core.topology import Instance, Sighting, View
@@ -55,7 +56,7 @@ class Violation(NamedTuple):
 class Write:
     """What is known about one value.
 
-    open: sent, and neither answered nor refused. acknowledged: when, and by whom.
+    open: sent, and neither answered nor refused. acknowledged: when, by whom, and on which timeline.
     lawful: by the server that the guard had accepted. safe: that one was the primary by right, and a standby has it.
     denied: the call ended with an error that says that nothing was applied.
     refuted: tokens that were proved not applied.
@@ -65,6 +66,7 @@ class Write:
     open: bool = False
     acknowledged: float | None = None
     by: str = ""
+    timeline: int = 0
     lawful: bool = False
     safe: bool = False
     denied: str | None = None
@@ -75,9 +77,9 @@ class Write:
 class Judge:
     """Watches one run.
 
-    servers: of the world, by name. unprovable: stale reads from a replica of the wrong one of two primaries with the same
-        timeline number, of which this process had met one alone: known limit, since only a mark that is replicated tells
-        the two apart.
+    servers: of the world, by name. marked: whether the guard knows the mark of the reign that it has accepted.
+    unprovable: stale reads from a replica of the wrong one of two primaries with the same timeline number, of which this
+        process had met one alone, and without knowing a mark: known limit, since only a mark tells the two apart.
     """
 
     def __init__(self, retry: RetryPolicy, servers: Mapping[str, Server]) -> None:
@@ -88,6 +90,10 @@ class Judge:
         self._shown: dict[int, set[str]] = {}
         self._carried: dict[str, str] = {}
         self.unprovable = 0
+        self.marked: Callable[[], bool] = bool
+        self._bounded: dict[str, float] = {}
+        self._alarms: set[float] = set()
+        self._number = 0
         self._retry = retry
         self._firsts: list[float] = []
         self._paid: list[float] = []
@@ -102,6 +108,31 @@ class Judge:
         """The guard is told what a server says of itself."""
         if sighting.role is Role.PRIMARY and sighting.timeline is not None:
             self._shown.setdefault(sighting.timeline, set()).add(self._server_of(sighting.instance).name)
+
+    def bounds(self, sighting: Sighting) -> None:
+        """The accepted primary has told its position."""
+        name = self._server_of(sighting.instance).name
+        self._bounded[name] = max(self._bounded.get(name, 0.0), sighting.at)
+
+    def alarms(self, at: float) -> None:
+        """The guard says that writes may be lost."""
+        self._alarms.add(at)
+
+    def succeeds(self, view: View, at: float) -> None:
+        """Another reign was accepted: whatever it lacks of what a probe had bounded has to be said.
+
+        (Of two that bear one number nothing shows where the second began, unless both have told their marks.)
+        """
+        old, new = self._accepted, self.watches(view)
+        number, self._number = self._number, view.reign.timeline if view.reign is not None else 0
+        if old is None or new is None or old is new or old.sync or at in self._alarms or number == self._number:
+            return
+        has = {value for commit in new.wal for value in commit.values}
+        until = self._bounded.get(old.name, 0.0)
+        for value, write in self.writes.items():
+            bounded = write.acknowledged is not None and write.acknowledged < until
+            if bounded and (write.by, write.timeline) == (old.name, number) and write.lawful and value not in has:
+                self.break_("silent", at, f"{value}, acknowledged by {old.name}, is not on {new.name}")
 
     def watches(self, view: View) -> Server | None:
         """Return the server that the guard accepted last as primary; *view* is what it knows now."""
@@ -162,7 +193,7 @@ class Judge:
         for value in values:
             write = self.writes[value]
             write.open = False
-            write.acknowledged, write.by, write.lawful = at, server.name, lawful
+            write.acknowledged, write.by, write.timeline, write.lawful = at, server.name, timeline, lawful
             write.safe = lawful and server.sync and server.rightful() is server and timeline == server.timeline
         if answer.unproven:
             self.break_(
@@ -190,7 +221,7 @@ class Judge:
         timeline number, and only one of them answered.)
         """
         for value in missing.values:
-            if missing.twin is not None and len(self._shown.get(missing.twin, ())) <= 1:
+            if missing.twin is not None and len(self._shown.get(missing.twin, ())) <= 1 and not self.marked():
                 self.unprovable += 1
                 continue
             self.break_("stale", at, f"a read on {server.name} missed {value}, which {server.rightful().name} has")

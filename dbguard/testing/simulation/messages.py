@@ -18,8 +18,8 @@ class Request(NamedTuple):
     """What a client asks of its backend.
 
     kind: ``ask`` (who are you?), ``read``, ``write`` (in autocommit), ``begin``, ``change`` (in a transaction),
-        ``commit``, ``rollback``, ``claim`` (a token), ``blockers`` (of another backend) or ``end`` (one).
-    value: what is written; of ``read`` the values that the reader expects; of ``blockers`` a pid; of ``end`` a pid, and
+        ``commit``, ``rollback``, ``claim`` (a token), ``mark`` (a reign), ``blockers`` (of another backend) or ``end`` (one).
+    value: what is written; of ``mark`` the timeline and the mark; of ``read`` the values that the reader expects; of ``blockers`` a pid; of ``end`` a pid, and
         whether it is doomed.
     key: the row that is locked; None: a new one. token: under which it commits; None: under none.
     """

@@ -110,6 +110,8 @@ class SimulatedMonitor:
         guard.flush()
         if guard.orphans:
             yield from self._bury()
+        if guard.tokens:
+            yield from self._mark()
 
     def _ask(self, target: _Target) -> tuple[Signal | None, float]:
         """Begin to ask one node. The signal of a dial brings a result, that of a question what the server says."""
@@ -132,7 +134,7 @@ class SimulatedMonitor:
     def _heard(self, target: _Target, at: float, answer: Any) -> Sighting | Missed:
         node = target.link.node
         if answer is not LATE and answer.code is None and not answer.dead:
-            seen: Sighting = answer.value.sighting(node, at, fresh=False)
+            seen: Sighting = answer.value.sighting(node, at, fresh=False, marks=self.guard.tokens)
             if not moved(self.guard.state.view, seen):
                 return seen
             answer = LOST
@@ -187,7 +189,7 @@ class SimulatedMonitor:
                     target.connection.end()
                 target.connection = connection
                 target.fails, target.reason = 0, None
-                done.wake(answer.value.sighting(target.link.node, at, fresh=True))
+                done.wake(answer.value.sighting(target.link.node, at, fresh=True, marks=self.guard.tokens))
                 return
             connection.end()
         missed = target.reason = self._missed(target, began, answer)
@@ -195,6 +197,26 @@ class SimulatedMonitor:
         target.fails += 1
         target.next_dial = agenda.now + (max(wait, STARTING_AGAIN) if missed.alive else wait)
         done.wake(missed)
+
+    def _mark(self) -> Waits:
+        """Mark the present reign, if nobody has done so: the twin of `dbguard.runtime.marking`."""
+        state, agenda = self.guard.state, self.agenda
+        reign, node = state.view.reign, state.view.writable
+        if reign is None or node is None or reign.agreed is not None:
+            return
+        target = next(target for target in self.targets if target.link.node == node)
+        connection = target.connection
+        if connection is None or connection.closed or target.dialling is not None:
+            return
+        for request in (Request("mark", (reign.timeline, reign.own)), Request("ask")):
+            at = agenda.now
+            answer: Any = yield connection.send(request, at + LIMIT)
+            if answer is LATE or answer.dead:
+                connection.end()
+                return
+        if answer.code is None:
+            state.probed([answer.value.sighting(node, at, fresh=False, marks=True)], full=False)
+            self.guard.flush()
 
     def _bury(self) -> Waits:
         """End backends that were given up, and note which are gone."""

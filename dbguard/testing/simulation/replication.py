@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbguard.core.topology import Role
+from dbguard.core.topology import Mark, Role
 from dbguard.testing.simulation.messages import Commit
 from dbguard.testing.simulation.tokens import is_mark
 
@@ -42,7 +42,8 @@ class Replicated(ABC):
 
     name, role: as the world has set them. lag: seconds that replay takes, at most.
     up: its processes run. frozen: nothing moves. started: how often it was started. replaying: replay is not paused.
-    timeline: which it writes, or receives. wal: the commits of its history. visible: what a reader sees.
+    timeline: which it writes, or receives. wal: the commits of its history. visible: what a reader sees. marked: the last
+    mark of a reign that a reader sees.
     applied: called with each value that is committed.
     """
 
@@ -62,6 +63,7 @@ class Replicated(ABC):
         self.wal: list[Commit] = []
         self.replayed = 0
         self.visible: set[str] = set()
+        self.marked = Mark(0, "")
         self.source: Stream | None = None
         self.streams: list[tuple[Stream, Replicated]] = []
         self._inbox: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
@@ -98,7 +100,7 @@ class Replicated(ABC):
         commit = Commit((self.wal[-1].position if self.wal else BASE) + self.rng.randrange(50, 250), values)
         self.wal.append(commit)
         if seen:
-            self.visible.update(values)
+            self.reveal(values)
         self.replayed = len(self.wal)
         for value in values:
             if not is_mark(value):
@@ -106,6 +108,18 @@ class Replicated(ABC):
         for stream, replica in self.streams:
             self._stream(stream, replica, commit)
         return commit.position
+
+    def reveal(self, values: tuple[str, ...]) -> None:
+        """Show to readers what a commit has written."""
+        self.visible.update(values)
+        if values and values[0][:2] == "r:":
+            _, timeline, mark = values[0].split(":")
+            self.marked = Mark(int(timeline), mark)
+
+    def mark(self, timeline: int, mark: str) -> None:
+        """Add the mark of the reign on *timeline*, if it is this one and has none."""
+        if self.role is Role.PRIMARY and self.timeline == timeline != self.marked.timeline:
+            self._append((f"r:{timeline}:{mark}",))
 
     def advance(self) -> None:
         """Commit something that nobody asks for: other applications write, too."""
@@ -129,7 +143,7 @@ class Replicated(ABC):
         """Replay what was received."""
         if self.replaying and self.role is Role.REPLICA:
             for commit in self.wal[self.replayed : upto]:
-                self.visible.update(commit.values)
+                self.reveal(commit.values)
             self.replayed = max(self.replayed, upto)
 
     def is_ahead_of(self, other: Replicated) -> bool:

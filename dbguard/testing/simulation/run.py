@@ -17,7 +17,7 @@ from dbguard.core.retry import RetryPolicy
 from dbguard.core.router import ReadPolicy
 from dbguard.core.state import GuardState
 from dbguard.core.topology import Sighting
-from dbguard.events import PrimaryChanged
+from dbguard.events import PrimaryChanged, WriteMayBeLost
 from dbguard.testing.clock import ClockLoop, ManualClock
 from dbguard.testing.simulation.agenda import Agenda
 from dbguard.testing.simulation.clients import Client, Context
@@ -121,7 +121,12 @@ class _Watched(Topology):
         for result in results:
             if isinstance(result, Sighting):
                 self._judge_of_it.sees(result)
-        return super().merge(results, now, full=full)
+        changes = super().merge(results, now, full=full)
+        for result in results:
+            node = self._nodes[result.node]
+            if isinstance(result, Sighting) and node.claim is result and self.view.primary == result.node:
+                self._judge_of_it.bounds(result)
+        return changes
 
 
 class _Stage:
@@ -141,7 +146,7 @@ class _Stage:
         retry = RetryPolicy(budget=schedule.budget, floor=schedule.floor, wait=self._wait)
         self.judge = Judge(retry, self.world.servers)
         self.state = kind(
-            _Watched(list(self.world.links), self.judge, new_mark=lambda: f"m{next(marks)}"),
+            _Watched(list(self.world.links), self.judge, new_mark=lambda: f"{next(marks):032x}"),
             clock=agenda.clock,
             rng=self.jitter,
             retry=retry,
@@ -150,6 +155,7 @@ class _Stage:
             reads=ReadPolicy(),
         )
         self.world.applied = self.judge.applied
+        self.judge.marked = lambda: self.state.view.reign is not None and self.state.view.reign.agreed is not None
         self.world.accepted = lambda: self.judge.watches(self.state.view)
 
     def rng(self) -> Random:
@@ -176,8 +182,10 @@ class _Stage:
 
     def listen(self, event: Event) -> None:
         """The guard told of something."""
+        if isinstance(event, WriteMayBeLost):
+            self.judge.alarms(event.at)
         if isinstance(event, PrimaryChanged):
-            self.judge.watches(self.state.view)
+            self.judge.succeeds(self.state.view, event.at)
         if self._trace:
             self.write(event.at, f"guard: {event.text()}")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.outcome import Holder
-from dbguard.core.topology import Instance, Role, Sighting
+from dbguard.core.topology import Instance, Mark, Role, Sighting
 from dbguard.testing.simulation import tokens
 from dbguard.testing.simulation.messages import Answer, Missing
 from dbguard.testing.simulation.replication import Replicated, Stream
@@ -60,6 +60,7 @@ class Server(Replicated):
 
     starting: it takes nobody in yet (57P03). full: no slot is left. sync: commits wait for a standby.
     conflicts: chance of 40001 per change.
+    branched: where its timeline began, if a promotion of its own has begun it.
     confirmed_upto: the position up to which a standby has what clients were told is committed.
     rightful: says who is the primary by right. accepted: says whom the guard accepted last as primary, None at first.
     """
@@ -75,6 +76,7 @@ class Server(Replicated):
         self.control_timeline = 1
         self.backends: dict[int, Backend] = {}
         self.confirmed_upto = 0
+        self.branched: int | None = None
         self.rightful: Callable[[], Server]
         self.accepted: Callable[[], Server | None]
         self._pids = 0
@@ -94,8 +96,8 @@ class Server(Replicated):
         """When its backends began, as far as that tells its instance from all others."""
         return 100.0 * ord(self.name[0]) + self.started
 
-    def sighting(self, node: str, at: float, *, fresh: bool) -> Sighting:
-        """Return what the server says of itself."""
+    def sighting(self, node: str, at: float, *, fresh: bool, marks: bool = False) -> Sighting:
+        """Return what the server says of itself; *marks*: it is asked for the mark of its reign, too."""
         primary = self.role is Role.PRIMARY
         stream = self.source
         received = stream.timeline if stream is not None and stream.open else None
@@ -108,7 +110,10 @@ class Server(Replicated):
             control_timeline=self.control_timeline,
             position=self.position,
             flushed=self.position if primary else None,
+            branched=self.branched if primary else None,
             streaming=None if primary else received is not None,
+            confirmed=self.sync,
+            marked=self.marked if marks else None,
             fresh=fresh,
         )
 
@@ -161,6 +166,9 @@ class Server(Replicated):
         elif kind == "claim":
             self._claim(backend, request, reply)
             return
+        elif kind == "mark":
+            self.mark(*request.value)
+            answer = Answer()
         elif not self._lock(backend, request, reply):
             return
         elif request.token is not None and burnt(self.visible, request.token):
@@ -300,7 +308,7 @@ class Server(Replicated):
     def _show(self, entry: Waiting, *, unproven: bool = False) -> None:
         _, backend, reply, values, answer = entry
         backend.waits_for_standby = False
-        self.visible.update(values)
+        self.reveal(values)
         self._release(backend)
         self._done(backend, reply, answer._replace(unproven=True) if unproven else answer)
 
@@ -349,7 +357,9 @@ class Server(Replicated):
         self.started += 1
         self.up = self.starting = self.replaying = True
         self.replayed = len(self.wal)
-        self.visible = {value for commit in self.wal for value in commit.values}
+        self.visible, self.marked = set(), Mark(0, "")
+        for commit in self.wal:
+            self.reveal(commit.values)
         self.later(recovery, self._ready)
 
     def _ready(self) -> None:
@@ -372,6 +382,7 @@ class Server(Replicated):
         self.unfollow()
         self.replaying = True
         self.replay(len(self.wal))
+        self.branched = self.position
         self.role = Role.PRIMARY
         self.timeline += 1
 

@@ -1,7 +1,8 @@
 """The table of tokens in the model: what a claim answers, what it writes, and what the pruner takes away.
 
 Entries lie in the log among the values, told apart by how they begin: ``w:`` stands with the write that carried the
-token, ``x:`` was put there by a claim, ``h:`` is the horizon. Writes older than the horizon have been pruned.
+token, ``x:`` was put there by a claim, ``h:`` is the horizon. Writes older than the horizon have been pruned. (``r:`` marks
+a reign.)
 """
 
 from __future__ import annotations

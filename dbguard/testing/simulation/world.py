@@ -242,6 +242,9 @@ class World(Names):
     def _enthrone(self, chosen: Server) -> None:
         """Make *chosen* the primary by right."""
         chosen.promote()
+        if self._tokens and self.rng.random() < 0.5:  # another process accepts it, too
+            mark = f"{self.rng.getrandbits(128):032x}"
+            chosen.later(0.1 * self.rng.random(), chosen.mark, chosen.timeline, mark)
         self.lossless = self.lossless and chosen.position >= self.truth.confirmed_upto
         chosen.confirmed_upto = min(chosen.position, self.truth.confirmed_upto)
         self.truth = chosen

@@ -6,7 +6,7 @@ import pytest
 
 from dbguard.core.causal import Box
 from dbguard.core.topology import Mark
-from dbguard.events import PrimaryChanged
+from dbguard.events import PrimaryChanged, WriteMayBeLost
 
 NONE = Mark(0, "")
 
@@ -118,6 +118,26 @@ def test_change_that_nobody_saw_is_noticed_by_its_mark(build, there):
     assert cluster.view.writable == "x"
     assert cluster.view.reign != reign
     assert cluster.view.reign.timeline == 2
+
+
+def test_reign_of_the_same_number_begins_where_its_timeline_did_if_marks_tell_them_apart(build):
+    cluster = build("a", "b", "x")
+    cluster.silence("x")
+    cluster.round()
+    cluster.promote("b", timeline=2)
+    mark(cluster, 2, "second", "b")
+    cluster.silence("a")
+    cluster.round()
+    cluster.topology.acknowledged(4000, cluster.view.reign)
+    cluster.silence("b")
+    cluster.heal("x")
+    cluster.promote("x", timeline=2)
+    mark(cluster, 2, "third", "x")
+    cluster["x"].position, cluster["x"].branched = 9000, 3000
+
+    cluster.round()
+
+    assert [(event.node, event.lost_bytes) for event in cluster.said(WriteMayBeLost)] == [("x", 1000)]
 
 
 def test_same_mark_under_another_instance_is_the_same_reign(succeeded):
