@@ -233,6 +233,20 @@ async def test_the_commit_of_a_repeat_is_asked_about_as_the_first_is(home, guard
     assert (counts["proved_applied"], counts["proved_not_applied"]) == ((1, 0) if how is Break.ACK_CUT else (0, 1))
 
 
+async def test_what_was_lost_before_the_write_itself_was_sent_is_of_no_unknown_outcome(home, guard, wire, item, until):
+    """A statement that may ask for lastval() is preceded by one that forgets what earlier uses drew."""
+    number = await item(home)
+    await until(lambda: not guard._core.texts.knowledge.unsure)
+    await guard.execute(ADD, number)
+    wire.arm(b"DISCARD SEQUENCES", Break.REQUEST_CUT)
+
+    await guard.execute(f"UPDATE item SET n = n + 1 WHERE id = {number} /* a word like lastval is enough */")
+
+    assert wire.struck == 1
+    assert guard.status().counts["unknown"] == 0
+    assert await applied(home, number) == 2
+
+
 @pytest.mark.parametrize("how", [Break.ACK_CUT, Break.ACK_HOLE], ids=lambda how: how.value)
 async def test_rows_that_went_with_the_connection_are_said_to_be_lost(home, guard, wire, item, told, how):
     number = await item(home)
