@@ -152,7 +152,7 @@ def server_cpu(node: ClusterNode) -> float:
     for pid in (postmaster, *map(int, children)):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         total += sum(int(field) for field in fields[11 : 15 if pid == postmaster else 13]) / TICK
     return total
