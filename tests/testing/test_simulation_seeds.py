@@ -13,7 +13,7 @@ from dbguard.testing.simulation import simulate
 FOUND = [
     # seed, defect, what broke, the rule that it broke
     (6, "renewal", "dead", "a name may come to lead to the new primary while its old connection lives on"),
-    (163464, "elsewhere", "fenced", "a new connection is used only if it reached the server last seen under its name"),
+    (240270, "elsewhere", "fenced", "a new connection is used only if it reached the server last seen under its name"),
     (926, "overtaken", "fenced", "a call whose node changed while it waited for a connection chooses anew"),
     (377, "number", "stale", "a timeline's number proves nothing once two servers were seen to claim it"),
     (1659, "pin", "stale", "a write of unknown fate keeps its context's reads on the primary"),
