@@ -88,7 +88,7 @@ def told(book: Book, runs: list[Run], counts: list[dict[str, int]], rows: list[t
     """Sum up what callers were told over the whole run, and what the last primary has."""
     times = collections.Counter(value for value, _ in rows)
     writes = [call for call in book.calls if call[0] == "write"]
-    how = collections.Counter(f"{call[0]}: {call[4]}" for call in book.calls)
+    how = collections.Counter(f"{call[0]}: {call[4][:40]}" for call in book.calls)
     failed = [call for call in book.calls if call[4] not in ("ok", *OPEN)]
     firsts = sorted(1000 * run.first for run in runs if run.first is not None)
     return {
