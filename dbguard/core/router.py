@@ -207,6 +207,15 @@ class Router:
         """Say whether *call* can go on at once on another node than *failed*."""
         return not isinstance(self.route(call, frozenset((failed,))), Nowhere)
 
+    def could_go(self, call: Call) -> bool:
+        """Say whether *call*, which waits at the gate, is served or refused if it asks again, though writes do not flow.
+
+        Quick, since it is asked for each that waits: by what `route` looks at, without the choice.
+        """
+        if self._holder is not None and self._holder.shut:
+            return True
+        return not self.observe and self.spreads(call) and bool(self.candidates(call))
+
     def _writer(self, call: Call, avoid: frozenset[str], why: str, *, queued: bool) -> Choice | Nowhere:
         primary = self.primary
         if self._holder is not None and self._holder.shut:

@@ -114,7 +114,7 @@ class Engine:
                 if refusal is not None:
                     raise refusal
                 state.counts["waited"] += "wait" not in call.spent
-                turn = await self.room.turn(step.at_most, reads=call.reads)
+                turn = await self.room.turn(step.at_most, could_go=partial(state.could_go, call))
                 call.spent["wait"] = call.spent.get("wait", 0.0) + state.clock() - now
             else:
                 backoff = backoff or Backoff(state.retry, call.began)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from dbguard.errors import Overloaded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dbguard.core.plan import Call
     from dbguard.core.state import GuardState
 
@@ -28,10 +30,10 @@ class _Woken(Enum):
 
 
 class _Waiting(NamedTuple):
-    """A call that waits for its turn. until: its deadline. reads: any change of the topology may help it."""
+    """A call that waits for its turn. until: its deadline. could_go: whether it need wait no longer, though writes do."""
 
     until: float
-    reads: bool
+    could_go: Callable[[], bool]
 
 
 Waiter = asyncio.Future["int | _Woken"]
@@ -62,14 +64,17 @@ class Room:
                 self._wake(waiter, _Woken.DROPPED)
         return self._state.admit(call)
 
-    async def turn(self, at_most: float, *, reads: bool) -> int | None:
-        """Wait for this call's turn, for *at_most* seconds. *reads*: any change of the topology may help it.
+    async def turn(self, at_most: float, *, could_go: Callable[[], bool]) -> int | None:
+        """Wait for this call's turn, for *at_most* seconds.
+
+        could_go: asked at each change of the topology while writes do not flow: whether this call need not wait for that.
+            Who is woken for nothing loses its place, and thousands of them, at every round of probes, hold up the loop.
 
         Returns the number of the release in which it goes, to be told to `back`; None if it was woken for another
         reason. Raises `Overloaded` if it was dropped.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._turns[waiter] = _Waiting(self._state.clock() + at_most, reads)
+        self._turns[waiter] = _Waiting(self._state.clock() + at_most, could_go)
         self._count()
         try:
             woken = await self._sleep(waiter, at_most)
@@ -130,7 +135,8 @@ class Room:
         if not gate.writable:
             self._come_back(None, now)
             # Where nobody waits any more, who does is told so, as a newcomer is; and a read may find a fit replica.
-            for waiter in [waiter for waiter, waiting in self._turns.items() if waiting.reads or gate.declines]:
+            declines = gate.declines
+            for waiter in [waiter for waiter, waiting in self._turns.items() if declines or waiting.could_go()]:
                 self._wake(waiter, _Woken.CHANGED)
             return
         go, again_at = gate.release(now, len(self._turns))

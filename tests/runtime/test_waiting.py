@@ -39,6 +39,10 @@ def room(state: GuardState) -> Room:
     return Room(state)
 
 
+def never() -> bool:
+    return False
+
+
 def lose_primary(state: GuardState, clock: ManualClock) -> None:
     now = clock.advance(0.01)
     replicas = [seen(name, Role.REPLICA, now) for name in ("b", "c")]
@@ -60,7 +64,7 @@ class Herd:
         self.went: list[tuple[int, float]] = []
 
     async def wait(self, number: int, at_most: float = 60.0) -> None:
-        turn = await self.room.turn(at_most, reads=False)
+        turn = await self.room.turn(at_most, could_go=never)
         if turn is None:
             return
         self.went.append((number, self.clock.now))
@@ -205,7 +209,7 @@ def test_who_waits_is_told_when_writes_are_refused(room: Room, state: GuardState
     async def scene() -> float:
         lose_primary(state, clock)
         began = clock.now
-        tasks = [asyncio.ensure_future(room.turn(600.0, reads=False)) for _ in range(3)]
+        tasks = [asyncio.ensure_future(room.turn(600.0, could_go=never)) for _ in range(3)]
         await asyncio.sleep(0)
         for _ in range(2):
             now = clock.advance(0.1)
@@ -308,7 +312,7 @@ def test_who_waits_is_woken_when_the_cluster_is_given_up(
     async def scene() -> float:
         lose_primary(state, clock)
         began = clock.now
-        tasks = [asyncio.ensure_future(room.turn(600.0, reads=False)) for _ in range(3)]
+        tasks = [asyncio.ensure_future(room.turn(600.0, could_go=never)) for _ in range(3)]
         await asyncio.sleep(60)  # the gate's max_wait
         state.tick()
         room.changed()
@@ -318,12 +322,47 @@ def test_who_waits_is_woken_when_the_cluster_is_given_up(
     assert run(scene()) == pytest.approx(60)
 
 
-def test_read_that_waits_is_woken_by_any_change(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
+def test_who_could_go_elsewhere_is_woken_by_a_change_and_nobody_else(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    waits = {"write": new_call(state, Stake.WRITE), "read": new_call(state), "late": new_call(state)}
+    waits["late"].box.wrote(state.view.reign, clock.now)  # and no position behind that is known
+    woken: list[str] = []
+
+    async def wait(name: str) -> None:
+        await room.turn(60.0, could_go=lambda: state.could_go(waits[name]))
+        woken.append(name)
+
+    async def scene() -> None:
+        lose_primary(state, clock)
+        tasks = [asyncio.ensure_future(wait(name)) for name in waits]
+        await asyncio.sleep(1)
+        room.changed()
+        await asyncio.sleep(1)
+        assert woken == ["read"]
+        for _ in range(3):  # rounds of probes that bring nothing new
+            lose_primary(state, clock)
+            room.changed()
+            await asyncio.sleep(1)
+        assert woken == ["read"]
+        assert len(room) == 2
+        find_primary(state, clock)
+        room.changed()
+        await asyncio.gather(*tasks)
+        assert woken == ["read", "write", "late"]
+
+    run(scene())
+
+
+def test_who_waits_is_told_that_the_pool_was_closed_for_good(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
     async def scene() -> float:
         lose_primary(state, clock)
-        began = clock.now
-        task = asyncio.ensure_future(room.turn(60.0, reads=True))
+        call, began = new_call(state, Stake.WRITE), clock.now
+        task = asyncio.ensure_future(room.turn(60.0, could_go=lambda: state.could_go(call)))
         await asyncio.sleep(1)
+        state.nodes["a"].shut = True
         room.changed()
         await task
         return clock.now - began
@@ -335,7 +374,7 @@ def test_turn_ends_at_its_deadline(room: Room, state: GuardState, clock: ManualC
     async def scene() -> float:
         lose_primary(state, clock)
         began = clock.now
-        await room.turn(2.0, reads=False)
+        await room.turn(2.0, could_go=never)
         return clock.now - began
 
     assert run(scene()) == pytest.approx(2.0)
@@ -345,7 +384,7 @@ def test_turn_ends_at_its_deadline(room: Room, state: GuardState, clock: ManualC
 def test_cancelled_wait_leaves_nobody_behind(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
     async def scene() -> None:
         lose_primary(state, clock)
-        task = asyncio.ensure_future(room.turn(60.0, reads=False))
+        task = asyncio.ensure_future(room.turn(60.0, could_go=never))
         await asyncio.sleep(1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -411,7 +450,7 @@ def test_closing_wakes_everybody(room: Room, state: GuardState, clock: ManualClo
         lose_primary(state, clock)
         waits = [
             asyncio.ensure_future(wait)
-            for wait in (room.turn(60.0, reads=False), room.turn(60.0, reads=True), room.pause(60.0, deaf=True))
+            for wait in (room.turn(60.0, could_go=never), room.turn(60.0, could_go=never), room.pause(60.0, deaf=True))
         ]
         await asyncio.sleep(0)
         began = clock.now
@@ -427,7 +466,7 @@ def test_closing_wakes_everybody(room: Room, state: GuardState, clock: ManualClo
 def test_deadline_that_is_far_away_is_no_error(room: Room, state: GuardState, clock: ManualClock, run: Run) -> None:
     async def scene() -> None:
         lose_primary(state, clock)
-        task = asyncio.ensure_future(room.turn(float("inf"), reads=False))
+        task = asyncio.ensure_future(room.turn(float("inf"), could_go=never))
         await asyncio.sleep(1)
         find_primary(state, clock)
         room.changed()
