@@ -108,7 +108,7 @@ class Engine:
             self._still_open("waited to be repeated")
             now = state.clock()
             if step.gate:
-                self.room.back(turn)
+                self.room.back(turn, again=True)
                 turn = None
                 refusal = self.room.admit(call)
                 if refusal is not None:

@@ -93,10 +93,15 @@ class Room:
             )
         return woken if isinstance(woken, int) else None
 
-    def back(self, release: object) -> None:
-        """Take in that a call which got its turn in that *release* has ended, or waits again; None: it got none."""
+    def back(self, release: object, *, again: bool = False) -> None:
+        """Take in that a call which got its turn in that *release* has ended; None: it got none.
+
+        again: it waits for another turn, as the primary is no place to go to just now: nor is it for the others.
+        """
         if not isinstance(release, int):
             return
+        if again:
+            self._state.gate.setback()
         self._state.gate.returned(release)
         if self._turns and self._state.gate.paced:
             self._give()

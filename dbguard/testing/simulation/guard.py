@@ -115,6 +115,8 @@ class SimulatedGuard:
             nonlocal backoff, turn
             now = self.agenda.now
             if step.gate:
+                if turn is not None:
+                    state.gate.setback()
                 self._back(turn)
                 turn = None
                 refusal = state.admit(call)
