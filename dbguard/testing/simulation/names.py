@@ -104,6 +104,8 @@ class Names(ABC):
             second.follow(self.truth)
         else:
             others = [other for other in self.servers.values() if other is not server and self._links_of(other)]
+            if not others:
+                return  # every name leads to this one server already
             second = others[self.rng.randrange(len(others))]
             self.agenda.after(2 * lasts, self._ungroup, link)
         link.servers = [server, second]
