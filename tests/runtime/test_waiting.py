@@ -133,6 +133,36 @@ def test_server_that_answers_slowly_is_asked_for_little(
     assert max(went) < 30 * 0.95 / 2
 
 
+def test_calls_that_wait_again_do_not_hand_their_turns_around(
+    room: Room, state: GuardState, clock: ManualClock, run: Run
+) -> None:
+    turns: list[float] = []
+
+    async def wait_again_and_again() -> None:
+        while len(turns) < 1_000:
+            turn = await room.turn(60.0, could_go=never)
+            if turn is not None:
+                turns.append(clock.now)
+                room.back(turn, again=True)
+
+    async def scene() -> float:
+        lose_primary(state, clock)
+        tasks = [asyncio.ensure_future(wait_again_and_again()) for _ in range(30)]
+        await asyncio.sleep(0)
+        find_primary(state, clock)
+        opened = clock.now
+        room.changed()
+        await asyncio.sleep(10 * PACE - 0.01)
+        for task in tasks:
+            task.cancel()
+        return opened
+
+    opened = run(scene())
+
+    assert len([at for at in turns if at == opened]) == 2
+    assert len(turns) <= 2 + 10
+
+
 def test_call_whose_time_is_over_takes_nobodys_turn(
     room: Room, state: GuardState, clock: ManualClock, run: Run
 ) -> None:
