@@ -182,7 +182,7 @@ class Calls(Statements):
         timeout: seconds for each call in all, > 0; `math.inf` is none.
         writes: ``wait`` or ``fail``: what a write does while there is no primary.
         idempotent: the caller's word that applying a write twice is as good as once, whatever was written in between.
-            One whose answer was lost is then repeated, once its old backend is gone or another reign has begun.
+            One whose answer was lost is then repeated, once its old backend is gone or another server is the primary.
         """
         _one_of("role", role, "primary", "replica")
         _one_of("consistency", consistency, "own-writes", "eventual", "bounded", "primary")

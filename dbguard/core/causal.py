@@ -63,11 +63,12 @@ class Orphan:
     def is_past(self, view: View) -> bool:
         """Whether nothing that it still does can be applied any more, as *view* knows.
 
-        So it is under another reign; and where its server is seen no more and another one holds the office, as after a
-        restart: that one has begun from what this one had written, and takes nothing from it since.
+        So it is under another reign, unless its very server holds the office, trusted anew by an operator: its backends
+        go on. And where its server is seen no more and another one holds the office, as after a restart: that one has
+        begun from what this one had written, and takes nothing from it since.
         """
         if self.reign != view.reign:
-            return True
+            return view.primary is not None and not view.nodes[view.primary].instance.is_surely(self.instance)
         holder = view.writable
         return holder is not None and not self.names(view) and view.nodes[holder].instance.differs(self.instance)
 

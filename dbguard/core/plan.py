@@ -183,7 +183,7 @@ class Resolve:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """End the backend that the last attempt was lost with, and wait until it is gone, or another reign has begun.
+    """End the backend that the last attempt was lost with, and wait until it is gone, or another server holds the office.
 
     The reply is `Gone`, or `StillOpen` at *until*.
     """

@@ -165,7 +165,7 @@ async def _bury(engine: Engine, step: Bury) -> Gone | StillOpen:
     orphan = step.orphan
     orphan.doomed = True
     state = engine.state
-    while not orphan.gone and orphan.reign == state.view.reign:
+    while not (orphan.gone or orphan.is_past(state.view)):
         left = step.until - state.clock()
         if left <= 0:
             return StillOpen("its backend could not be ended")

@@ -86,3 +86,31 @@ async def test_a_backend_that_must_not_be_ended_leaves_the_write_unknown(pair, o
         assert guard.status().counts["repeats"] == 0
     finally:
         await asyncio.to_thread(pair.start_node, "b")
+
+
+async def test_an_operators_trust_in_the_server_is_no_end_of_its_backends(pair, item, until):
+    """It begins another reign there, and what waits for a standby goes on: a repeat would come before it."""
+    number = await item(pair)
+    left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'left' AND wait_event = 'SyncRep'"
+    async with Wire("127.0.0.1", pair.node("a").port) as wire:
+        config = {
+            "nodes": [{"host": "127.0.0.1", "port": wire.port, "name": "a"}],
+            "connection": {"user": "app", "database": "postgres"},
+        }
+        async with dbguard.connect(config, server_settings={"application_name": "left"}) as guard:
+            await asyncio.to_thread(pair.stop_node, "b")
+            try:
+                wire.arm(b"SET n = 7", Break.ORPHAN)
+                write = f"UPDATE item SET n = 7 WHERE id = {number}"
+                writing = asyncio.create_task(guard.using(idempotent=True, timeout=5).execute(write))
+                await until(lambda: wire.struck)
+                before = guard.status().reign
+                guard.trust("a")
+                await until(lambda: guard.status().reign not in {None, before})
+                with pytest.raises(dbguard.OutcomeUnknown, match="may still be applied later"):
+                    await writing
+                assert await looked(pair, left) == [(1,)]
+                assert guard.status().counts["repeats"] == 0
+            finally:
+                await asyncio.to_thread(pair.start_node, "b")
+                wire.heal()
