@@ -297,7 +297,9 @@ class Guard(Pausing):
         none is, to the primary, where it stays, unless the guard says ``fallback: error``), and is asked who it is first. It waits for one as
         a call does, no longer than the pool's ``timeout``. A connection to what is the primary no more, to a fenced node, or
         to a server that its name has left, is terminated, whatever it is doing; its pool then dials another one.
-        What runs on them is the application's: nothing is repeated, routed or resolved. For that, use the guard itself.
+        What runs on them is the application's: nothing is repeated, routed or resolved, none of it is held back by
+        `pause` or while writes are refused, and a replica that falls behind later, or follows another server than the
+        primary, keeps the connections that it has. For all of that, use the guard itself.
 
         Needs an open guard with nodes of its own whenever the pool connects. Raises `ValueError` for another role;
         `ConfigError` for a guard of wrapped pools.

@@ -24,7 +24,8 @@ class Pausing(Calls):
         timeout: seconds, >= 0, to wait for calls, blocks and acquired connections under way. Default 10.
         at_most: seconds, > 0, after which the pause ends by itself, so that a forgotten one is not for ever. Default 60.
 
-        Returns how many connections to the primary are still in use: 0 if nothing is. Meanwhile all that needs the
+        Returns how many connections that the guard has lent there are still in use: 0 if none is. What the application
+        does beside it, on wrapped pools of its own or on those of a `connector`, is neither held nor counted. Meanwhile all that needs the
         primary waits within its deadline, reads included (with ``writes="fail"`` it raises `NoPrimary`); reads that a
         replica can serve go on; a new primary is followed as ever. A second pause replaces the first. If it is
         cancelled, there is no pause.
