@@ -130,6 +130,6 @@ def test_a_backend_is_past_when_its_server_is_gone_and_the_office_is_another_one
     assert not left.is_past(view(YOUNGER, ELDER)), "its own server can be asked"
     assert left.is_past(view(YOUNGER, YOUNGER)), "restarted in place"
     assert left.is_past(view(ELDER, YOUNGER, primary="b", reign=SECOND))
-    assert not left.is_past(view(ELDER, YOUNGER, reign=SECOND)), "trusted anew, the server goes on with all its backends"
+    assert not left.is_past(view(ELDER, YOUNGER, reign=SECOND)), "trusted anew, it goes on with its backends"
     assert not left.is_past(view(ELDER, YOUNGER, primary=None, reign=SECOND)), "it may be the very server"
     assert not left.is_past(view(YOUNGER, YOUNGER, primary=None)), "its server may come back by another name"
