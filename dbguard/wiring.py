@@ -46,6 +46,7 @@ def wire(
     *,
     wait: object | None = None,
     stop: object | None = None,
+    looks_only: bool = False,
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
 ) -> tuple[Engine, Monitor, list[OwnPool]]:
@@ -53,6 +54,7 @@ def wire(
 
     arguments: what was given beside the settings, in the words of `asyncpg.create_pool`.
     wrapped: the application's own pools by node name; None: the guard opens its own.
+    looks_only: nothing is to be written, not even the mark of a reign.
     """
     chance = rng or random.Random()  # noqa: S311  jitter, not secrets
     size: int = arguments.get("max_size", settings.pool.max_size)
@@ -159,7 +161,7 @@ def wire(
         registries=registries,
     )
     pace = Pace(interval=probe.interval, jitter=probe.jitter, limit=probe.timeout, urgent=probe.urgent)
-    return engine, Monitor(engine, controls, pace, keeps_marks=tokens), own
+    return engine, Monitor(engine, controls, pace, keeps_marks=tokens and not looks_only), own
 
 
 def connect_arguments(connection: Connection, node: NodeSettings) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Observer:
 @contextlib.asynccontextmanager
 async def observe(settings: Settings, listener: Listener | None = None) -> AsyncIterator[Observer]:
     """Ask all nodes, again and again, until the block ends. Nothing is sent to them but questions who they are."""
-    engine, monitor, _ = wire(settings, {})
+    engine, monitor, _ = wire(settings, {}, looks_only=True)
     if listener is not None:
         engine.listeners.append(listener)
     monitor.start()

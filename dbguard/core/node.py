@@ -169,7 +169,8 @@ class Node:
             return
         received = seen.timeline if seen.streaming else None
         control = seen.control_timeline
-        if (received is not None and received != reign.timeline) or (control is not None and control > reign.timeline):
+        marked = seen.marked.timeline if seen.marked is not None else 0  # a later reign wrote it
+        if (received is not None and received != reign.timeline) or max(control or 0, marked) > reign.timeline:
             self.proof, self.marked = None, False
         elif reign.agreed is not None and seen.marked is not None:
             self.marked = seen.marked == (reign.timeline, reign.agreed)

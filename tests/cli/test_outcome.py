@@ -540,3 +540,13 @@ def test_what_cannot_be_told_is_said_with_its_reason(
     sql("DROP SCHEMA dbguard CASCADE")
     ran = dbguard("outcome", "resolve", installed, str(new_token()), "--timeout", "1s", "--json")
     assert (ran.code, json.loads(ran.out)["outcome"]) == (2, "unknown")
+
+
+def test_who_only_looks_at_the_cluster_leaves_no_mark_of_a_reign_there(
+    installed: str, dbguard: Callable[..., Ran], sql: Callable[..., list[tuple[object, ...]]]
+) -> None:
+    with Path(installed).open("a") as file:
+        file.write("outcome: {resolve: token-table}\n")
+
+    assert dbguard("watch", installed, "--count", "4", "--interval", "0.5").code == 0
+    assert sql("SELECT count(*) FROM dbguard.reign") == [(0,)]
