@@ -151,7 +151,7 @@ class NodeFenced(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contested(Event):
-    """A stranger claims to be primary while the known one still answers as primary: writes are refused."""
+    """A stranger claims to be primary beside the known one, or an old primary answers alone at the start: writes are refused."""
 
     level: ClassVar[int] = logging.ERROR
     node: str

@@ -25,7 +25,18 @@ from typing import TYPE_CHECKING, Literal, assert_never
 from dbguard.core.lag import Samples
 from dbguard.core.loss import Ledger
 from dbguard.core.node import NEVER, Node
-from dbguard.core.succession import Accept, Claim, Contest, Holder, Keep, Office, Split, Verdict, judge
+from dbguard.core.succession import (
+    Accept,
+    Claim,
+    Contest,
+    Holder,
+    Keep,
+    Office,
+    Outlived,
+    Split,
+    Verdict,
+    judge,
+)
 from dbguard.core.topology import Changes, Instance, Missed, NodeView, Reign, Role, Sighting, View
 from dbguard.events import Contested, Event, NodeFenced, PrimaryChanged, SplitBrainSeen, WriteMayBeLost
 
@@ -249,9 +260,13 @@ class Topology:
             return Keep(doubt=True)
         number = office.reign.timeline if office is not None else None
         doubted, twinned = number in self._doubted, number in self._twinned
-        return judge(office, holder, claims, full=full, doubted=doubted, twinned=twinned)
+        told = [node.witness for node in self._nodes.values() if node.name in heard and node.misconfigured is None]
+        witness = max(told, key=lambda witness: witness.timeline, default=None)
+        return judge(office, holder, claims, full=full, witness=witness, doubted=doubted, twinned=twinned)
 
-    def _settle(self, verdict: Keep | Contest | Split, name: str | None, now: float, *, full: bool) -> str | None:
+    def _settle(
+        self, verdict: Keep | Contest | Split | Outlived, name: str | None, now: float, *, full: bool
+    ) -> str | None:
         """Carry out *verdict*; return the primary's name. Only a full round lifts a refusal."""
         was_refused = self._refused
         if full:
@@ -261,11 +276,11 @@ class Topology:
         match verdict:
             case Keep():
                 return name if self._split == 0 or name == self.view.primary else None
-            case Contest(claim, reign):
-                why = f"it claims timeline {claim.timeline} and was never a replica here, accepted is {reign.timeline}"
-                self._refused = f"contested: {claim.node} claims to be primary beside {name}; trust one of them"
+            case Contest() | Outlived():
+                self._refused = verdict.refusal(name)
                 if self._refused != was_refused:
-                    self._events.append(Contested(at=now, node=claim.node, incumbent=name or "nobody", why=why))
+                    beside = name or "a later primary"
+                    self._events.append(Contested(at=now, node=verdict.claim.node, incumbent=beside, why=verdict.why))
                 return name
             case Split(claims, beside):
                 return self._note_split(claims, name if beside else None, was_refused, now)

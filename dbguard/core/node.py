@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dbguard.core.succession import Witness
 from dbguard.core.topology import Drain, Instance, Missed, NodeView, Reign, Role, Sighting, sterner
 from dbguard.events import Event, NodeDown, NodeMisconfigured, NodeUp, RoleChanged
 
@@ -61,6 +62,12 @@ class Node:
     def claim(self) -> Sighting | None:
         """Its last result, if that says that it is a primary of this cluster."""
         return self.seen if self.last is self.seen and self.role is Role.PRIMARY else None
+
+    @property
+    def witness(self) -> Witness:
+        """The highest timeline that its last answer has told of; 0: none."""
+        seen = self.seen
+        return Witness(self.name, max(seen.timeline or 0, seen.control_timeline or 0) if seen is not None else 0)
 
     @property
     def told_position(self) -> tuple[int, float] | None:

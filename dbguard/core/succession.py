@@ -10,6 +10,8 @@ verdict follows:
     equal, another instance  -            split brain          wait            accept, or continue the reign
     lower                    -            (fenced by whoever keeps the memory)
     any                      the highest  -                    -               -
+    any, below what another  outlived     -                    -               -
+    node has heard of
 
 Two instances that claim the same highest timeline are a split brain in every column. Only a full round can show who
 answers *beside* whom, or that nobody higher is there: so *contested*, *split brain* and the first acceptance need one,
@@ -30,7 +32,7 @@ from dbguard.core.topology import Instance, Reign
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Accept", "Claim", "Contest", "Holder", "Keep", "Office", "Split", "Verdict", "judge"]
+__all__ = ["Accept", "Claim", "Contest", "Holder", "Keep", "Office", "Outlived", "Split", "Verdict", "Witness", "judge"]
 
 
 class Holder(Enum):
@@ -102,6 +104,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Witness:
+    """A node that answers, and the highest timeline of this cluster that it has heard of."""
+
+    node: str
+    timeline: int
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """All stays as it is. doubt: a full round would tell more."""
 
@@ -123,6 +133,17 @@ class Contest:
     claim: Claim
     reign: Reign
 
+    @property
+    def why(self) -> str:
+        """What is odd about the claim."""
+        return (
+            f"it claims timeline {self.claim.timeline} and was never a replica here, accepted is {self.reign.timeline}"
+        )
+
+    def refusal(self, incumbent: str | None) -> str:
+        """Say why writes are refused, and the way out."""
+        return f"contested: {self.claim.node} claims to be primary beside {incumbent}; trust one of them"
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -132,7 +153,27 @@ class Split:
     beside: bool
 
 
-Verdict = Keep | Accept | Contest | Split
+@dataclass(frozen=True, slots=True)
+class Outlived:
+    """Nothing was accepted yet, and *witness* has heard of a later timeline, whose primary is away: writes are refused."""
+
+    claim: Claim
+    witness: Witness
+
+    @property
+    def why(self) -> str:
+        """What is odd about the claim."""
+        node, later = self.witness.node, self.witness.timeline
+        return (
+            f"it claims timeline {self.claim.timeline}, and {node} has followed timeline {later}, whose primary is away"
+        )
+
+    def refusal(self, incumbent: str | None) -> str:  # noqa: ARG002  as of `Contest`; here is none
+        """Say why writes are refused, and the way out."""
+        return f"contested: {self.claim.node} seems to be an old primary: {self.why}; bring that one back, or trust {self.claim.node}"
+
+
+Verdict = Keep | Accept | Contest | Split | Outlived
 
 
 def judge(
@@ -141,6 +182,7 @@ def judge(
     claims: Sequence[Claim],
     *,
     full: bool,
+    witness: Witness | None = None,
     doubted: bool = False,
     twinned: bool = False,
 ) -> Verdict:
@@ -149,6 +191,7 @@ def judge(
     office: None if nothing was accepted yet; *holder* then means nothing.
     claims: those heard in this round that may become primary, in the order of the configuration.
     full: all nodes were asked in parallel.
+    witness: who has heard of the highest timeline, of all nodes heard in this round; None: nobody told any.
     doubted: two reigns were seen to bear the number of the accepted timeline, so a restart cannot be told from another
         reign by its number, nor by a mark.
     twinned: by its mark alone.
@@ -156,7 +199,7 @@ def judge(
     if not claims:
         return Keep()
     if office is None:
-        return _highest(claims) if full else Keep(doubt=True)
+        return _first(claims, witness) if full else Keep(doubt=True)
     reign = office.reign
     higher = [claim for claim in claims if claim.compared_to(reign) > 0]
     lawful = higher if holder is Holder.GONE else [claim for claim in higher if claim.known]
@@ -181,6 +224,14 @@ def judge(
     elif equal:
         return Keep(doubt=True)
     return Keep()
+
+
+def _first(claims: Sequence[Claim], witness: Witness | None) -> Verdict:
+    """Choose the first reign, unless a later one has been: its primary is away, and has what was acknowledged since."""
+    verdict = _highest(claims)
+    if not isinstance(verdict, Accept) or verdict.claim.timeline is None or witness is None:
+        return verdict
+    return Outlived(verdict.claim, witness) if witness.timeline > verdict.claim.timeline else verdict
 
 
 def _highest(claims: Sequence[Claim]) -> Accept | Split:

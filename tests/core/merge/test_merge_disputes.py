@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dbguard.core.topology import Role
 from dbguard.events import Contested, NodeMisconfigured, NodeUp, SplitBrainSeen, WriteMayBeLost
 
@@ -318,3 +320,77 @@ class TestTrust:
         cluster.trust("a")
 
         assert set(cluster.epochs) == {"a", "b", "c"}
+
+
+class TestOldPrimaryAtStart:
+    """Nothing was accepted yet, and a node has followed a later primary than the one that answers (RULES 4.4)."""
+
+    @pytest.fixture
+    def cluster(self, build):
+        return build("a", "b", "c")
+
+    def old_one_is_back(self, cluster):
+        for name in "bc":
+            cluster[name].timeline = cluster[name].control_timeline = 2
+        cluster["b"].role, cluster["b"].streaming = Role.PRIMARY, None
+        cluster.silence("b")
+        cluster.round()
+
+    def test_gets_no_writes_and_is_named_with_the_way_out(self, cluster):
+        self.old_one_is_back(cluster)
+
+        assert cluster.view.primary is None
+        assert cluster.view.refused == (
+            "contested: a seems to be an old primary: it claims timeline 1, and c has followed timeline 2, whose primary is"
+            " away; bring that one back, or trust a"
+        )
+        cluster.round()
+        assert [(said.node, said.incumbent) for said in cluster.said(Contested)] == [("a", "a later primary")]
+
+    def test_a_checkpoint_of_a_replica_that_streams_from_nobody_is_enough(self, cluster):
+        cluster["c"].timeline, cluster["c"].streaming = None, False
+        cluster["c"].control_timeline = 2
+        cluster.silence("b")
+
+        cluster.round()
+
+        assert cluster.view.primary is None
+
+    def test_single_probe_accepts_it_neither(self, cluster):
+        self.old_one_is_back(cluster)
+
+        cluster.probe("a")
+
+        assert cluster.view.writable is None
+
+    def test_is_fenced_when_the_later_one_answers(self, cluster):
+        self.old_one_is_back(cluster)
+        cluster.heal("b")
+
+        cluster.round()
+
+        assert (cluster.view.writable, cluster.view.refused) == ("b", None)
+        assert cluster.node("a").fenced
+
+    def test_operator_may_choose_it(self, cluster):
+        self.old_one_is_back(cluster)
+
+        cluster.topology.trust("a", cluster.now)
+        cluster.round()
+
+        assert (cluster.view.writable, cluster.view.refused) == ("a", None)
+
+    def test_nodes_of_another_cluster_are_no_witnesses(self, cluster):
+        cluster["c"].system, cluster["c"].timeline = "another", 7
+
+        cluster.round()
+
+        assert cluster.view.writable == "a"
+
+    def test_who_was_accepted_stays_when_a_later_timeline_is_heard_of(self, cluster):
+        cluster.round()
+        cluster["c"].control_timeline = 9
+
+        cluster.round()
+
+        assert cluster.view.writable == "a"
