@@ -35,6 +35,7 @@ from dbguard.core.succession import (
     Outlived,
     Split,
     Verdict,
+    Witness,
     judge,
 )
 from dbguard.core.topology import Changes, Instance, Missed, NodeView, Reign, Role, Sighting, View
@@ -151,7 +152,7 @@ class Topology:
         chosen = self._nodes[node]
         self._forget()
         for other in self._nodes.values():
-            other.known_as, other.returns, other.earlier = NEVER, 0, ()
+            other.known_as, other.returns, other.earlier, other.heard_of = NEVER, 0, (), 0
             if other.claim is not None and other is not chosen and not other.instance.is_surely(chosen.instance):
                 self._dismissed[other.name] = other.instance
         self._trusted = node
@@ -260,7 +261,7 @@ class Topology:
             return Keep(doubt=True)
         number = office.reign.timeline if office is not None else None
         doubted, twinned = number in self._doubted, number in self._twinned
-        told = [node.witness for node in self._nodes.values() if node.name in heard and node.misconfigured is None]
+        told = [Witness(node.name, node.heard_of) for node in self._nodes.values() if node.misconfigured is None]
         witness = max(told, key=lambda witness: witness.timeline, default=None)
         return judge(office, holder, claims, full=full, witness=witness, doubted=doubted, twinned=twinned)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dbguard.core.succession import Witness
 from dbguard.core.topology import Drain, Instance, Missed, NodeView, Reign, Role, Sighting, sterner
 from dbguard.events import Event, NodeDown, NodeMisconfigured, NodeUp, RoleChanged
 
@@ -41,6 +40,8 @@ class Node:
     """It claims to be primary, and was a replica before it did."""
     known_as: object = NEVER
     """The system identifier under which it was last seen as a replica (None if it did not tell); NEVER if it was not."""
+    heard_of: int = 0
+    """The highest timeline that this instance has told of: where it is, its last checkpoint's, or a reign's that it knows."""
     heard_at: float = float("-inf")
     """When the last probe that counted was sent, or a call found out something: what was asked before is overtaken."""
     fenced: bool = False
@@ -62,12 +63,6 @@ class Node:
     def claim(self) -> Sighting | None:
         """Its last result, if that says that it is a primary of this cluster."""
         return self.seen if self.last is self.seen and self.role is Role.PRIMARY else None
-
-    @property
-    def witness(self) -> Witness:
-        """The highest timeline that its last answer has told of; 0: none."""
-        seen = self.seen
-        return Witness(self.name, max(seen.timeline or 0, seen.control_timeline or 0) if seen is not None else 0)
 
     @property
     def told_position(self) -> tuple[int, float] | None:
@@ -101,6 +96,8 @@ class Node:
     def hear(self, sighting: Sighting, now: float) -> None:
         """Take in an answer."""
         self._meet(sighting)
+        marked = sighting.marked.timeline if sighting.marked is not None else 0
+        self.heard_of = max(self.heard_of, sighting.timeline or 0, sighting.control_timeline or 0, marked)
         self.last = self.seen = sighting
         self.heard_at = sighting.at
         if self.up is not True:
@@ -245,3 +242,4 @@ class Node:
         elif not self.group:
             self.raise_epoch("drain")
         self.instance = now
+        self.heard_of = 0

@@ -105,7 +105,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A node that answers, and the highest timeline of this cluster that it has heard of."""
+    """A node of this cluster, and the highest timeline that it was seen to have heard of."""
 
     node: str
     timeline: int
@@ -191,7 +191,7 @@ def judge(
     office: None if nothing was accepted yet; *holder* then means nothing.
     claims: those heard in this round that may become primary, in the order of the configuration.
     full: all nodes were asked in parallel.
-    witness: who has heard of the highest timeline, of all nodes heard in this round; None: nobody told any.
+    witness: who has heard of the highest timeline; None: nobody told any.
     doubted: two reigns were seen to bear the number of the accepted timeline, so a restart cannot be told from another
         reign by its number, nor by a mark.
     twinned: by its mark alone.

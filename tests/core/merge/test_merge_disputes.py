@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbguard.core.topology import Role
+from dbguard.core.topology import Mark, Role
 from dbguard.events import Contested, NodeMisconfigured, NodeUp, SplitBrainSeen, WriteMayBeLost
 
 
@@ -347,9 +347,11 @@ class TestOldPrimaryAtStart:
         cluster.round()
         assert [(said.node, said.incumbent) for said in cluster.said(Contested)] == [("a", "a later primary")]
 
-    def test_a_checkpoint_of_a_replica_that_streams_from_nobody_is_enough(self, cluster):
-        cluster["c"].timeline, cluster["c"].streaming = None, False
-        cluster["c"].control_timeline = 2
+    @pytest.mark.parametrize("told", [{"control_timeline": 2}, {"marked": Mark(2, "of b")}], ids=str)
+    def test_what_a_replica_keeps_that_streams_from_nobody_is_enough(self, cluster, told):
+        cluster["c"].streaming = False
+        for name, value in told.items():
+            setattr(cluster["c"], name, value)
         cluster.silence("b")
 
         cluster.round()
@@ -371,6 +373,27 @@ class TestOldPrimaryAtStart:
 
         assert (cluster.view.writable, cluster.view.refused) == ("b", None)
         assert cluster.node("a").fenced
+
+    def test_what_a_replica_told_is_not_forgotten_when_it_says_it_no_more(self, cluster):
+        cluster["c"].streaming, cluster["c"].marked = False, Mark(2, "of b")
+        cluster.silence("b")
+        cluster.round()
+        cluster["c"].marked = None
+
+        cluster.round()
+        assert cluster.view.primary is None
+        cluster.silence("c")
+        cluster.round()
+        assert cluster.view.primary is None
+
+    def test_replica_that_was_rebuilt_speaks_for_itself(self, cluster):
+        self.old_one_is_back(cluster)
+
+        cluster["c"].control_timeline = 1
+        cluster.rejoin("c", 1)
+        cluster.round()
+
+        assert cluster.view.writable == "a"
 
     def test_operator_may_choose_it(self, cluster):
         self.old_one_is_back(cluster)

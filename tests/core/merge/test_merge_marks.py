@@ -170,13 +170,14 @@ def test_new_connection_that_was_not_asked_for_the_mark_does_not_settle_who_reig
 
 class TestReplicas:
     def test_mark_of_a_later_reign_disproves_what_its_late_checkpoint_says(self, build):
-        """A process that has just begun sees an old primary that is back, and a replica of the one that is off."""
+        """A process that has just begun sees an old primary that is back, which is trusted, and a replica of the one that is off."""
         cluster = build("a", "c")
         mark(cluster, 0, "", "a")
         mark(cluster, 2, "second", "c")
         cluster["c"].streaming = False
 
         cluster.round()
+        cluster.topology.trust("a", cluster.now)
         cluster.round()
 
         assert cluster.view.primary == "a"

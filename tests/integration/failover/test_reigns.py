@@ -130,6 +130,34 @@ async def test_two_processes_agree_on_each_reign_and_its_replicas_are_proven_by_
     assert await marks_on(cluster, "c") == {1: first, 2: second}
 
 
+async def test_a_process_that_starts_beside_nobody_but_an_old_primary_is_warned_by_a_replica(
+    cluster, open_guard, until
+):
+    await install(cluster)
+    first = await open_guard(cluster, config=TOKENS)
+    await until(lambda: first.status().mark)
+    await act(cluster.kill, "a")
+    await act(cluster.promote, "b")
+    await act(cluster.follow, "c", "b")
+    await until(lambda: first.status().primary == "b" and first.status().mark)
+
+    async def told() -> bool:
+        return 2 in await marks_on(cluster, "c")
+
+    await until(told)
+    await act(cluster.kill, "b")
+    await act(cluster.start_node, "a")
+
+    guard = await open_guard(cluster, config=TOKENS, settle=False)
+
+    with pytest.raises(dbguard.NoPrimary, match=r"a seems to be an old primary: .* c has followed timeline 2"):
+        await guard.execute("CREATE TABLE never ()")
+    with pytest.raises(dbguard.OutcomeUnknown):
+        await guard.resolve("019aa8c2-5d30-7c1e-8f00-3b6f0a9d7e11", timeout=1.0)
+    await act(cluster.start_node, "b")
+    await until(lambda: guard.status().primary == "b")
+
+
 async def test_two_promotions_with_one_number_are_told_apart_by_a_process_that_saw_neither(cluster, open_guard, until):
     """c is promoted to the number of b, never seen as a replica, and has as much: by number it is b, started again."""
     await install(cluster)
