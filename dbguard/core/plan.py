@@ -53,6 +53,9 @@ __all__ = [
 
 E = TypeVar("E", bound=DbGuardError)
 
+HARDLY = 0.01
+"""Seconds before a deadline in which there is no time left for a pause and another attempt: a dial alone takes as long."""
+
 UNPAID = 0.25
 """Seconds that a repeat after contention pauses at least, and twice that at most, where its purse is empty.
 
@@ -356,13 +359,15 @@ def _backoff(
 ) -> Pause | None:
     """Say how long to back off; None where another node can be asked at once, or a gate will hold the call anyway.
 
-    At most half of what is left: a pause to the very deadline leaves no time for what it waits for.
+    At most half of what is left: a pause to the very deadline leaves no time for what it waits for. Where hardly anything
+    is left, all of it: halves of halves would be attempts without end.
     """
     if verdict.reresolve or last.phase is Phase.UNSENT:
         return None
     if verdict.elsewhere and number == 1 and last.family is not Family.CONTENTION and state.has_other(call, last.node):
         return None
-    at_most = max(0.0, call.deadline - state.clock()) / 2
+    left = max(0.0, call.deadline - state.clock())
+    at_most = left / 2 if left > HARDLY else left
     at_least = 0.0 if paid else UNPAID * (1 + state.rng.random())
     return Pause(at_most, number, last.family, gate=False, failure=last, at_least=at_least)
 

@@ -305,6 +305,16 @@ def test_a_pause_leaves_half_of_the_time_to_what_it_waits_for(state: GuardState)
     assert pause.at_most == (call.deadline - call.began) / 2
 
 
+def test_a_pause_just_before_the_deadline_takes_all_that_is_left(state: GuardState) -> None:
+    call = new_call(state, Stake.TRANSACTION)
+    call.deadline = call.began + 0.008
+
+    told = play(call, state, conflict, paused, 1)
+
+    (pause,) = (step for step in told.asked if isinstance(step, Pause))
+    assert pause.at_most == pytest.approx(0.008)
+
+
 def test_contention_ends_after_its_attempts_with_the_drivers_own_error(clock: ManualClock) -> None:
     state = known_state(clock, retry=RetryPolicy(contention_attempts=5))
     told = play(new_call(state, Stake.TRANSACTION), state, *[conflict, paused] * 4, conflict)
