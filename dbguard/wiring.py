@@ -101,7 +101,12 @@ def wire(
     tokens = settings.outcome.resolve == "token-table"
 
     def check(seen: Sighting) -> None:
-        refusal = state.met(seen)
+        heed(state.met(seen))
+
+    def check_claim(seen: Sighting) -> None:
+        heed(state.met_to_claim(seen))
+
+    def heed(refusal: str | None) -> None:
         engine.flush()
         if refusal is not None:
             raise WrongNode(refusal)
@@ -125,7 +130,7 @@ def wire(
             controls[node.name] = BorrowedControl(node.name, pool, clock=clock, marks=marks, follows=given.follows)
             if tokens:
                 lender = Lender(pool, node.name)
-                registries[node.name] = Registry(node.name, lender.dial, check, clock=clock, give=lender.give)
+                registries[node.name] = Registry(node.name, lender.dial, check_claim, clock=clock, give=lender.give)
             continue
         dialer = Dialer(connect_arguments(settings.connection, node), arguments)
         pools[node.name] = opened = OwnPool(
@@ -148,7 +153,7 @@ def wire(
         )
         own.append(opened)
         if tokens:
-            registries[node.name] = Registry(node.name, dialer.registry, check, clock=clock)
+            registries[node.name] = Registry(node.name, dialer.registry, check_claim, clock=clock)
         controls[node.name] = OwnControl(
             node.name, dialer.control, clock=clock, marks=marks, has_strayed=dialer.strayed
         )

@@ -180,6 +180,17 @@ class GuardState(Router):
             return f"{seen.node} belongs to an older reign"
         return view.misconfigured
 
+    def met_to_claim(self, seen: Sighting) -> str | None:
+        """Take in what a server said that is to answer a claim; the reason if it must not.
+
+        Only the server that holds the office may: under the primary's name another one may stand, on the same timeline,
+        of which it is not known yet whether it goes on with the reign; that it lacks a token says nothing.
+        """
+        refusal = self.met(seen)
+        if refusal is None and (self.view.writable != seen.node or not self.nodes[seen.node].is_here(seen.instance)):
+            return f"{seen.node} does not hold the primary's office"
+        return refusal
+
     def _is_older(self, seen: Sighting) -> bool:
         """Whether a server claims to be primary on a lower timeline than the accepted one.
 

@@ -13,7 +13,7 @@ from dbguard.core.gate import GateState
 from dbguard.core.plan import Choice, Nowhere
 from dbguard.core.retry import Act, Stake, judge
 from dbguard.core.router import ReadPolicy
-from dbguard.core.topology import Missed, Role, Sighting
+from dbguard.core.topology import Mark, Missed, Role, Sighting
 from dbguard.errors import NoPrimary, NoReplica
 from dbguard.events import ClassifierMissed, ContextOutlivedReign, WriteMayBeLost
 from dbguard.status import status_of
@@ -280,6 +280,32 @@ def test_connection_to_an_older_reign_is_refused_though_newer_news_have_overtake
     look(state, clock, "a", "b", primary="b", timeline=2)
 
     assert state.met(seen("a", Role.PRIMARY, asked_at, timeline=1)) == "a belongs to an older reign"
+
+
+def test_claim_is_answered_by_the_server_that_holds_the_office_alone(state: GuardState, clock: ManualClock) -> None:
+    """Another primary by the same name and timeline may be the old one restarted, or not: its mark has yet to be asked."""
+    reign = state.view.reign
+    state.probed([seen("a", Role.PRIMARY, clock.advance(0.1), marked=Mark(1, "agreed"))], full=False)
+    assert state.met_to_claim(seen("a", Role.PRIMARY, clock.advance(0.1))) is None
+
+    another = seen("a", Role.PRIMARY, clock.advance(0.1), started="again", position=2_000)
+
+    assert state.met_to_claim(another) == "a does not hold the primary's office"
+    assert state.view.reign == reign
+
+    marked = seen("a", Role.PRIMARY, clock.advance(0.1), started="again", position=2_000, marked=Mark(1, "agreed"))
+    state.probed([marked], full=False)
+
+    assert state.met_to_claim(seen("a", Role.PRIMARY, clock.advance(0.1), started="again", position=2_000)) is None
+    assert state.view.reign == reign
+
+
+def test_claim_is_not_answered_by_a_server_that_newer_news_have_replaced(state: GuardState, clock: ManualClock) -> None:
+    late = seen("a", Role.PRIMARY, clock.advance(0.1))
+    state.probed([seen("a", Role.PRIMARY, clock.advance(0.1), started="again")], full=True)
+    assert state.primary is state.nodes["a"]
+
+    assert state.met_to_claim(late) == "a does not hold the primary's office"
 
 
 def test_lost_primary_closes_the_gate_and_its_return_opens_it(state: GuardState, clock: ManualClock) -> None:

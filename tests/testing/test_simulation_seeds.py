@@ -17,6 +17,7 @@ FOUND = [
     (926, "overtaken", "fenced", "a call whose node changed while it waited for a connection chooses anew"),
     (377, "number", "stale", "a timeline's number proves nothing once two servers were seen to claim it"),
     (1659, "pin", "stale", "a write of unknown fate keeps its context's reads on the primary"),
+    (3006, "office", "duplicate", "a claim is answered by the server that holds the office alone"),
     (165, "nothing", "lost", "a claim never takes its own row for the write"),
 ]
 

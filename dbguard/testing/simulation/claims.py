@@ -54,8 +54,9 @@ def _claim(guard: SimulatedGuard, step: Resolve) -> Waits:
     answer: Answer | None = None
     if said is not LATE and said.value is not None:
         seen = said.value.sighting(node.name, at, fresh=True)
-        refusal = guard.check(seen)
-        if refusal is None and seen.role is Role.PRIMARY and node.is_here(seen.instance) and state.view.reign == reign:
+        refusal = state.met_to_claim(seen)
+        guard.flush()
+        if refusal is None and seen.role is Role.PRIMARY and state.view.reign == reign:
             answer = yield from _ask(guard, step, connection)
     connection.end()
     return answer if state.view.reign == reign else None

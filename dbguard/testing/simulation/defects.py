@@ -85,6 +85,13 @@ class _Unfenced(GuardState):
         return None
 
 
+class _Credulous(GuardState):
+    """A claim is answered by whoever stands behind the primary's name."""
+
+    def met_to_claim(self, seen: Sighting) -> str | None:
+        return self.met(seen)
+
+
 class _Ungated(GuardState):
     """Reads go to any replica, whatever their context has written."""
 
@@ -153,6 +160,7 @@ DEFECTS: dict[str, Defect] = {
     "number": Defect(
         "stale", "a timeline's number is its identity", patch=lambda: patch.object(Memory, "view", _see_no_twin)
     ),
+    "office": Defect("duplicate", "a claim is answered by a server that does not hold the office", state=_Credulous),
     "budget": Defect("budget", "repeats cost nothing", patch=lambda: patch.object(Budget, "take", _pay)),
     "deadline": Defect("late", "waits outlast the call", patch=lambda: patch.object(plan, "Pause", _wait_longer)),
     "overtaken": Defect("fenced", "a node is written to that changed while the call waited", state=_Stubborn),

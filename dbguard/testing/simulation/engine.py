@@ -107,7 +107,9 @@ class EngineGuard:
             )
             for name, dial in dials.items()
         }
-        self.registries = {name: Registry(name, dial, self._check, clock=agenda.clock) for name, dial in dials.items()}
+        self.registries = {
+            name: Registry(name, dial, self._check_claim, clock=agenda.clock) for name, dial in dials.items()
+        }
         self.engine = Engine(
             state,
             self.pools,
@@ -126,7 +128,12 @@ class EngineGuard:
         self.monitor = Monitor(self.engine, controls, pace, keeps_marks=tokens)
 
     def _check(self, seen: Sighting) -> None:
-        refusal = self.state.met(seen)
+        self._heed(self.state.met(seen))
+
+    def _check_claim(self, seen: Sighting) -> None:
+        self._heed(self.state.met_to_claim(seen))
+
+    def _heed(self, refusal: str | None) -> None:
         self.engine.flush()
         if refusal is not None:
             raise WrongNode(refusal)
