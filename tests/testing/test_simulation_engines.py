@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -81,11 +81,20 @@ def test_a_calm_cluster_ends_every_call_alike() -> None:
 
 
 def test_what_faults_cost_is_the_same() -> None:
-    cost: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    for seed in range(60):
-        for counter, run in zip(cost, both(draw(seed)), strict=True):
-            counter.update(calls=run.calls, failed=run.failed, unknown=run.unknown, repeats=run.repeats)
+    cost: tuple[Counter[Any], Counter[Any]] = (Counter(), Counter())
+    for seed in range(120):
+        schedule = draw(seed)
+        for counter, run in zip(cost, both(schedule), strict=True):
+            counter.update(calls=run.calls, failed=run.failed, repeats=run.repeats)
+            counter.update({("with", "calls") if schedule.tokens else ("without", "calls"): run.calls})
+            counter.update({("with", "unknown") if schedule.tokens else ("without", "unknown"): run.unknown})
     own, real = cost
 
-    for what in ("failed", "unknown", "repeats"):
-        assert own[what] / own["calls"] == pytest.approx(real[what] / real["calls"], rel=0.4), what
+    def share(counter: Counter[Any], what: object, of: object) -> float:
+        return float(counter[what] / counter[of])
+
+    for what, of in (("failed", "calls"), ("repeats", "calls"), (("without", "unknown"), ("without", "calls"))):
+        assert share(own, what, of) == pytest.approx(share(real, what, of), rel=0.4), what
+    # With tokens fewer are left open than in the simulation: the runtime keeps a connection ready to ask on.
+    unknown = ("with", "unknown"), ("with", "calls")
+    assert share(real, *unknown) <= 1.4 * share(own, *unknown)
