@@ -18,6 +18,7 @@ the replica that has most therefore never causes an alarm.
 
 *Where a reign begins*: where its timeline branched off, as its control file tells until the first checkpoint is done,
 or else that checkpoint's beginning, or else the first position that was seen. Each is too high, if it is not exact.
+Where a reign between was never accepted here, that one began below any position asked for once its mark was there.
 """
 
 from __future__ import annotations

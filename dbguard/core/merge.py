@@ -345,6 +345,9 @@ class Topology:
     def _judge_loss(self, claim: Claim, old: Office, now: float) -> None:
         """Say what the new reign lacks of what was acknowledged under the *old* one, and refuse it if that is too much."""
         begin = None if claim.instance.is_of_another_system(old.instance) else claim.begins(old.reign)
+        between, position = self._nodes[claim.node].passed
+        if begin is not None and old.reign.timeline < between < (claim.timeline or 0):
+            begin = min(begin, position)  # the reign between was never accepted here, and began below
         lost = self._ledger.lost(begin) if begin is not None else 0
         if lost:
             self._events.append(WriteMayBeLost(at=now, node=claim.node, lost_bytes=lost))

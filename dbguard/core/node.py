@@ -55,6 +55,10 @@ class Node:
     ahead: int = 0
     behind_from: tuple[float, int] | None = None
     """A replay position, and a time by which it had been read: the primary, asked after it, must not be below."""
+    bears: tuple[int, float] = (0, 0.0)
+    """The latest timeline whose mark it has, and when that was heard first; 0: none is known."""
+    passed: tuple[int, int] = (0, 0)
+    """A timeline whose mark it had before it was asked for this position: that timeline branched off below; 0: none."""
     raised: Drain | None = None
     """How the epoch was raised in this merge."""
     told: list[Event] = field(default_factory=list)
@@ -98,6 +102,7 @@ class Node:
         self._meet(sighting)
         marked = sighting.marked.timeline if sighting.marked is not None else 0
         self.heard_of = max(self.heard_of, sighting.timeline or 0, sighting.control_timeline or 0, marked)
+        self._pass(marked, sighting, now)
         self.last = self.seen = sighting
         self.heard_at = sighting.at
         if self.up is not True:
@@ -224,6 +229,16 @@ class Node:
             group=self.group,
         )
 
+    def _pass(self, marked: int, sighting: Sighting, now: float) -> None:
+        """Note up to where at most the timeline began whose mark it has: *marked*, or one that was heard of before."""
+        bears, since = self.bears
+        if marked > bears:
+            self.bears = (marked, now)
+            return
+        surely = sighting.instance.is_surely(self.instance)  # else another server behind the name may have told it
+        if surely and self.passed[0] < bears and sighting.at >= since and sighting.position is not None:
+            self.passed = (bears, sighting.position)
+
     def _meet(self, sighting: Sighting) -> None:
         """Note which server answers under this name. Another one makes connections to the old one stale.
 
@@ -242,4 +257,4 @@ class Node:
         elif not self.group:
             self.raise_epoch("drain")
         self.instance = now
-        self.heard_of = 0
+        self.heard_of, self.bears, self.passed = 0, (0, 0.0), (0, 0)

@@ -548,3 +548,21 @@ def test_choice_of_a_replica_that_is_proven_no_longer_does_not_stand(state: Guar
     failure = state.overtaken(call, node, epoch)
     assert failure is not None
     assert isinstance(failure.cause, NoReplica)
+
+
+def test_loss_of_a_reign_between_that_was_never_accepted_is_told(state: GuardState, clock: ManualClock) -> None:
+    """The second of two promotions branched off above what was lost in the first: its mark stood below already."""
+    state.commits.note(state.view.reign, clock.now)
+    state.probed([seen("a", Role.PRIMARY, clock.advance(0.5), position=5_000)], full=False)
+    for _ in range(2):
+        state.probed(
+            [seen("b", Role.REPLICA, clock.advance(0.5), position=4_000, marked=Mark(2, "unseen"))], full=False
+        )
+    state.take_effects()
+
+    promoted = seen("b", Role.PRIMARY, clock.advance(0.5), timeline=3, position=6_000, branched=6_000)
+    state.probed([Missed(node="a", at=clock.now, why=SILENT), promoted], full=True)
+
+    effects = state.take_effects()
+    assert effects is not None
+    assert [event.lost_bytes for event in effects.events if isinstance(event, WriteMayBeLost)] == [1_000]
