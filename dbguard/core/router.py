@@ -203,6 +203,14 @@ class Router:
         cause = error(f"{node.name} changed while this call waited for a connection to it", retry_after=0.1)
         return Failure(node=node.name, phase=Phase.UNSENT, family=Family.NEUTRAL, cause=cause, ours=True)
 
+    def still_asked(self, node: Node, epoch: int, reign: Reign | None) -> bool:
+        """Say whether what *node* answered, asked as the primary of *reign* under *epoch*, counts.
+
+        The reign alone does not tell: it goes on where another instance is taken for its primary restarted, and what
+        the one before answers from then on is as void as what it answers to a write.
+        """
+        return self.view.reign == reign and node.epoch == epoch
+
     def has_other(self, call: Call, failed: str) -> bool:
         """Say whether *call* can go on at once on another node than *failed*."""
         return not isinstance(self.route(call, frozenset((failed,))), Nowhere)

@@ -85,7 +85,7 @@ async def resolve(engine: Engine, token: UUID, until: float, own: tuple[str, int
             if not await _prepared(engine, until):
                 await engine.room.pause(min(LOOK_AGAIN, until - now))
             continue
-        reign = state.view.reign
+        reign, epoch = state.view.reign, primary.epoch
         backend = own[1:] if own is not None and own[0] == primary.name else (0, None)
         registry = engine.registries[primary.name]
         try:
@@ -103,7 +103,7 @@ async def resolve(engine: Engine, token: UUID, until: float, own: tuple[str, int
             continue
         finally:
             engine.flush()
-        if state.view.reign == reign:
+        if state.still_asked(primary, epoch, reign):
             return Applied() if committed else NotApplied(reign)
         why = "the primary changed while it was asked"
     return StillOpen(why)

@@ -453,6 +453,33 @@ def test_overtaken_choice_says_nothing_about_the_node(state: GuardState, clock: 
     assert names(state) == ["c"]
 
 
+# ---------------------------------------------------------------- a question that was asked of the primary
+
+
+def test_answer_of_a_primary_that_another_instance_has_followed_does_not_count_though_its_reign_goes_on(
+    state: GuardState, clock: ManualClock
+) -> None:
+    node, reign = state.nodes["a"], state.view.reign
+    epoch = node.epoch
+    look(state, clock)
+    assert state.still_asked(node, epoch, reign)
+
+    state.probed([seen("a", Role.PRIMARY, clock.advance(0.5), started="second")], full=False)
+
+    assert (state.primary, state.view.reign) == (node, reign)
+    assert not state.still_asked(node, epoch, reign)
+    assert state.still_asked(node, node.epoch, reign)
+
+
+def test_answer_of_a_primary_does_not_count_under_another_reign(state: GuardState, clock: ManualClock) -> None:
+    node, reign = state.nodes["a"], state.view.reign
+    epoch = node.epoch
+
+    look(state, clock, "a", primary="b", timeline=2)
+
+    assert not state.still_asked(node, epoch, reign)
+
+
 # ---------------------------------------------------------------- what is said
 
 

@@ -12,6 +12,7 @@ from dbguard.testing.simulation.network import Connection, dial
 
 if TYPE_CHECKING:
     from dbguard.core.plan import Resolve
+    from dbguard.core.route import Node
     from dbguard.testing.simulation.guard import SimulatedGuard, Waits
 
 __all__ = ["PRUNED", "resolve"]
@@ -46,6 +47,7 @@ def _claim(guard: SimulatedGuard, step: Resolve) -> Waits:
     node, reign = state.primary, state.view.reign
     if node is None or not state.gate.writable:
         return None
+    epoch = node.epoch
     connection = yield dial(guard.links[node.name], min(step.until, agenda.now + LIMIT), guard.dialled())
     if not isinstance(connection, Connection):
         return None
@@ -56,13 +58,13 @@ def _claim(guard: SimulatedGuard, step: Resolve) -> Waits:
         seen = said.value.sighting(node.name, at, fresh=True)
         refusal = state.met_to_claim(seen)
         guard.flush()
-        if refusal is None and seen.role is Role.PRIMARY and state.view.reign == reign:
-            answer = yield from _ask(guard, step, connection)
+        if refusal is None and seen.role is Role.PRIMARY and state.still_asked(node, epoch, reign):
+            answer = yield from _ask(guard, step, connection, node, epoch)
     connection.end()
-    return answer if state.view.reign == reign else None
+    return answer if state.still_asked(node, epoch, reign) else None
 
 
-def _ask(guard: SimulatedGuard, step: Resolve, connection: Connection) -> Waits:
+def _ask(guard: SimulatedGuard, step: Resolve, connection: Connection, node: Node, epoch: int) -> Waits:
     agenda, reign = guard.agenda, guard.state.view.reign
     request = Request("claim", token=step.token)
     said: Any = yield connection.send(request, min(step.until, agenda.now + LIMIT))
@@ -76,7 +78,7 @@ def _ask(guard: SimulatedGuard, step: Resolve, connection: Connection) -> Waits:
             yield connection.send(Request("end", (doomed, True)), min(step.until, agenda.now + LIMIT))
     if said.code is not None:
         return None
-    if guard.state.view.reign != reign:
+    if not guard.state.still_asked(node, epoch, reign):
         return None
     guard.judge.resolves(step.token, said.value, connection.server, guard.state.view, agenda.now)
     return Applied() if said.value == "w" else NotApplied(reign)
