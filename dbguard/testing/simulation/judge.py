@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from dbguard.core.retry import RetryPolicy
-    from dbguard.core.topology import Instance, Sighting, View
+    from dbguard.core.topology import Instance, Reign, Sighting, View
     from dbguard.testing.simulation.messages import Missing
     from dbguard.testing.simulation.servers import Server
 
@@ -56,7 +56,7 @@ class Violation(NamedTuple):
 class Write:
     """What is known about one value.
 
-    open: sent, and neither answered nor refused. acknowledged: when, by whom, and on which timeline.
+    open: sent, and neither answered nor refused. acknowledged: when, by whom, on which timeline, and under which reign.
     lawful: by the server that the guard had accepted. safe: that one was the primary by right, and a standby has it.
     denied: the call ended with an error that says that nothing was applied.
     refuted: tokens that were proved not applied.
@@ -67,6 +67,7 @@ class Write:
     acknowledged: float | None = None
     by: str = ""
     timeline: int = 0
+    reign: Reign | None = None
     lawful: bool = False
     safe: bool = False
     denied: str | None = None
@@ -91,7 +92,7 @@ class Judge:
         self._carried: dict[str, str] = {}
         self.unprovable = 0
         self.marked: Callable[[], bool] = bool
-        self._bounded: dict[str, float] = {}
+        self._bounded: dict[Reign, float] = {}
         self._alarms: set[float] = set()
         self._number = 0
         self._retry = retry
@@ -109,10 +110,9 @@ class Judge:
         if sighting.role is Role.PRIMARY and sighting.timeline is not None:
             self._shown.setdefault(sighting.timeline, set()).add(self._server_of(sighting.instance).name)
 
-    def bounds(self, sighting: Sighting) -> None:
-        """The accepted primary has told its position."""
-        name = self._server_of(sighting.instance).name
-        self._bounded[name] = max(self._bounded.get(name, 0.0), sighting.at)
+    def bounds(self, sighting: Sighting, reign: Reign) -> None:
+        """The primary of *reign*, which is the accepted one, has told its position."""
+        self._bounded[reign] = max(self._bounded.get(reign, 0.0), sighting.at)
 
     def alarms(self, at: float) -> None:
         """The guard says that writes may be lost."""
@@ -121,6 +121,8 @@ class Judge:
     def succeeds(self, view: View, at: float) -> None:
         """Another reign was accepted: whatever it lacks of what a probe had bounded has to be said.
 
+        A position bounds what was acknowledged under the reign in which it was told: a primary that comes back after two
+        were seen to bear its number is not known to be the same, and its position says nothing of what it had before.
         (Of two that bear one number nothing shows where the second began, unless both have told their marks.)
         """
         old, new = self._accepted, self.watches(view)
@@ -128,8 +130,8 @@ class Judge:
         if old is None or new is None or old is new or old.sync or at in self._alarms or number == self._number:
             return
         has = {value for commit in new.wal for value in commit.values}
-        until = self._bounded.get(old.name, 0.0)
         for value, write in self.writes.items():
+            until = self._bounded.get(write.reign, 0.0) if write.reign is not None else 0.0
             bounded = write.acknowledged is not None and write.acknowledged < until
             if bounded and (write.by, write.timeline) == (old.name, number) and write.lawful and value not in has:
                 self.break_("silent", at, f"{value}, acknowledged by {old.name}, is not on {new.name}")
@@ -194,6 +196,7 @@ class Judge:
             write = self.writes[value]
             write.open = False
             write.acknowledged, write.by, write.timeline, write.lawful = at, server.name, timeline, lawful
+            write.reign = view.reign
             write.safe = lawful and server.sync and server.rightful() is server and timeline == server.timeline
         if answer.unproven:
             self.break_(

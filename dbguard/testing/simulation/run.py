@@ -122,10 +122,11 @@ class _Watched(Topology):
             if isinstance(result, Sighting):
                 self._judge_of_it.sees(result)
         changes = super().merge(results, now, full=full)
+        reign = self.view.reign
         for result in results:
-            node = self._nodes[result.node]
-            if isinstance(result, Sighting) and node.claim is result and self.view.primary == result.node:
-                self._judge_of_it.bounds(result)
+            told = isinstance(result, Sighting) and self._nodes[result.node].claim is result
+            if told and reign is not None and self.view.primary == result.node:
+                self._judge_of_it.bounds(result, reign)
         return changes
 
 
