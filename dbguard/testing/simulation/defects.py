@@ -86,10 +86,13 @@ class _Unfenced(GuardState):
 
 
 class _Credulous(GuardState):
-    """A claim is answered by whoever stands behind the primary's name."""
+    """A claim is answered by whoever stands behind the primary's name, now or when it was asked."""
 
     def met_to_claim(self, seen: Sighting) -> str | None:
         return self.met(seen)
+
+    def still_asked(self, node: Node, epoch: int, reign: Reign | None) -> bool:  # noqa: ARG002
+        return self.view.reign == reign
 
 
 class _Ungated(GuardState):
