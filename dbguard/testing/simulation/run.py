@@ -124,8 +124,9 @@ class _Watched(Topology):
         changes = super().merge(results, now, full=full)
         reign = self.view.reign
         for result in results:
-            told = isinstance(result, Sighting) and self._nodes[result.node].claim is result
-            if told and reign is not None and self.view.primary == result.node:
+            if reign is None or not isinstance(result, Sighting) or self.view.primary != result.node:
+                continue
+            if self._nodes[result.node].claim is result:
                 self._judge_of_it.bounds(result, reign)
         return changes
 
