@@ -20,6 +20,7 @@ import asyncpg
 from dbguard.core.topology import Role
 from dbguard.drivers import outcome_sql
 from dbguard.drivers.asyncpg.control import BURY
+from dbguard.drivers.asyncpg.probe import END_OF_RECOVERY
 from dbguard.drivers.asyncpg.registry import DURABLE
 from dbguard.drivers.base import TooOld
 from dbguard.testing.simulation.agenda import LATE
@@ -298,6 +299,8 @@ class SimulatedConnection:
             "plain_role": True,
             "system_id": seen.instance.system_id,
             "control_timeline": seen.control_timeline,
+            "branch_timeline": None if seen.branched is None else seen.timeline,
+            "branch": None if seen.branched is None else seen.branched + END_OF_RECOVERY,
         }
         return defaultdict(lambda: None, told)  # what is asked beside, the server does not tell
 
