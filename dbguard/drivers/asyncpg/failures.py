@@ -42,7 +42,7 @@ class PoolExhausted(TimeoutError):
     """No connection of the node's pool came free in time. Says nothing about the node."""
 
 
-class NotReplicated(Exception):
+class NotReplicated(asyncpg.InterfaceError):
     """A commit was answered, but its wait for a synchronous standby was cut short: no acknowledgement."""
 
 
