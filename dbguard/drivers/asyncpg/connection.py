@@ -46,25 +46,25 @@ class GuardedConnection:
         tag = getattr(self, "guard_tag", None)
         if tag is not None and tag.ending and query == "COMMIT;":
             query = tag.ending
-        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]
+        status: str = await super().execute(query, *args, timeout=timeout)  # type: ignore[misc]  # the driver's class beside it has it
         if tag is not None:
             tag.last_status = status
         return status
 
     def get_reset_query(self) -> str:
         """As asyncpg's; what the pool wants to be reset besides goes before it, in one round trip."""
-        query: str = super().get_reset_query()  # type: ignore[misc]
+        query: str = super().get_reset_query()  # type: ignore[misc]  # the driver's class beside it has it
         tag = getattr(self, "guard_tag", None)
         return f"{tag.before_reset};\n{query}" if tag is not None and tag.before_reset else query
 
     async def reset(self, *, timeout: float | None = None) -> None:
         """As asyncpg's, which takes away all listeners: the guard's own goes on to hear of waits that are cut short."""
         try:
-            await super().reset(timeout=timeout)  # type: ignore[misc]
+            await super().reset(timeout=timeout)  # type: ignore[misc]  # the driver's class beside it has it
         finally:
             tag = getattr(self, "guard_tag", None)
-            if tag is not None and tag.listens and not self.is_closed():  # type: ignore[attr-defined]
-                self.add_log_listener(tag.hear)  # type: ignore[attr-defined]
+            if tag is not None and tag.listens and not self.is_closed():  # type: ignore[attr-defined]  # same
+                self.add_log_listener(tag.hear)  # type: ignore[attr-defined]  # same
 
 
 _classes: dict[type, type] = {}

@@ -311,7 +311,7 @@ def _made(key: tuple[type[errors.DbGuardError], bool], args: tuple[Any, ...], st
 for _key, _kind in _DRESSED.items():
     # A traceback shows the name that handlers have, dbguard.NoPrimary, whatever else the error is.
     _kind.__module__, _kind.__name__, _kind.__qualname__ = "dbguard", _key[0].__name__, _key[0].__name__
-    _kind.__reduce__ = lambda self, key=_key: (_made, (key, self.args, self.__dict__.copy()))  # type: ignore[method-assign,misc]
+    _kind.__reduce__ = lambda self, key=_key: (_made, (key, self.args, self.__dict__.copy()))  # type: ignore[method-assign,misc]  # made by `type`
 
 
 def dress(error: errors.DbGuardError) -> errors.DbGuardError:
