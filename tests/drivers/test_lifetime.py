@@ -424,14 +424,20 @@ async def test_a_block_that_is_cancelled_is_left_at_once_and_lets_others_end(
 # ---------------------------------------------------------------------- dropped connections
 
 
+def drops(guard: dbguard.Guard) -> list[Any]:
+    """Return the list that the connections which are dropped will be told in."""
+    told: list[Any] = []
+    guard.on_event(lambda event: told.append(event) if isinstance(event, dbguard.events.ConnectionDropped) else None)
+    return told
+
+
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("kind", ["acquire", "transaction"])
 async def test_a_connection_that_is_dropped_is_ended_and_told_of(
     kind: str, make: Any, single: Cluster, table: str, *, debug: bool
 ) -> None:
-    told: list[Any] = []
     guard = await make(max_size=1)
-    guard.on_event(told.append)
+    told = drops(guard)
     asyncio.get_running_loop().set_debug(debug)
 
     async def careless() -> None:
@@ -444,7 +450,7 @@ async def test_a_connection_that_is_dropped_is_ended_and_told_of(
 
     assert await in_time(guard.fetchval("SELECT 1")) == 1  # the pool's one place is free again
     assert guard.status().nodes[0].in_use == 0
-    (dropped,) = [event for event in told if isinstance(event, dbguard.events.ConnectionDropped)]
+    (dropped,) = told
     assert (dropped.taken_at is not None) == debug
     assert not debug or ("test_lifetime.py" in dropped.taken_at and dropped.taken_at.endswith("in careless"))
     assert "dropped without release()" in dropped.text()
@@ -453,9 +459,8 @@ async def test_a_connection_that_is_dropped_is_ended_and_told_of(
 
 
 async def test_what_is_made_of_a_connection_keeps_it(make: Any) -> None:
-    told: list[Any] = []
     guard = await make(max_size=1)
-    guard.on_event(told.append)
+    told = drops(guard)
 
     async def prepared() -> Any:
         con = await guard.acquire()
@@ -473,10 +478,9 @@ async def test_what_is_made_of_a_connection_keeps_it(make: Any) -> None:
 
 
 async def test_a_connection_that_listens_is_not_dropped(make: Any) -> None:
-    told: list[Any] = []
     heard: asyncio.Queue[Any] = asyncio.Queue()
     guard = await make(max_size=2)
-    guard.on_event(told.append)
+    told = drops(guard)
 
     async def listen() -> Any:
         con = await guard.acquire()
@@ -494,9 +498,8 @@ async def test_a_connection_that_listens_is_not_dropped(make: Any) -> None:
 
 
 async def test_a_connection_given_back_is_no_longer_watched(make: Any) -> None:
-    told: list[Any] = []
     guard = await make()
-    guard.on_event(told.append)
+    told = drops(guard)
 
     async with guard.acquire():
         gc.collect()  # nobody holds the connection, and the block does
