@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from dbguard.drivers.asyncpg.control import BorrowedControl, OwnControl
+from dbguard.drivers.control import BorrowedControl, OwnControl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,11 +17,11 @@ import asyncpg
 from dbguard.core.outcome import Holder, to_end
 from dbguard.core.topology import Role
 from dbguard.drivers import outcome_sql
-from dbguard.drivers.asyncpg.control import END_BACKEND
 from dbguard.drivers.asyncpg.failures import NotReplicated, WrongNode
 from dbguard.drivers.asyncpg.lease import WAIT_FOR_STANDBY
 from dbguard.drivers.asyncpg.probe import ask, sighting
 from dbguard.drivers.base import TooOld
+from dbguard.drivers.control import END_BACKEND
 from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:
