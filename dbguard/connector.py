@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dbguard.core.failure import Family
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.failures import WrongNode, dress
-from dbguard.drivers.asyncpg.probe import ask, sighting
+from dbguard.drivers.asyncpg.failures import dress
+from dbguard.drivers.base import WrongNode
+from dbguard.drivers.probe import ask, sighting
 from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NoReplica
 from dbguard.wiring import connect_arguments
 

@@ -16,9 +16,9 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_conflict, is_drivers
-from dbguard.drivers.asyncpg.identity import forget_sequences
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.transaction import commit, cut_off, ended, heard, left_open, rolled_back
+from dbguard.drivers.identity import forget_sequences
 from dbguard.runtime.attempt import Application
 from dbguard.runtime.flights import Flight
 from dbguard.session import Session

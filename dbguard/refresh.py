@@ -7,7 +7,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from dbguard.drivers.asyncpg.catalogue import read_catalogue
+from dbguard.drivers.catalogue import read_catalogue
 
 if TYPE_CHECKING:
     from dbguard.calls import Calls

@@ -19,13 +19,15 @@ from dbguard.core.retry import RetryPolicy
 from dbguard.core.router import ReadPolicy
 from dbguard.core.state import GuardState
 from dbguard.drivers.asyncpg.borrow import Lender
+from dbguard.drivers.asyncpg.borrowed import BorrowedControl
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
-from dbguard.drivers.asyncpg.marks import Marks
+from dbguard.drivers.asyncpg.failures import AsyncpgDriver
 from dbguard.drivers.asyncpg.pool import OwnPool
-from dbguard.drivers.asyncpg.registry import Registry
 from dbguard.drivers.asyncpg.wrapped import WrappedPool
-from dbguard.drivers.control import BorrowedControl, OwnControl
+from dbguard.drivers.base import WrongNode
+from dbguard.drivers.control import OwnControl
+from dbguard.drivers.marks import Marks
+from dbguard.drivers.registry import Registry
 from dbguard.runtime.engine import Engine
 from dbguard.runtime.monitor import Monitor, Pace
 

@@ -15,7 +15,7 @@ from dbguard.core.failure import Family
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.failures import describe, name_dial
-from dbguard.drivers.asyncpg.probe import ask, sighting
+from dbguard.drivers.probe import ask, sighting
 from dbguard.wiring import connect_arguments
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dbguard.core.topology import Drain, Instance, Sighting
     from dbguard.errors import DbGuardError
 
-__all__ = ["Control", "Driver", "Lease", "NodePool", "Registry", "TooOld"]
+__all__ = ["Control", "Driver", "Lease", "NodePool", "NotReplicated", "Registry", "TooOld", "WrongNode"]
 
 
 class Lease(Protocol):
@@ -136,6 +136,14 @@ class Control(Protocol):
 
     def drop(self) -> None:
         """Close the connection, at once."""
+
+
+class WrongNode(Exception):
+    """A new connection reached a server that must not be used: an old primary, or one of another cluster."""
+
+
+class NotReplicated(Exception):
+    """A commit was answered, but its wait for a synchronous standby was cut short: no acknowledgement."""
 
 
 class TooOld(Exception):

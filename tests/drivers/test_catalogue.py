@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from dbguard.core.statement import Touch
-from dbguard.drivers.asyncpg.catalogue import read_catalogue
+from dbguard.drivers.catalogue import read_catalogue
 from dbguard.texts import Texts
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from dbguard.drivers.control import BorrowedControl, OwnControl
+from dbguard.drivers.asyncpg.borrowed import BorrowedControl
+from dbguard.drivers.control import OwnControl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -22,12 +22,12 @@ from dbguard.drivers.asyncpg.failures import (
     AsyncpgDriver,
     NotReplicated,
     PoolExhausted,
-    WrongNode,
     dress,
     is_refusal,
     name_dial,
     name_failure,
 )
+from dbguard.drivers.base import WrongNode
 from dbguard.testing.cluster import Cluster
 from tests.waiting import until
 

@@ -16,8 +16,8 @@ from dbguard.core.route import Node
 from dbguard.core.statement import Touch
 from dbguard.core.topology import Instance, NodeView, Role
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.failures import WrongNode
 from dbguard.drivers.asyncpg.pool import REFILL_AGAIN, OwnPool
+from dbguard.drivers.base import WrongNode
 from dbguard.errors import GuardClosed
 from tests.waiting import until
 

@@ -12,7 +12,7 @@ import pytest
 
 from dbguard.core.outcome import new_token
 from dbguard.drivers import outcome_sql
-from dbguard.drivers.asyncpg.registry import Registry
+from dbguard.drivers.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

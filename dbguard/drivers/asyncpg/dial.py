@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from dbguard.drivers.asyncpg.connection import connection_class
-from dbguard.drivers.asyncpg.names import Names, NamingLoop
+from dbguard.drivers.asyncpg.naming import NamingLoop
 from dbguard.drivers.asyncpg.tls import unusable_file
+from dbguard.drivers.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -116,13 +117,8 @@ class Dialer:
 
         No where there was no name, where another one than ours has dialled, or where the name cannot be looked up.
         """
-        if con not in self._reached:
-            return False
-        host, address = self._reached[con]
-        try:
-            return address not in await self._names.addresses(host)
-        except OSError:
-            return False
+        reached = self._reached.get(con)
+        return reached is not None and await self._names.has_left(*reached)
 
     async def connect(self, given: Mapping[str, Any]) -> Any:
         """Open a connection for a pool of the application's; what that gives wins."""

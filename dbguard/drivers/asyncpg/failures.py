@@ -20,6 +20,8 @@ from dbguard import errors
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.sqlstates import RECOVERY_REFUSALS
 from dbguard.core.sqlstates import family as family_of
+from dbguard.drivers import base
+from dbguard.drivers.base import WrongNode
 
 __all__ = [
     "AsyncpgDriver",
@@ -27,7 +29,6 @@ __all__ = [
     "NotReplicated",
     "PoolClosed",
     "PoolExhausted",
-    "WrongNode",
     "describe",
     "dress",
     "is_conflict",
@@ -42,8 +43,8 @@ class PoolExhausted(TimeoutError):
     """No connection of the node's pool came free in time. Says nothing about the node."""
 
 
-class NotReplicated(asyncpg.InterfaceError):
-    """A commit was answered, but its wait for a synchronous standby was cut short: no acknowledgement."""
+class NotReplicated(base.NotReplicated, asyncpg.InterfaceError):
+    """The same for a commit of the application's, which catches asyncpg's errors."""
 
 
 class NotDialled(Exception):
@@ -56,10 +57,6 @@ class NotDialled(Exception):
 
 class PoolClosed(asyncpg.InterfaceError):
     """The application has closed the pool that was wrapped: it will not open again."""
-
-
-class WrongNode(Exception):
-    """A new connection reached a server that must not be used: an old primary, or one of another cluster."""
 
 
 def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure:
@@ -137,7 +134,7 @@ def describe(error: BaseException) -> str:
     What asyncpg itself says about TLS files and about its pools is passed on: it names files, and no secrets.
     """
     sqlstate = getattr(error, "sqlstate", None)
-    if isinstance(error, PoolExhausted | WrongNode):
+    if isinstance(error, PoolExhausted | WrongNode | base.NotReplicated):
         return str(error)
     if isinstance(error, TimeoutError):
         return "no answer in time"

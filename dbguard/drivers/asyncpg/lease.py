@@ -14,8 +14,9 @@ import asyncpg
 
 from dbguard.core.statement import Touch
 from dbguard.core.topology import Instance
-from dbguard.drivers.asyncpg.identity import Identity
-from dbguard.drivers.asyncpg.probe import Backend
+from dbguard.drivers.identity import Identity
+from dbguard.drivers.probe import Backend
+from dbguard.drivers.speaker import WAIT_FOR_STANDBY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,13 +24,10 @@ if TYPE_CHECKING:
     from dbguard.core.route import Node
     from dbguard.core.topology import NodeView
 
-__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "WAIT_FOR_STANDBY", "Books", "Lease", "Tag"]
+__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Tag"]
 
 RETURN_WITHIN = 2.0
 """Seconds a reset or a close may take in the background before the connection is terminated."""
-
-WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
-"""The server's function whose notice says that a commit was not waited for; its text is localized."""
 
 SETTLE_WITHIN = 0.1
 """Seconds for what needs no answer from the server any more: for who was woken or cancelled to end."""

@@ -19,9 +19,9 @@ import asyncpg
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.dials import Turns
 from dbguard.drivers.asyncpg.failures import dress
-from dbguard.drivers.asyncpg.identity import DEEP_RESET, FORGET_SEQUENCES, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
-from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
+from dbguard.drivers.identity import DEEP_RESET, FORGET_SEQUENCES, identify
+from dbguard.drivers.probe import Backend, ask, sighting
 from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import asyncpg
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.borrow import Borrowed, refused
-from dbguard.drivers.asyncpg.identity import DEEP_RESET, identify
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
-from dbguard.drivers.asyncpg.probe import Backend, ask, sighting
+from dbguard.drivers.identity import DEEP_RESET, identify
+from dbguard.drivers.probe import Backend, ask, sighting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

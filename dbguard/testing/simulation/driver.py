@@ -19,10 +19,10 @@ import asyncpg
 
 from dbguard.core.topology import Role
 from dbguard.drivers import outcome_sql
-from dbguard.drivers.asyncpg.probe import END_OF_RECOVERY
-from dbguard.drivers.asyncpg.registry import DURABLE
 from dbguard.drivers.base import TooOld
 from dbguard.drivers.control import BURY
+from dbguard.drivers.probe import END_OF_RECOVERY
+from dbguard.drivers.registry import DURABLE
 from dbguard.testing.simulation.agenda import LATE
 from dbguard.testing.simulation.messages import Answer, Request
 from dbguard.testing.simulation.network import Connection, dial

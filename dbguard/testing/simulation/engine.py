@@ -16,13 +16,14 @@ import asyncpg
 
 from dbguard.core.outcome import RESERVE
 from dbguard.core.statement import Token, Touch
-from dbguard.drivers.asyncpg.failures import AsyncpgDriver, WrongNode
-from dbguard.drivers.asyncpg.marks import Marks
+from dbguard.drivers.asyncpg.failures import AsyncpgDriver
 from dbguard.drivers.asyncpg.outcome import Tokens
 from dbguard.drivers.asyncpg.pool import OwnPool
-from dbguard.drivers.asyncpg.registry import Registry
 from dbguard.drivers.asyncpg.sending import Sender
+from dbguard.drivers.base import WrongNode
 from dbguard.drivers.control import OwnControl
+from dbguard.drivers.marks import Marks
+from dbguard.drivers.registry import Registry
 from dbguard.errors import DbGuardError
 from dbguard.jobs import Function, Run, Written
 from dbguard.runtime.engine import Engine

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from dbguard.core.topology import Instance, Role, Sighting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from dbguard.drivers.speaker import Speaker
 
 __all__ = ["Backend", "ask", "sighting"]
 
@@ -55,11 +55,8 @@ END_OF_RECOVERY = 48
 """Bytes of the record with which a promotion begins its timeline, at least (48 up to PostgreSQL 17, 56 on 18). The control
 file tells where that record ends, until the first checkpoint of the new timeline is done."""
 
-_NOT_TOLD = (
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.UndefinedFunctionError,
-    asyncpg.FeatureNotSupportedError,
-)
+_NOT_TOLD = frozenset({"42501", "42883", "0A000"})
+"""With what a server refuses that does not tell all: no right, no such function, not supported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +67,13 @@ class Backend:
     started: float | None
 
 
-async def ask(con: Any, *, timeout: float | None) -> Mapping[str, Any]:
+async def ask(con: Speaker, *, timeout: float | None) -> Mapping[str, Any]:
     """Ask *con* who it is talking to; *timeout* None: the caller bounds it. Raises what the driver raises."""
     try:
         row = await con.fetchrow(_FULL, timeout=timeout)
-    except _NOT_TOLD:
+    except Exception as error:
+        if getattr(error, "sqlstate", None) not in _NOT_TOLD:
+            raise
         row = await con.fetchrow(_SMALL, timeout=timeout)
     return row  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Who a session is: what functions of users' can change, and asyncpg's own reset leaves as it is.
+"""Who a session is: what functions of users' can change, and a driver's own reset leaves as it is.
 
 A trigger or a policy can set a role, or make a temporary table that hides the application's own, and no text shows it.
 Where the role at birth was the login's and there was nothing temporary, both are taken back. Elsewhere they may be the
@@ -8,10 +8,10 @@ somebody else than it was.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from dbguard.drivers.asyncpg.lease import Lease
+    from dbguard.drivers.speaker import Speaker
 
 __all__ = ["DEEP_RESET", "FORGET_SEQUENCES", "Identity", "forget_sequences", "identify"]
 
@@ -19,7 +19,7 @@ FORGET_SEQUENCES = "DISCARD SEQUENCES"
 """What no `init` can miss: what lastval() and currval() say."""
 
 DEEP_RESET = f"RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; {FORGET_SEQUENCES}"
-"""What asyncpg's own reset leaves behind: role, session authorization, temporary objects, lastval()."""
+"""What a reset by `RESET ALL`, as asyncpg's own, leaves behind: role, session authorization, temporary objects, lastval()."""
 
 _ASK = """
 SELECT session_user::text, current_user::text,
@@ -53,12 +53,24 @@ class Identity(NamedTuple):
         )
 
 
-async def identify(con: Any) -> Identity:
+async def identify(con: Speaker) -> Identity:
     """Ask *con*; raises what the driver raises. The caller bounds it."""
     return Identity(*await con.fetchrow(_ASK))
 
 
-async def forget_sequences(lease: Lease) -> None:
+class Drawing(Protocol):
+    """A lease, as far as sequences go.
+
+    con: what statements are run on. tag: what is known of it since its birth; its *drew*: an earlier use may have drawn
+    from sequences. drew: this one may have.
+    """
+
+    con: Any
+    tag: Any
+    drew: bool
+
+
+async def forget_sequences(lease: Drawing) -> None:
     """Let a statement that may ask for lastval() or currval() see nothing of what an earlier use drew.
 
     Writes on plain tables are handed on without a reset, though a default may have drawn a number: who does not ask for it

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dbguard.core.catalogue import Catalogue, Function, Relation
 from dbguard.core.lexer import spelled
+
+if TYPE_CHECKING:
+    from dbguard.drivers.speaker import Speaker
 
 __all__ = ["MOST_RELATIONS", "read_catalogue"]
 
@@ -139,7 +142,7 @@ OR current_setting('client_encoding') IN ('SJIS', 'SHIFT_JIS_2004', 'BIG5', 'GBK
 """
 
 
-async def read_catalogue(con: Any, *, timeout: float) -> Catalogue | None:
+async def read_catalogue(con: Speaker, *, timeout: float) -> Catalogue | None:
     """Read the catalogue over *con*; None if it is too large. Raises what the driver raises."""
     if await con.fetchval(_COUNT, timeout=timeout) > MOST_RELATIONS:
         return None

@@ -12,12 +12,12 @@ import contextlib
 import ipaddress
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Names", "NamingLoop"]
+__all__ = ["Names"]
 
 PATIENCE = 0.25
 """Seconds that a dial waits for a name's addresses where it knows the last ones: longer than a healthy name server takes,
@@ -49,6 +49,13 @@ class Names:
         assert said is not None  # noqa: S101  where nothing is known, the answer was waited for
         raise said
 
+    async def has_left(self, host: str, address: str) -> bool:
+        """Whether *host* leads to other addresses than *address* by now; looked up anew. No where it cannot be looked up."""
+        try:
+            return address not in await self.addresses(host)
+        except OSError:
+            return False
+
     def _ask(self, host: str) -> asyncio.Future[tuple[str, ...] | Exception]:
         loop = asyncio.get_running_loop()
         asked: asyncio.Future[tuple[str, ...] | Exception] = loop.create_future()
@@ -62,38 +69,6 @@ class Names:
 
         threading.Thread(target=_look_up, args=(loop, host, hear), name=f"dbguard name {host}", daemon=True).start()
         return asked
-
-
-class NamingLoop:
-    """An event loop as asyncpg needs it, on which names are looked up by *names*.
-
-    reached: the name that was dialled last, and which of its addresses answered; None: no name was dialled.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, names: Names) -> None:
-        self._loop = loop
-        self._names = names
-        self.reached: tuple[str, str] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **more: Any) -> Any:
-        """As the loop's own; the addresses of a name are tried one after the other. Raises what the first one raised."""
-        if not isinstance(host, str):
-            return await self._loop.create_connection(factory, host, port, **more)
-        if more.get("ssl"):
-            more.setdefault("server_hostname", host)
-        first: OSError | None = None
-        for address in await self._names.addresses(host):
-            try:
-                made = await self._loop.create_connection(factory, address, port, **more)
-            except OSError as error:
-                first = first or error
-            else:
-                self.reached = (host, address) if address != host else None
-                return made
-        raise first or OSError(f"{host} has no address")
 
 
 def _look_up(loop: asyncio.AbstractEventLoop, host: str, hear: Callable[[tuple[str, ...] | Exception], None]) -> None:

@@ -11,18 +11,18 @@ why it has no mark.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
-
-import asyncpg
 
 from dbguard.core.topology import Instance, Mark, Role
 from dbguard.drivers import outcome_sql
+from dbguard.drivers.speaker import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbguard.core.topology import Sighting
+    from dbguard.drivers.speaker import Speaker
 
 __all__ = ["Marks"]
 
@@ -48,7 +48,7 @@ class Marks:
         self._final: tuple[_Key, Mark] | None = None
         self._silent: tuple[_Key, str, float] | None = None
 
-    async def tell(self, con: Any, seen: Sighting, timeout: float) -> Sighting:
+    async def tell(self, con: Speaker, seen: Sighting, timeout: float) -> Sighting:
         """Return what was *seen* over *con*, with the last mark there. Raises what the driver raises of a lost connection."""
         key = (seen.instance, seen.role, seen.timeline)
         last, self._last = self._last, (seen.instance, seen.role)
@@ -62,11 +62,12 @@ class Marks:
             await con.execute(outcome_sql.REIGN_BEGIN, timeout=timeout)
             row = await con.fetchrow(outcome_sql.REIGN_READ, timeout=timeout)
             await con.execute("COMMIT", timeout=timeout)
-        except asyncpg.PostgresError as error:
-            if con.is_closed():
+        except Exception as error:
+            refused = refusal(error, con)
+            if refused is None:
                 raise
             await con.execute("ROLLBACK", timeout=timeout)
-            why = why_not(error)
+            why = why_not(refused)
             self._silent = key, why, self._clock() + ASKED_AGAIN
             return replace(seen, unmarked=why)
         marked = Mark(0, "") if row is None else Mark(row["timeline"], row["mark"].hex)
@@ -74,20 +75,21 @@ class Marks:
             self._final = key, marked
         return replace(seen, marked=marked)
 
-    async def add(self, con: Any, timeline: int, mark: str, timeout: float) -> str | None:
+    async def add(self, con: Speaker, timeline: int, mark: str, timeout: float) -> str | None:
         """Mark the reign on *timeline*, unless somebody has done so; return why that is not possible, None if it was done.
 
         Raises what the driver raises of a lost connection.
         """
         try:
             await con.execute(outcome_sql.reign_add(timeline, UUID(mark)), timeout=timeout)
-        except asyncpg.PostgresError as error:
-            if con.is_closed():
+        except Exception as error:
+            refused = refusal(error, con)
+            if refused is None:
                 raise
-            return why_not(error)
+            return why_not(refused)
         return None
 
 
-def why_not(error: asyncpg.PostgresError) -> str:
+def why_not(sqlstate: str) -> str:
     """Say in a phrase, with the way out, why the table of marks is of no use; nothing of the server's text."""
-    return _WAYS_OUT.get(error.sqlstate or "", f"dbguard.reign cannot be used ({error.sqlstate})")
+    return _WAYS_OUT.get(sqlstate, f"dbguard.reign cannot be used ({sqlstate})")
