@@ -22,11 +22,11 @@ from dbguard.deadlines import ambient, check_seconds
 from dbguard.drivers.asyncpg.connection import released
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.failures import is_refusal
+from dbguard.drivers.asyncpg.identity import forget_sequences
 from dbguard.drivers.asyncpg.interrupt import interruptible
 from dbguard.drivers.asyncpg.outcome import ending_of, refused_ending
 from dbguard.drivers.asyncpg.sending import Sender
 from dbguard.drivers.asyncpg.transaction import commit, cut_off, heard, rolled_back
-from dbguard.drivers.identity import forget_sequences
 from dbguard.dropped import caller, dropped
 from dbguard.errors import DeadlineExceeded
 from dbguard.runtime.attempt import name_failed
