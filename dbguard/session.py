@@ -340,9 +340,7 @@ class Session:
         if inside or self.within:
             self.whole = self.whole and self.in_transaction  # it may have been ended just as the answer came
         if not self.within and stake is not Stake.READ:
-            self._stamp(reign)
-            if commits:
-                state.commits.note(reign, state.clock())
+            self._stamp(reign, acknowledged=commits)
         return value
 
     async def commit(self, inner: Any) -> None:
@@ -394,18 +392,18 @@ class Session:
             self.finish()
             self.engine.pools[self.node.name].give(self.lease, self.lease.touched)
 
-    def _stamp(self, reign: Reign | None, orphan: Orphan | None = None) -> None:
+    def _stamp(self, reign: Reign | None, orphan: Orphan | None = None, *, acknowledged: bool = False) -> None:
         """Note a write in the box of the context that took the connection, and of the one that uses it now.
 
-        orphan: pins the second's reads; the first has it already.
+        orphan: pins the second's reads; the first has it already. acknowledged: by a commit.
         """
-        now = self.engine.state.clock()
-        self.call.box.wrote(reign, now)
+        state = self.engine.state
+        state.wrote(self.call.box, reign, acknowledged=acknowledged)
         here = self._box() if self._box is not None else self.call.box
         if here is not self.call.box:
-            here.wrote(reign, now)
+            state.wrote(here, reign)
             if orphan is not None:
-                here.pin(orphan)
+                state.pin(here, orphan)
 
 
 def _stake_of(text: Text, query: str) -> Stake:

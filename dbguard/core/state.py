@@ -1,6 +1,6 @@
 """The one mutable aggregate that plans read and attempts record into.
 
-Whoever holds it holds the guard's lock (on asyncio: runs on the loop, without an await inside). It decides nothing by
+On asyncio whoever uses it runs on the loop, without an await inside; threads hold its `lock` (`dbguard.runtime.shared`). It decides nothing by
 itself: it hands the facts to `retry`, `breaker`, `gate`, `topology` and `route`, and publishes what follows from them.
 What must be done outside (events to dispatch, leases to end, probes to hurry) is collected and taken by the runtime
 with `take_effects`, so that no user code runs in here.
@@ -8,6 +8,7 @@ with `take_effects`, so that no user code runs in here.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,16 @@ from dbguard.events import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from dbguard.core import breaker, gate
+    from dbguard.core.causal import Box, Orphan
     from dbguard.core.gate import Gate
     from dbguard.core.merge import Topology
     from dbguard.core.plan import Call
     from dbguard.core.route import Rng
     from dbguard.core.router import ReadPolicy
+    from dbguard.core.topology import Reign
     from dbguard.errors import OutcomeUnknown, ResultLost
 
 __all__ = ["GuardState"]
@@ -59,8 +63,10 @@ class GuardState(Router):
     """Everything the guard knows, and what follows from it.
 
     clock: seconds, monotonic; handed in. rng: handed in. observe: decide and report, send all to the primary.
-    commits: told of every commit that is acknowledged.
+    commits: told of every commit that is acknowledged. lock: held around several uses that belong together.
     """
+
+    lock: AbstractContextManager[object] = nullcontext()
 
     def __init__(
         self,
@@ -94,6 +100,20 @@ class GuardState(Router):
     def succeeded(self, node: Node, generation: int) -> None:
         """Record that an attempt on *node* was answered; *generation* is the breaker's when it began."""
         node.breaker.success(self.clock(), generation)
+
+    def wrote(self, box: Box, reign: Reign | None, *, acknowledged: bool = False) -> None:
+        """Record that a write of the context of *box*, sent under *reign*, has ended just now, however it ended.
+
+        acknowledged: by a commit.
+        """
+        now = self.clock()
+        box.wrote(reign, now)
+        if acknowledged:
+            self.commits.note(reign, now)
+
+    def pin(self, box: Box, orphan: Orphan) -> None:
+        """Keep the reads of the context of *box* on the primary until *orphan* is gone, or its fate is known."""
+        box.pin(orphan)
 
     def failed(self, failure: Failure, generation: int) -> None:
         """Record a failed attempt; *generation* is that of the breaker when the attempt began."""
@@ -291,8 +311,7 @@ class GuardState(Router):
         """
         if isinstance(answer, Applied):
             self.counts["proved_applied"] += 1
-            call.box.wrote(self.view.reign, self.clock())
-            self.commits.note(self.view.reign, self.clock())
+            self.wrote(call.box, self.view.reign, acknowledged=True)
         else:
             self.counts["proved_not_applied"] += 1
         if call.token is not None:
@@ -329,10 +348,16 @@ class GuardState(Router):
         )
         return error
 
+    @property
+    def eventful(self) -> bool:
+        """Whether something has to be done outside."""
+        effects = self.effects
+        return bool(effects.events or effects.epochs or effects.silent or effects.hurry or effects.changed)
+
     def take_effects(self) -> Effects | None:
         """Hand over what has to be done outside; None if there is nothing."""
         effects = self.effects
-        if not (effects.events or effects.epochs or effects.silent or effects.hurry or effects.changed):
+        if not self.eventful:
             return None
         now = self.clock()
         effects.events = self.chronicle.fold(effects.events, now)

@@ -1,4 +1,4 @@
-"""One attempt on asyncio: acquire, run, name the failure, settle, give back.
+"""One attempt: acquire, run, name the failure, settle, give back; on both colours (`dbguard.runtime.colour`).
 
 The only place where a lease is taken, given back or ended, and where an interruption is met. On a time-out or a
 cancellation the first thing done, before any await, is to terminate the connection: it keeps the driver from sending a
@@ -63,7 +63,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     generation = node.breaker.generation
     began = clock()
     until = min(call.deadline, began + engine.acquire_timeout)
-    flight = Flight(until, asyncio.current_task(), cancels=job.cancels, node=node.name)
+    flight = Flight(until, engine.task(), cancels=job.cancels, node=node.name)
     engine.flights.add(flight)
     lease = pool.take_now()
     if lease is None:
@@ -97,6 +97,8 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             pool.give(lease, Touch.NOTHING)
             return overtaken
     flight.lease = lease
+    if flight.over and not lease.con.is_closed():  # a thread is not interrupted in the middle of anything
+        lease.end()
     flight.deadline = call.deadline
     if job.commits:
         flight.deadline = commit_until(call.deadline, clock(), call.reserve)
@@ -110,6 +112,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
         if job.keeps and flight.over:
             raise TimeoutError  # it came as its time ended: what would be kept is closed  # noqa: TRY301
     except Application as own:
+        engine.flights.remove(flight)
         pool.give(lease, job.touched)
         raise own.cause from own.cause.__cause__
     except BaseException as error:
@@ -119,6 +122,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
         late = _late(flight, error)
         _spend(call, "execute", clock() - began)
         failure = name_failed(engine, call, node, lease, late or error, reign, unsent=unsent, closed=closed)
+        engine.flights.remove(flight)
         pool.give(lease, Touch.LOST if failure.phase is Phase.SENT else job.touched)
         if late is None:
             raise
@@ -134,10 +138,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     # What was not known to be a read and went to a replica by its caller's word has written nothing there.
     stake = call.work.stake
     if stake is not Stake.READ and not (call.reads and engine.driver.in_standby(lease)):
-        ended = clock()
-        call.box.wrote(reign, ended)
-        if stake is not Stake.TRANSACTION:
-            state.commits.note(reign, ended)
+        state.wrote(call.box, reign, acknowledged=stake is not Stake.TRANSACTION)
     state.succeeded(node, generation)
     if not job.keeps:
         settling = pool.settle(lease, job.touched)
@@ -190,14 +191,14 @@ def name_failed(
     stake = call.work.stake
     if stake is Stake.READ or failure.phase is Phase.UNSENT:
         return failure
-    call.box.wrote(reign, state.clock())
+    state.wrote(call.box, reign)
     if failure.phase is Phase.SENT and lease.con.is_closed():
         pid, started = lease.backend
         sent = stake is not Stake.TRANSACTION
         orphan = Orphan(node=node.name, instance=lease.instance, pid=pid, started=started, reign=reign, doomed=not sent)
         engine.orphaned(orphan)
         if sent:
-            call.box.pin(orphan)
+            state.pin(call.box, orphan)
             call.orphan = orphan
     return failure
 

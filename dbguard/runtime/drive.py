@@ -1,8 +1,9 @@
-"""Run a plan: on asyncio, and its twin on threads. The third runner stands in the simulation."""
+"""Run a plan, on both colours (`dbguard.runtime.colour`). Another runner stands in the simulation."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.plan import Attempt, Bury, Done, Pause, Reply, Resolve, Step, Stopped
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from dbguard.core.failure import Failure
 
-__all__ = ["drive", "drive_sync"]
+__all__ = ["drive"]
 
 Plan = Generator[Step, Reply, Any]
 
@@ -22,35 +23,12 @@ async def drive(
     attempt: Callable[[Attempt], Awaitable[Done | Failure]],
     pause: Callable[[Pause], Awaitable[Stopped | None]],
     resolve: Callable[[Resolve | Bury], Awaitable[Reply]],
+    lock: AbstractContextManager[object] = nullcontext(),  # noqa: B008  nothing is kept in it
 ) -> Any:
-    """Run *plan* on asyncio. A cancellation passes through; the plan is simply dropped."""
-    reply: Reply = None
-    try:
-        while True:
-            step = plan.send(reply)
-            if isinstance(step, Attempt):
-                reply = await attempt(step)
-            elif isinstance(step, Pause):
-                reply = await pause(step)
-            else:
-                reply = await resolve(step)
-    except StopIteration as end:
-        return end.value
-    finally:
-        plan.close()
+    """Run *plan*. A cancellation passes through; the plan is simply dropped.
 
-
-def drive_sync(
-    plan: Plan,
-    attempt: Callable[[Attempt], Done | Failure],
-    pause: Callable[[Pause], Stopped | None],
-    resolve: Callable[[Resolve | Bury], Reply],
-    lock: AbstractContextManager[object],
-) -> Any:
-    """Run *plan* on the calling thread.
-
-    lock: the guard's; held while the plan decides, because it reads and writes the state, and not while an attempt, a
-        pause or a question runs. Not taken twice by one thread.
+    lock: the state's; held while the plan decides, because it reads and writes the state, and not while an attempt, a
+        pause or a question runs.
     """
     reply: Reply = None
     try:
@@ -58,11 +36,11 @@ def drive_sync(
             with lock:
                 step = plan.send(reply)
             if isinstance(step, Attempt):
-                reply = attempt(step)
+                reply = await attempt(step)
             elif isinstance(step, Pause):
-                reply = pause(step)
+                reply = await pause(step)
             else:
-                reply = resolve(step)
+                reply = await resolve(step)
     except StopIteration as end:
         return end.value
     finally:

@@ -1,4 +1,4 @@
-"""The guard's engine on asyncio: state, pools, waiting room and monitor, and one way for every call through them.
+"""The guard's engine: state, pools, waiting room and monitor, and one way for every call through them.
 
 Facades translate their driver's words into jobs; what a call does after a failure is decided by the plan.
 """
@@ -16,6 +16,7 @@ from dbguard.errors import DbGuardError, GuardClosed
 from dbguard.events import Drained, Event
 from dbguard.runtime.attempt import Job, attempt
 from dbguard.runtime.backoff import Backoff
+from dbguard.runtime.colour import ASYNCIO
 from dbguard.runtime.drive import drive
 from dbguard.runtime.flights import Flights
 from dbguard.runtime.lines import Lines
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dbguard.core.causal import Orphan
-    from dbguard.core.plan import Call
+    from dbguard.core.plan import Bury, Call, Reply, Resolve
     from dbguard.core.state import GuardState
     from dbguard.core.topology import Drain
     from dbguard.drivers.base import Driver, NodePool, Registry
     from dbguard.events import Listener
+    from dbguard.runtime.colour import Colour
 
 __all__ = ["Engine"]
 
@@ -46,6 +48,7 @@ class Engine:
     acquire_timeout: seconds one attempt may wait for a connection.
     drain_timeout: seconds after which leases of an old epoch are terminated.
     registries: each node's table of tokens; none where writes carry no tokens.
+    colour, flights: what its calls run on, and where they are noted. task: `Colour.task`.
     fast: the first attempt is made without a plan; off, every call goes through one, with the same history.
     """
 
@@ -58,7 +61,11 @@ class Engine:
         acquire_timeout: float,
         drain_timeout: float,
         registries: Mapping[str, Registry] | None = None,
+        colour: Colour = ASYNCIO,
+        flights: Flights | None = None,
     ) -> None:
+        self.colour = colour
+        self.task = colour.task
         self.state = state
         self.pools = pools
         self.driver = driver
@@ -66,11 +73,11 @@ class Engine:
         self.drain_timeout = drain_timeout
         self.registries = registries or {}
         self.room = Room(state)
-        self.flights = Flights(state.clock)
+        self.flights = flights or Flights(state.clock)
         self.listeners: list[Listener] = []
         self.lines = Lines(lambda seconds, then: asyncio.get_running_loop().call_later(seconds, then))
         self.orphans: list[Orphan] = []
-        self.hurry: Callable[[], None] = _nobody
+        self.wanted: Callable[[], None] = _nobody
         self.closed = True
         self.fast = True
 
@@ -108,32 +115,42 @@ class Engine:
             self._still_open("waited to be repeated")
             now = state.clock()
             if step.gate:
-                self.room.back(turn, again=True)
-                turn = None
-                refusal = self.room.admit(call)
-                if refusal is not None:
-                    raise refusal
-                state.counts["waited"] += "wait" not in call.spent
-                turn = await self.room.turn(step.at_most, could_go=partial(state.could_go, call))
+                had, turn = turn, None
+                turn = await self.colour.elsewhere(self._next_turn(call, had, step.at_most))
                 call.spent["wait"] = call.spent.get("wait", 0.0) + state.clock() - now
             else:
                 backoff = backoff or Backoff(state.retry, call.began)
                 seconds = backoff.seconds(step, now)
                 if seconds is None:
                     return Stopped()
-                await self.room.pause(seconds, deaf=step.deaf)
+                await self.colour.elsewhere(self.room.pause(seconds, deaf=step.deaf))
                 call.spent["backoff"] = call.spent.get("backoff", 0.0) + state.clock() - now
             self._still_open("waited")
             return None
 
         try:
-            return await drive(recover(call, state, last), one, pause, partial(answer, self))
+            return await drive(recover(call, state, last), one, pause, self._answer, state.lock)
         except DbGuardError as error:
             dressed = self.driver.dress(error)
             raise dressed from error.__cause__
         finally:
-            self.room.back(turn)
+            if turn is not None:
+                self.colour.on_loop(self.room.back, turn)
             self.flush()
+
+    async def _next_turn(self, call: Call, had: int | None, at_most: float) -> int | None:
+        """Wait for a turn at the gate, for *at_most* seconds; *had*: the one that came to nothing. On the loop."""
+        state, room = self.state, self.room
+        room.back(had, again=True)
+        refusal = room.admit(call)
+        if refusal is not None:
+            raise refusal
+        with state.lock:
+            state.counts["waited"] += "wait" not in call.spent
+        return await room.turn(at_most, could_go=partial(state.could_go, call))
+
+    async def _answer(self, step: Resolve | Bury) -> Reply:
+        return await self.colour.elsewhere(answer(self, step))
 
     def _still_open(self, doing: str) -> None:
         """Raise `GuardClosed` if the guard was closed while a call was *doing* something."""
@@ -142,25 +159,37 @@ class Engine:
 
     # ------------------------------------------------------------------ effects
 
+    def hurry(self) -> None:
+        """Let the monitor ask all nodes at once."""
+        self.colour.on_loop(self.wanted)
+
     def flush(self) -> None:
         """Do what the state has decided: end leases, hurry the monitor, wake who waits, tell listeners."""
+        if self.state.eventful:
+            self.colour.on_loop(self._flush)
+
+    def _flush(self) -> None:
         effects = self.state.take_effects()
         if effects is None:
             return
         expired = [self._drain(name, epoch, how) for name, (epoch, how) in effects.epochs.items()]
-        drained = self.state.chronicle.fold([said for said in expired if said is not None], self.state.clock())
+        with self.state.lock:
+            drained = self.state.chronicle.fold([said for said in expired if said is not None], self.state.clock())
         for name in effects.silent:
             self.pools[name].end_in_use()
             self.flights.dismiss(name)
         if effects.hurry:
-            self.hurry()
+            self.wanted()
         if effects.changed:
             self.room.changed()
         for event in (*effects.events, *drained):
-            self.tell(event)
+            self._tell(event)
 
     def tell(self, event: Event) -> None:
         """Log *event* and hand it to the listeners; what they raise is logged and never felt by a call."""
+        self.colour.on_loop(self._tell, event)
+
+    def _tell(self, event: Event) -> None:
         self.lines.tell(event)
         for listener in self.listeners:
             try:
@@ -189,9 +218,12 @@ class Engine:
 
     def orphaned(self, orphan: Orphan) -> None:
         """Let the monitor watch for a backend that was given up, and end it where that is safe."""
+        self.colour.on_loop(self._watch_for, orphan)
+
+    def _watch_for(self, orphan: Orphan) -> None:
         self.orphans.append(orphan)
         del self.orphans[:-MOST_ORPHANS]
-        self.hurry()
+        self.wanted()
 
 
 def _nobody() -> None:

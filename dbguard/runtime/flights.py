@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dbguard.runtime.colour import Interruptible
+
 __all__ = ["SWEEP", "Flight", "Flights"]
 
 SWEEP = 0.02
@@ -27,14 +29,15 @@ spend more on them than on its probes."""
 class Flight:
     """One attempt under way.
 
-    deadline: on the guard's clock. lease: once it has one. cancels: the task is cancelled too, because the application's
+    deadline: on the guard's clock. lease: once it has one; who notes it looks at *over* afterwards, because another thread
+    may have ended it just before. task: who makes it. cancels: the task is cancelled too, because the application's
     own code runs in it. node: where it waits for a lease. over: its time was up, or it was dismissed: there is no use in
     waiting for that node.
     """
 
     __slots__ = ("_cancelled", "cancels", "deadline", "dismissed", "lease", "node", "over", "task")
 
-    def __init__(self, deadline: float, task: asyncio.Task[Any] | None, *, cancels: bool, node: str = "") -> None:
+    def __init__(self, deadline: float, task: Interruptible | None, *, cancels: bool, node: str = "") -> None:
         self.node = node
         self.dismissed = False
         self.deadline = deadline
@@ -92,10 +95,10 @@ class Flights:
 
     def dismiss(self, node: str) -> None:
         """End the attempts that wait for a connection to *node*, so that they go elsewhere."""
-        for flight in [flight for flight in self._all if flight.node == node]:
+        for flight in [flight for flight in list(self._all) if flight.node == node]:
             if flight.lease is None and not flight.over:
                 flight.dismissed = True
-                flight.end()
+                self._end(flight)
 
     def _add_first(self, flight: Flight) -> None:
         """Note one after a rest, and sweep again."""
@@ -103,12 +106,19 @@ class Flights:
         self._empty = 0
         self.start()
 
+    def _rest(self) -> None:
+        self._timer, self.add = None, self._add_first
+
     def _sweep(self) -> None:
         self._empty = 0 if self._all else self._empty + 1
         if self._empty > RESTS_AFTER:
-            self._timer, self.add = None, self._add_first
+            self._rest()
             return
         self.start()
         now = self._clock()
-        for flight in [flight for flight in self._all if flight.deadline <= now and not flight.over]:
-            flight.end()
+        for flight in [flight for flight in list(self._all) if flight.deadline <= now and not flight.over]:
+            self._end(flight)
+
+    def _end(self, flight: Flight) -> None:
+        """End one, unless another thread has just finished it: its lease may be somebody else's by now."""
+        flight.end()

@@ -149,7 +149,7 @@ class Monitor:
 
     def start(self) -> asyncio.Task[None]:
         """Begin; needs a running loop. Returns the task, which ends by being cancelled alone."""
-        self._engine.hurry = self._wanted.set
+        self._engine.wanted = self._wanted.set
         self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard monitor")
         return self._task
 

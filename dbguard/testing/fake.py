@@ -28,7 +28,8 @@ from dbguard.core.router import ReadPolicy
 from dbguard.core.state import GuardState
 from dbguard.core.topology import Instance, Missed, Role, Sighting
 from dbguard.runtime.backoff import Backoff
-from dbguard.runtime.drive import drive_sync
+from dbguard.runtime.colour import now
+from dbguard.runtime.drive import drive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,11 +167,11 @@ class ThreadRunner:
         """Make *call*; returns its value or raises what the plan raises."""
         backoff = Backoff(self.state.retry, call.began)
 
-        def attempt(step: Attempt) -> Done | Failure:
+        async def attempt(step: Attempt) -> Done | Failure:
             with self.lock:
                 return self._attempt(call, step)
 
-        def pause(step: Pause) -> Stopped | None:
+        async def pause(step: Pause) -> Stopped | None:
             with self._changed:
                 self.history.append("gate" if step.gate else "backoff")
                 if step.gate:
@@ -182,12 +183,12 @@ class ThreadRunner:
                 self.driver.clock.advance(seconds)
                 return None
 
-        def resolve(step: Resolve | Bury) -> Reply:
+        async def resolve(step: Resolve | Bury) -> Reply:
             with self.lock:
                 self.history.append("resolve" if isinstance(step, Resolve) else "bury")
                 return self.driver.resolve(step)
 
-        return drive_sync(recover(call, self.state), attempt, pause, resolve, self.lock)
+        return now(drive(recover(call, self.state), attempt, pause, resolve, self.lock))
 
     def tell(self, *results: Sighting | Missed, full: bool = True) -> None:
         """Let a probe say so, and wake who waits for it."""
@@ -223,7 +224,7 @@ class ThreadRunner:
             state.failed(reply, generation)
             wrote = wrote and reply.phase not in (Phase.CONNECT, Phase.UNSENT)
         if wrote:
-            call.box.wrote(reign, state.clock())
+            state.wrote(call.box, reign)
         return reply
 
     def _wait(self, call: Call) -> None:

@@ -14,7 +14,8 @@ from dbguard.core.plan import Attempt, Bury, Done, Pause, Resolve, Stopped, reco
 from dbguard.core.retry import RetryPolicy, Stake
 from dbguard.core.topology import Missed, Reign, Role
 from dbguard.errors import DbGuardError, NoPrimary
-from dbguard.runtime.drive import drive, drive_sync
+from dbguard.runtime.colour import now
+from dbguard.runtime.drive import drive
 from dbguard.testing.clock import ManualClock
 from dbguard.testing.fake import (
     DriverError,
@@ -173,10 +174,10 @@ def test_threads_decide_under_the_lock_and_act_without_it() -> None:
             if len(said) > 4:
                 return
 
-    def acts(step: Attempt | Pause) -> Any:
+    async def acts(step: Attempt | Pause) -> Any:
         said.append(("acts", lock.locked()))
 
-    drive_sync(decides(), acts, acts, acts, lock)
+    now(drive(decides(), acts, acts, acts, lock))
 
     assert said == [("decides", True), ("acts", False)] * 3
     assert not lock.locked()

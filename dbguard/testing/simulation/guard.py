@@ -171,9 +171,7 @@ class SimulatedGuard:
             if answer is not LATE and answer.code is None and not answer.dead and not answer.unproven:
                 stake = call.work.stake
                 if stake is not Stake.READ:
-                    call.box.wrote(reign, agenda.now)
-                    if stake is not Stake.TRANSACTION:
-                        state.commits.note(reign, agenda.now)
+                    state.wrote(call.box, reign, acknowledged=stake is not Stake.TRANSACTION)
                 state.succeeded(node, generation)
                 pool.give(lease)
                 return Done(answer.value)
@@ -182,7 +180,7 @@ class SimulatedGuard:
             failure = self._name(node, lease, answer, unsent=False)
             stake = call.work.stake
             if stake is not Stake.READ:
-                call.box.wrote(reign, agenda.now)
+                state.wrote(call.box, reign)
                 if failure.phase is Phase.SENT and failure.broken:
                     self._orphan(call, node, lease, reign, sent=stake is not Stake.TRANSACTION)
         self.tell(number, f"fails: {failure.why}")
@@ -233,7 +231,7 @@ class SimulatedGuard:
         self.hurry()
         if sent:
             call.orphan = orphan
-            call.box.pin(orphan)
+            self.state.pin(call.box, orphan)
 
     def check(self, seen: Any) -> str | None:
         """Take in what a new connection's server said of itself; the reason if it must not be used."""

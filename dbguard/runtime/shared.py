@@ -1,0 +1,94 @@
+"""What threads share of a guard: its state, of which each use by itself holds the lock, and its flights.
+
+What belongs together (a plan's step, a release of waiting calls) holds the lock around all of it, which may be taken again
+by who has it. Nothing of the application's runs under it, and nothing that waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import wraps
+from inspect import isfunction
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.router import Router
+from dbguard.core.state import GuardState
+from dbguard.runtime.flights import Flight, Flights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from dbguard.runtime.colour import Threads
+
+__all__ = ["SharedFlights", "SharedState"]
+
+
+class SharedState(GuardState):
+    """`GuardState` for calls on any thread. lock: one that its holder can take again."""
+
+    def __init__(self, *args: Any, lock: AbstractContextManager[object], **options: Any) -> None:
+        self.lock = lock
+        super().__init__(*args, **options)
+
+
+def _held(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def held(self: SharedState, *args: Any, **options: Any) -> Any:
+        with self.lock:
+            return method(self, *args, **options)
+
+    return held
+
+
+for _owner in (Router, GuardState):
+    for _name, _method in vars(_owner).items():
+        if isfunction(_method) and not _name.startswith("_"):
+            setattr(SharedState, _name, _held(_method))
+
+
+class SharedFlights(Flights):
+    """`Flights` of calls on any thread; swept on the guard's loop."""
+
+    def __init__(self, clock: Callable[[], float], colour: Threads) -> None:
+        super().__init__(clock)
+        self._colour = colour
+        self._resting = False
+        self._lock = threading.Lock()
+        self.add = self._add
+
+    def start(self) -> None:
+        """Begin to sweep; on the guard's loop."""
+        super().start()
+        self.add, self._resting = self._add, False
+
+    def stop(self) -> None:
+        """Stop; what is under way has no deadline any more."""
+        super().stop()
+        self.add, self._resting = self._add, False
+
+    def remove(self, flight: Flight) -> None:
+        """Forget an attempt that has ended, before its lease is given back: from then on the sweep leaves it alone."""
+        with self._lock:
+            super().remove(flight)
+
+    def _end(self, flight: Flight) -> None:
+        with self._lock:
+            if flight in self._all:
+                super()._end(flight)
+
+    def _add(self, flight: Flight) -> None:
+        # The sweep notes that it rests, and looks then whether there is anything; this way round one sees the other.
+        self._all[flight] = None
+        if self._resting:
+            self._colour.on_loop(self._wake)
+
+    def _rest(self) -> None:
+        self._timer, self._resting = None, True
+        if self._all:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._resting:
+            self._empty = 0
+            self.start()
