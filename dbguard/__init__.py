@@ -4,7 +4,7 @@ Routes each statement to the right node, follows failovers, repeats only what is
 what became of every write.
 """
 
-from dbguard.connection import Connection, Transaction
+from dbguard.connection import Connection
 from dbguard.core.classify import classify
 from dbguard.core.episode import Episode
 from dbguard.core.reasons import Route
@@ -26,6 +26,7 @@ from dbguard.errors import (
 )
 from dbguard.guard import Guard, connect
 from dbguard.status import NodeStatus, Status
+from dbguard.transaction import Transaction
 from dbguard.wrapping import Following, follows
 
 __version__ = "0.1.0"

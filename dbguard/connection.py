@@ -1,4 +1,4 @@
-"""`Connection` and `Transaction`: one leased connection, in asyncpg's words.
+"""`Connection`: one leased connection, in asyncpg's words.
 
 Every public method of `asyncpg.Connection` is here with its signature. Nothing on an acquired connection is repeated:
 only the application knows what it did before. What dbguard adds is truth about failures: a write or a COMMIT whose
@@ -9,25 +9,25 @@ that no cancel request is sent and no exit hangs.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
 from dbguard.dialect import Statements
 from dbguard.drivers.asyncpg.connection import DriverConnection
 from dbguard.prepared import CursorFactory, PreparedStatement
+from dbguard.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
-    from types import TracebackType
 
     from asyncpg import Record
     from asyncpg.types import ServerVersion
 
-    from dbguard.session import Session
+    from dbguard.asyncpg_session import AsyncpgSession
 
-__all__ = ["Connection", "Transaction"]
+__all__ = ["Connection"]
 
 R = TypeVar("R")
 
@@ -45,7 +45,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     attempt: counts from 1; above 1 where `run_in_transaction` repeats.
     """
 
-    def __init__(self, session: Session, attempt: int = 1) -> None:
+    def __init__(self, session: AsyncpgSession, attempt: int = 1) -> None:
         # asyncpg's own constructor wants a protocol; this object has none, it stands before one that has.
         self._session = session
         self.attempt = attempt
@@ -293,65 +293,3 @@ def with_connection(connection: Connection, callback: Callable[..., Any]) -> Cal
         callback(connection, *rest)
 
     return called
-
-
-class Transaction:
-    """A transaction block or, inside another one, a savepoint; with the methods of asyncpg's `Transaction`.
-
-    A COMMIT is an acknowledgement only if the server says so: after an error in the block it answers ROLLBACK, and
-    leaving the block then raises `asyncpg.InFailedSQLTransactionError` instead of passing silently.
-    """
-
-    def __init__(self, session: Session, inner: Any, *, read_only: bool = False) -> None:
-        self._session = session
-        self._inner = inner
-        self._read_only = read_only
-        self._nested = False
-
-    async def start(self) -> None:
-        """Send BEGIN or SAVEPOINT."""
-        self._nested = self._session.in_transaction
-        if not self._nested:
-            self._session.begins(read_only=self._read_only)
-        await self._session.do(self._inner.start, Stake.READ)
-
-    async def commit(self) -> None:
-        """Send COMMIT, or release the savepoint.
-
-        Raises `OutcomeUnknown` if the answer was lost, or if a promised standby was not waited for;
-        `asyncpg.InFailedSQLTransactionError` if the transaction had failed, so that nothing was committed.
-        """
-        if self._nested:
-            await self._session.do(self._inner.commit, Stake.READ)
-        else:
-            await self._session.commit(self._inner)
-
-    async def rollback(self) -> None:
-        """Send ROLLBACK, or roll back to the savepoint. A connection that does not answer is terminated instead."""
-        await self._session.rollback(self._inner)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            await self.commit()
-        else:
-            await self.abandon(error)
-
-    async def abandon(self, error: BaseException) -> None:
-        """Roll back because of *error*, which goes on; what fails on the way ends the connection, and so rolls back."""
-        session = self._session
-        if session.closed:
-            return
-        if not isinstance(error, Exception):
-            session.con.terminate()
-            return
-        try:
-            await self.rollback()
-        except Exception:  # noqa: BLE001  the connection goes and the transaction with it; the block's error counts
-            if not session.closed:
-                session.con.terminate()

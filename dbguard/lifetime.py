@@ -10,16 +10,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from dbguard.core.topology import Sighting
-from dbguard.drivers.asyncpg.failures import dress
 from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NotAttempted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dbguard.calls import Core
+    from dbguard.calling import Core
     from dbguard.config.settings import StartupSettings
     from dbguard.core.topology import NodeView
-    from dbguard.drivers.asyncpg.pool import OwnPool
+    from dbguard.drivers.base import OwnedPool
     from dbguard.refresh import Refresh
     from dbguard.runtime.engine import Engine
     from dbguard.runtime.monitor import Monitor
@@ -41,7 +40,7 @@ class Lifetime:
         core: Core,
         engine: Engine,
         monitor: Monitor,
-        own: Sequence[OwnPool],
+        own: Sequence[OwnedPool],
         refresh: Refresh,
         *,
         startup: StartupSettings,
@@ -90,7 +89,7 @@ class Lifetime:
             if not self.over:
                 self._wanted = True
                 return
-        raise dress(GuardClosed("the guard was closed while it was being opened"))
+        raise self.engine.driver.dress(GuardClosed("the guard was closed while it was being opened"))
 
     async def _open(self) -> None:
         engine, monitor = self.engine, self.monitor
@@ -124,7 +123,7 @@ class Lifetime:
                     await answered.wait()
             except TimeoutError:
                 if self.loop.time() >= until and (monitor.rounds or startup.wait > 0):
-                    raise dress(nobody(monitor, startup.wait)) from None
+                    raise self.engine.driver.dress(nobody(monitor, startup.wait)) from None
                 continue
             wrong = [f"{name}: {why}" for name, why in monitor.misconfigured().items()]
             if wrong:
@@ -136,7 +135,7 @@ class Lifetime:
             if is_fit(engine, startup.need):
                 return
             if self.loop.time() >= until:
-                raise dress(nobody(monitor, startup.wait))
+                raise self.engine.driver.dress(nobody(monitor, startup.wait))
 
     def _check_clusters(self) -> None:
         """Raise `ConfigError` if pools of the application's are of several clusters."""

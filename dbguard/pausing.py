@@ -6,7 +6,7 @@ import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from dbguard.calls import Calls
+from dbguard.calling import Calling, View
 from dbguard.deadlines import check_seconds
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Pausing"]
 
 
-class Pausing(Calls):
+class Pausing(Calling[View]):
     """Calls that can be held back for a while."""
 
     async def pause(self, *, timeout: float = 10.0, at_most: float = 60.0) -> int:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from dbguard.drivers.catalogue import read_catalogue
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from dbguard.calls import Calls
+    from dbguard.core.catalogue import Catalogue
     from dbguard.texts import Texts
 
-__all__ = ["EVERY", "Refresh"]
+__all__ = ["EVERY", "Refresh", "over_calls"]
 
 EVERY = 60.0
 """Seconds between two readings: how long DDL of other processes may go unnoticed."""
@@ -35,14 +38,14 @@ AGAIN = 1.0
 
 
 class Refresh:
-    """Reads the catalogue in the background, over a connection of the guard's.
+    """Reads the catalogue in the background.
 
-    calls: the guard's, to its primary. The connection's own settings (``init=``, search path) count.
+    read: reads it now; None if there is too much of it. Raises what the driver raises.
     """
 
-    def __init__(self, texts: Texts, calls: Calls) -> None:
+    def __init__(self, texts: Texts, read: Callable[[], Awaitable[Catalogue | None]]) -> None:
         self._texts = texts
-        self._calls = calls
+        self._read_now = read
         self._task: asyncio.Task[None] | None = None
         self._read = asyncio.Event()
 
@@ -70,9 +73,7 @@ class Refresh:
     async def once(self) -> None:
         """Read the catalogue now. What DDL changed meanwhile is not trusted. Raises what the driver raises."""
         version = self._texts.version
-        # In a context of its own, so that nobody's reads are kept on the primary by it.
-        async with self._calls.causal(), self._calls.acquire() as con:
-            catalogue = await read_catalogue(con, timeout=READ_WITHIN)
+        catalogue = await self._read_now()
         if catalogue is not None:
             self._texts.trust(catalogue, version)
 
@@ -93,3 +94,14 @@ class Refresh:
                 continue
             changed.clear()
             await asyncio.sleep(SOON)
+
+
+def over_calls(calls: Calls) -> Callable[[], Awaitable[Catalogue | None]]:
+    """Return what reads the catalogue over a connection of *calls*, a guard's: its settings (``init=``, search path) count."""
+
+    async def read() -> Catalogue | None:
+        # In a context of its own, so that nobody's reads are kept on the primary by it.
+        async with calls.causal(), calls.acquire() as con:
+            return await read_catalogue(con, timeout=READ_WITHIN)
+
+    return read

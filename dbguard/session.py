@@ -7,7 +7,6 @@ sent and no exit hangs; what may have been left on the session is noted for the 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from dataclasses import replace
@@ -17,16 +16,10 @@ from dbguard.core.failure import Phase
 from dbguard.core.outcome import Mark, commit_until, is_plain, turns_read_only
 from dbguard.core.plan import Done
 from dbguard.core.retry import Act, Stake, Work, judge
-from dbguard.core.statement import Kind, Token, Touch
+from dbguard.core.statement import Kind, Touch
 from dbguard.deadlines import ambient, check_seconds
-from dbguard.drivers.asyncpg.connection import released
-from dbguard.drivers.asyncpg.copying import opened
-from dbguard.drivers.asyncpg.failures import is_refusal
-from dbguard.drivers.asyncpg.identity import forget_sequences
-from dbguard.drivers.asyncpg.interrupt import interruptible
-from dbguard.drivers.asyncpg.outcome import ending_of, refused_ending
-from dbguard.drivers.asyncpg.sending import Sender
-from dbguard.drivers.asyncpg.transaction import commit, cut_off, heard, rolled_back
+from dbguard.drivers import outcome_sql
+from dbguard.drivers.identity import forget_sequences
 from dbguard.dropped import caller, dropped
 from dbguard.errors import DeadlineExceeded
 from dbguard.runtime.attempt import name_failed
@@ -34,6 +27,7 @@ from dbguard.runtime.flights import Flight
 from dbguard.runtime.resolve import settled
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.causal import Box, Orphan
@@ -108,7 +102,7 @@ class Session:
         box: returns the box of the context that asks.
         """
         self._box = box
-        self._loop = asyncio.get_running_loop()
+        self._loop = self.engine.colour.loop
         self._taken_at = caller() if self._loop.get_debug() else None
 
     def __del__(self) -> None:
@@ -119,9 +113,9 @@ class Session:
 
     @property
     def con(self) -> Any:
-        """The driver's connection. Raises `asyncpg.InterfaceError` once it was given back."""
+        """The driver's connection. Raises the driver's `InterfaceError` once it was given back."""
         if self.over:
-            raise released()
+            raise self.engine.driver.released()
         return self.lease.con
 
     @property
@@ -177,68 +171,20 @@ class Session:
             return ""
         token = self.tokens.fresh()
         self.call.token = str(token)
-        return ending_of(token, mark, direct=self.tokens.may_insert(lease, touched))
+        return outcome_sql.joined(token, direct=self.tokens.may_insert(lease, touched), always=mark is Mark.ALWAYS)
 
     async def end(self, inner: Any, ending: str) -> None:
         """Store the token and COMMIT."""
         tokens = self.tokens
         try:
-            await commit(self.lease.con, inner, self.lease, ending)
+            await self.engine.driver.commit(self.lease, inner, ending)
         except Exception as error:
             if tokens is None or not ending:
                 raise
-            refusal = refused_ending(tokens, error)
+            refusal = self.engine.driver.refused_ending(tokens, error)
             if refusal is None:
                 raise
             raise refusal from error
-
-    async def run(self, query: str, method: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Any:
-        """Run one statement by the driver's own method."""
-        stake, whole = self.note(query)
-        single = not self.texts.learn(query).statement.several
-        con = self.con
-        if method.startswith("copy_"):
-            until, whose = self._until(limit, "timeout=")
-            clock, copy = self.engine.state.clock, getattr(con, method)
-            async with opened(extra, until - clock()) as files:
-                left = until - clock()
-                return await self.do(lambda: copy(*args, **files), stake, left, whole=whole, cancels=True, whose=whose)
-        many = method.endswith("many")
-        if self.tokens is not None and not many and stake is Stake.WRITE and not self.within:
-            sender = self._sender(self.tokens, query, method, args, extra)
-            if sender is not None:
-                return await self._send(sender, lambda: getattr(con, method)(*args, **extra), limit)
-        value = await self.do(
-            lambda: getattr(con, method)(*args, **extra), stake, limit, whole=whole, single=single, cancels=many
-        )
-        if self.failed and not many and self.texts.learn(query).statement.verb:
-            # A failed transaction answers nothing but errors, unless that was ROLLBACK TO. (For no rows, or for no
-            # statement, nothing is asked.)
-            self.failed = False
-        return value
-
-    def _sender(
-        self, tokens: Tokens, query: str, method: str, args: tuple[Any, ...], extra: dict[str, Any]
-    ) -> Sender | None:
-        """Return what sends an autocommit write with its token; None where its text, or the session, does not allow one."""
-        text, lease = self.texts.learn(query), self.lease
-        if text.token is not Token.CTE or self.closed or self.in_transaction or not tokens.on:
-            return None
-        if lease.raw_touched or lease.touched >= Touch.IDENTITY:
-            return None
-        rows, plain = text.statement.returns_rows, is_plain(text.statement, query, text.touched)
-        return Sender(
-            tokens, self.call, query, Token.CTE, rows=rows, plain=plain, method=method, args=args[1:], extra=extra
-        )
-
-    async def _send(self, sender: Sender, plain: Callable[[], Awaitable[Any]], limit: float | None) -> Any:
-        """Send an autocommit write with its token."""
-        try:
-            return await self.do(
-                lambda: sender.send(self.lease, plain), Stake.WRITE, limit, reserve=sender.tokens.reserve
-            )
-        finally:
-            self.call.token = self.call.result = None
 
     def _until(self, limit: float | None, whose: str) -> tuple[float, str]:
         """Return when what begins now must have ended, on the guard's clock, and by whose word. See `do`."""
@@ -282,7 +228,7 @@ class Session:
         self.whole = self.whole and stake is not Stake.COMMIT
         generation = self.node.breaker.generation
         began = state.clock()
-        task = asyncio.current_task() if cancels else None
+        task = engine.task() if cancels else None
         flight = Flight(commit_until(until, began, reserve), task, cancels=cancels)
         flight.lease = lease
         engine.flights.add(flight)
@@ -293,8 +239,8 @@ class Session:
             self.recalls = False
             lease.drew = lease.drew or stake is not Stake.READ
             commits = stake is Stake.WRITE or stake is Stake.COMMIT
-            work: Any = interruptible(con, act()) if cancels else act()
-            value = await (heard(con, lease, work) if commits else work)
+            work: Any = engine.driver.fed(con, act()) if cancels else act()
+            value = await (engine.driver.heard(lease, work) if commits else work)
         except BaseException as raised:
             closed = con.is_closed()
             if not closed and (isinstance(raised, TimeoutError) or not isinstance(raised, Exception)):
@@ -304,7 +250,7 @@ class Session:
                 error = TimeoutError(f"no answer within {until - began:.3g} s ({whose})")
                 error.__cause__ = raised if isinstance(raised, Exception) else None
             if inside:
-                refused = is_refusal(error)
+                refused = engine.driver.is_refusal(error)
                 self.failed = self.failed or refused
                 lease.doubtful = lease.doubtful or not refused
             if self.within:
@@ -322,7 +268,7 @@ class Session:
             state.failed(failure, generation)
             verdict = judge(failure, at_stake)
             if verdict.act is Act.UNKNOWN:
-                found = await settled(engine, call, failure)
+                found = await engine.colour.elsewhere(settled(engine, call, failure))
                 if isinstance(found, Done):
                     return found.value
                 verdict = found
@@ -346,12 +292,12 @@ class Session:
     async def commit(self, inner: Any) -> None:
         """End the transaction with COMMIT. One that only read is no commit: nothing hangs on its answer."""
         if self.cut_off():
-            raise cut_off()
+            raise self.engine.driver.cut_off()
         if self.failed and self.in_transaction:
             await self.rollback(inner)
-            raise rolled_back()
+            raise self.engine.driver.rolled_back()
         if not self.writes:
-            await self.do(lambda: commit(self.lease.con, inner, self.lease), Stake.READ)
+            await self.do(lambda: self.engine.driver.commit(self.lease, inner), Stake.READ)
             return
         ending = self.ending()
         self.call.result = Done(None)

@@ -21,7 +21,7 @@ from dbguard.core.state import GuardState
 from dbguard.drivers.asyncpg.borrow import Lender
 from dbguard.drivers.asyncpg.borrowed import BorrowedControl
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.failures import AsyncpgDriver
+from dbguard.drivers.asyncpg.driver import Asyncpg
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.asyncpg.wrapped import WrappedPool
 from dbguard.drivers.base import WrongNode
@@ -162,7 +162,7 @@ def wire(
     engine = Engine(
         state,
         pools,
-        AsyncpgDriver(),
+        Asyncpg(),
         acquire_timeout=settings.pool.acquire_timeout,
         drain_timeout=settings.failover.drain_timeout,
         registries=registries,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dbguard.core.topology import Drain, Instance, Sighting
     from dbguard.errors import DbGuardError
 
-__all__ = ["Control", "Driver", "Lease", "NodePool", "NotReplicated", "Registry", "TooOld", "WrongNode"]
+__all__ = ["Control", "Driver", "Lease", "NodePool", "NotReplicated", "OwnedPool", "Registry", "TooOld", "WrongNode"]
 
 
 class Lease(Protocol):
@@ -96,6 +96,16 @@ class NodePool(Protocol):
 
     def terminate(self) -> None:
         """End everything now: `close` has nothing to wait for any more."""
+
+
+class OwnedPool(NodePool, Protocol):
+    """One that the guard has opened itself."""
+
+    async def open(self) -> None:
+        """Make it ready; nothing is dialled."""
+
+    def stay_warm(self) -> None:
+        """From now on replace what is missing of its least size."""
 
 
 class Control(Protocol):
@@ -181,7 +191,7 @@ class Registry(Protocol):
 
 
 class Driver(Protocol):
-    """Names for what a driver raises."""
+    """What a driver does in its own way: names for what it raises, and how what commits is sent."""
 
     def name_dial(self, error: BaseException, node: str, *, full: bool = False) -> Failure:
         """Name what went wrong before the call had a connection; *full*: the pool had none left to wait for."""
@@ -197,3 +207,36 @@ class Driver(Protocol):
 
     def dress(self, error: DbGuardError) -> DbGuardError:
         """Return dbguard's own error as one that the driver's users catch already."""
+
+    def is_drivers(self, error: BaseException) -> bool:
+        """Whether *error* is the driver's own, and so about the connection or what ran on it."""
+
+    def is_conflict(self, error: BaseException) -> bool:
+        """Whether the transaction lost against another one, so that it is worth running again."""
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether the server answered with an error, which aborts an open transaction."""
+
+    def released(self) -> Exception:
+        """Return the error for a connection that was given back and is used again."""
+
+    def cut_off(self) -> Exception:
+        """Return the error for a transaction that ends while something that was not waited for still uses it."""
+
+    def rolled_back(self) -> Exception:
+        """Return the error for a COMMIT that the server answered with ROLLBACK."""
+
+    def fed(self, con: Any, work: Any) -> Awaitable[Any]:
+        """Await *work* on *con*, which feeds the server or runs code of the application's: it can be interrupted there."""
+
+    def heard(self, lease: Any, work: Any) -> Awaitable[Any]:
+        """Await *work*, which commits; raises the driver's `NotReplicated` if its wait for a standby was cut short."""
+
+    async def commit(self, lease: Any, inner: Any, ending: str = "") -> None:
+        """Send COMMIT to the transaction *inner* and return only if the server says COMMIT.
+
+        ending: a token and COMMIT as one simple query; empty: COMMIT alone.
+        """
+
+    def refused_ending(self, tokens: Any, error: Exception) -> Exception | None:
+        """Return the error for a block whose end was refused because of its token; None: for another reason."""

@@ -64,6 +64,10 @@ class Colour(Protocol):
 
     lock: AbstractContextManager[object]
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The guard's loop."""
+
     def task(self) -> Interruptible | None:
         """Return the attempt that the caller begins, to be interrupted."""
 
@@ -138,6 +142,11 @@ class Asyncio:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """See `Colour.loop`."""
+        return asyncio.get_running_loop()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """See `Colour.spawn`."""

@@ -14,9 +14,11 @@ from uuid import UUID
 
 import asyncpg
 
+from dbguard.blocks import Function
+from dbguard.calls import AsyncpgDialect
 from dbguard.core.outcome import RESERVE
 from dbguard.core.statement import Token, Touch
-from dbguard.drivers.asyncpg.failures import AsyncpgDriver
+from dbguard.drivers.asyncpg.driver import Asyncpg
 from dbguard.drivers.asyncpg.outcome import Tokens
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.asyncpg.sending import Sender
@@ -25,7 +27,7 @@ from dbguard.drivers.control import OwnControl
 from dbguard.drivers.marks import Marks
 from dbguard.drivers.registry import Registry
 from dbguard.errors import DbGuardError
-from dbguard.jobs import Function, Run, Written
+from dbguard.jobs import Run, Written
 from dbguard.runtime.engine import Engine
 from dbguard.runtime.monitor import Monitor, Pace
 from dbguard.runtime.resolve import resolve
@@ -114,7 +116,7 @@ class EngineGuard:
         self.engine = Engine(
             state,
             self.pools,
-            AsyncpgDriver(),
+            Asyncpg(),
             acquire_timeout=ACQUIRE_TIMEOUT,
             drain_timeout=DRAIN_TIMEOUT,
             registries=self.registries,
@@ -222,7 +224,7 @@ class EngineClient(Client):
         begin = {"isolation": None, "readonly": False, "deferrable": False}
         guard = self.guard
         tokens = guard.tokens_of_writes if guard.tokens else None
-        return lambda call: Function(guard.engine, guard.texts, call, change, begin, tokens)
+        return lambda call: Function(AsyncpgDialect(), guard.engine, guard.texts, call, change, begin, tokens)
 
 
 def _unheard(why: str) -> None:
