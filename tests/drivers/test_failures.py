@@ -21,13 +21,13 @@ from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.failures import (
     AsyncpgDriver,
     NotReplicated,
-    PoolExhausted,
     dress,
     is_refusal,
     name_dial,
     name_failure,
 )
 from dbguard.drivers.base import WrongNode
+from dbguard.drivers.named import PoolExhausted
 from dbguard.testing.cluster import Cluster
 from tests.waiting import until
 

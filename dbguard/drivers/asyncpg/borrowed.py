@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from dbguard.core.topology import Role
 from dbguard.drivers.asyncpg.borrow import borrow
-from dbguard.drivers.asyncpg.failures import PoolExhausted
 from dbguard.drivers.control import say_whether_gone
+from dbguard.drivers.named import PoolExhausted
 from dbguard.drivers.probe import ask, sighting
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from dbguard.drivers.asyncpg.failures import NotDialled
+from dbguard.drivers.named import NotDialled
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import socket
 import ssl
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from dbguard import errors
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.sqlstates import RECOVERY_REFUSALS
 from dbguard.core.sqlstates import family as family_of
-from dbguard.drivers import base
+from dbguard.drivers import base, named
 from dbguard.drivers.base import WrongNode
+from dbguard.drivers.named import NO_SNAPSHOT, REFUSALS, SERIALIZABLE_STANDBY, PoolExhausted
+
+if TYPE_CHECKING:
+    from dbguard.errors import DbGuardError
 
 __all__ = [
     "AsyncpgDriver",
-    "NotDialled",
     "NotReplicated",
     "PoolClosed",
-    "PoolExhausted",
     "describe",
     "dress",
     "is_conflict",
@@ -39,20 +39,8 @@ __all__ = [
 ]
 
 
-class PoolExhausted(TimeoutError):
-    """No connection of the node's pool came free in time. Says nothing about the node."""
-
-
 class NotReplicated(base.NotReplicated, asyncpg.InterfaceError):
     """The same for a commit of the application's, which catches asyncpg's errors."""
-
-
-class NotDialled(Exception):
-    """No connection was dialled, since one has failed a moment ago. cause: that one's error."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 class PoolClosed(asyncpg.InterfaceError):
@@ -64,21 +52,13 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
 
     full: the pool had no connection left, so that a time-out was spent waiting for other callers.
     """
-    if isinstance(error, NotDialled):
-        # Of our own making: nothing that the node's breaker, or the count of attempts, should hear of once more.
-        return replace(name_dial(error.cause, node), ours=True)
-    if full and type(error) is TimeoutError:
-        error = PoolExhausted(f"all connections of {node} are in use: {error or 'none came free in time'}")
+    return named.name_dial(error, node, full=full, judge=_judge, twin=asyncpg.PostgresConnectionError)
+
+
+def _judge(error: BaseException) -> tuple[Family, str | None]:
+    """Say what an error of a dial means for the node, with its SQLSTATE."""
     sqlstate = getattr(error, "sqlstate", None)
-    cause: BaseException = error
-    if isinstance(error, PoolExhausted):
-        family = Family.NEUTRAL
-    elif isinstance(error, WrongNode):
-        family = Family.ROLE
-        # Where no attempt is left the application sees it: as what dbguard decided, and as asyncpg's users catch it.
-        cause = dress(errors.NoPrimary(f"no primary to go to: {error}", retry_after=1.0))
-        cause.__cause__ = error
-    elif isinstance(error, PoolClosed):
+    if isinstance(error, PoolClosed):
         family = Family.SHUT
     elif isinstance(error, (ssl.SSLCertVerificationError, asyncpg.ClientConfigurationError)):
         family = Family.CONFIG
@@ -97,35 +77,13 @@ def name_dial(error: BaseException, node: str, *, full: bool = False) -> Failure
         family = Family.HARD
     else:
         family = Family.NEUTRAL  # a hook of the application: `init`, `setup`, a password callable
-    return Failure(
-        node=node,
-        phase=Phase.CONNECT,
-        family=family,
-        cause=cause,
-        sqlstate=sqlstate,
-        broken=family is not Family.NEUTRAL or isinstance(error, PoolExhausted),
-        timed_out=isinstance(error, TimeoutError),
-    )
-
-
-_NO_SNAPSHOT = "GetSerializableTransactionSnapshot"
-"""The server's function that refuses every statement of a serializable transaction on a standby."""
+    return family, sqlstate
 
 
 def _is_serializable_standby(error: BaseException) -> bool:
     """Say whether a standby refuses whatever it is asked, because of the isolation that it is set to."""
     refused = isinstance(error, asyncpg.FeatureNotSupportedError)
-    return refused and getattr(error, "server_source_function", None) == _NO_SNAPSHOT
-
-
-_REFUSALS = {
-    "28P01": "the password was refused: look at connection.user and connection.password",
-    "28000": "the login was refused: look at connection.user, at pg_hba.conf, and whether TLS is asked for",
-    "3D000": "there is no such database: look at connection.database",
-    "55000": "the database takes no connections",
-    "53300": "too many connections",
-    "57P03": "starting up or shutting down",
-}
+    return refused and getattr(error, "server_source_function", None) == NO_SNAPSHOT
 
 
 def describe(error: BaseException) -> str:
@@ -147,12 +105,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, asyncpg.ClientConfigurationError | asyncpg.InterfaceError):
         return str(error)
     if _is_serializable_standby(error):
-        return (
-            "default_transaction_isolation is serializable, which a standby cannot serve (0A000): "
-            "set it to 'repeatable read' on the replicas"
-        )
+        return SERIALIZABLE_STANDBY
     if isinstance(error, asyncpg.PostgresError) and sqlstate:
-        return f"{_REFUSALS[sqlstate]} ({sqlstate})" if sqlstate in _REFUSALS else f"{sqlstate} {type(error).__name__}"
+        return f"{REFUSALS[sqlstate]} ({sqlstate})" if sqlstate in REFUSALS else f"{sqlstate} {type(error).__name__}"
     return type(error).__name__
 
 
@@ -240,86 +195,9 @@ def name_failure(
     )
 
 
-# ---------------------------------------------------------------------- dbguard's errors, as asyncpg's
-
-
-class NoPrimary(errors.NoPrimary, asyncpg.PostgresConnectionError):
-    """`dbguard.NoPrimary`, also asyncpg's connection error."""
-
-
-class NoPrimaryInTime(NoPrimary, TimeoutError):
-    """`dbguard.NoPrimary` after the call's whole time, also a `TimeoutError`."""
-
-
-class SplitBrain(errors.SplitBrain, asyncpg.PostgresConnectionError):
-    """`dbguard.SplitBrain`, also asyncpg's connection error."""
-
-
-class NoReplica(errors.NoReplica, asyncpg.PostgresConnectionError):
-    """`dbguard.NoReplica`, also asyncpg's connection error."""
-
-
-class NoReplicaInTime(NoReplica, TimeoutError):
-    """`dbguard.NoReplica` after the call's whole time, also a `TimeoutError`."""
-
-
-class Overloaded(errors.Overloaded, asyncpg.PostgresConnectionError):
-    """`dbguard.Overloaded`, also asyncpg's connection error."""
-
-
-class GuardClosed(errors.GuardClosed, asyncpg.PostgresConnectionError):
-    """`dbguard.GuardClosed`, also asyncpg's connection error."""
-
-
-class OutcomeUnknown(errors.OutcomeUnknown, asyncpg.PostgresConnectionError):
-    """`dbguard.OutcomeUnknown`, also asyncpg's connection error."""
-
-
-class OutcomeUnknownInTime(OutcomeUnknown, TimeoutError):
-    """`dbguard.OutcomeUnknown` because time ran out, also a `TimeoutError`."""
-
-
-class DeadlineExceeded(errors.DeadlineExceeded, asyncpg.PostgresConnectionError):
-    """`dbguard.DeadlineExceeded`, also asyncpg's connection error."""
-
-
-_DRESSED: dict[tuple[type[errors.DbGuardError], bool], type[errors.DbGuardError]] = {
-    (errors.NoPrimary, False): NoPrimary,
-    (errors.NoPrimary, True): NoPrimaryInTime,
-    (errors.SplitBrain, False): SplitBrain,
-    (errors.NoReplica, False): NoReplica,
-    (errors.NoReplica, True): NoReplicaInTime,
-    (errors.Overloaded, False): Overloaded,
-    (errors.GuardClosed, False): GuardClosed,
-    (errors.OutcomeUnknown, False): OutcomeUnknown,
-    (errors.OutcomeUnknown, True): OutcomeUnknownInTime,
-    (errors.DeadlineExceeded, False): DeadlineExceeded,
-}
-
-
-def _made(key: tuple[type[errors.DbGuardError], bool], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
-    """Make a dressed error; also how one is unpickled: it is not found under the name that it shows."""
-    dressed = _DRESSED[key].__new__(_DRESSED[key], *args)
-    dressed.args = args
-    dressed.__dict__.update(state)
-    return dressed
-
-
-for _key, _kind in _DRESSED.items():
-    # A traceback shows the name that handlers have, dbguard.NoPrimary, whatever else the error is.
-    _kind.__module__, _kind.__name__, _kind.__qualname__ = "dbguard", _key[0].__name__, _key[0].__name__
-    _kind.__reduce__ = lambda self, key=_key: (_made, (key, self.args, self.__dict__.copy()))  # type: ignore[method-assign,misc]  # made by `type`
-
-
-def dress(error: errors.DbGuardError) -> errors.DbGuardError:
-    """Return *error* as one that asyncpg's users catch already; itself where it is one, or has no such twin."""
-    kind, late = type(error), bool(error.__dict__.get("timed_out"))
-    key = (kind, late) if (kind, late) in _DRESSED else (kind, False)
-    if key not in _DRESSED:
-        return error
-    dressed: errors.DbGuardError = _made(key, error.args, error.__dict__)
-    dressed.__cause__ = error.__cause__
-    return dressed
+def dress(error: DbGuardError) -> DbGuardError:
+    """Return *error* as one that asyncpg's users catch already; itself where it is one, or is not for their handlers."""
+    return named.dress(error, asyncpg.PostgresConnectionError)
 
 
 class AsyncpgDriver:

@@ -1,0 +1,1 @@
+"""psycopg 3 as a driver, for asyncio and for threads."""
