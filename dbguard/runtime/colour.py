@@ -13,75 +13,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextlib import AbstractContextManager
 
-__all__ = ["ASYNCIO", "Asyncio", "Colour", "Interruptible", "Threads", "Waiter", "now"]
+__all__ = ["ASYNCIO", "Asyncio", "Threads", "now"]
 
 T = TypeVar("T")
-
-
-class Interruptible(Protocol):
-    """What the sweep interrupts when it waits for a connection longer than it may: a task, or a thread's `Worker`."""
-
-    def cancel(self) -> bool:
-        """Interrupt it where it waits, or as soon as it does; returns whether it will be."""
-
-    def uncancel(self) -> int:
-        """Take one interruption back; returns how many are left."""
-
-
-class Waiter(Protocol):
-    """One call that waits for something that another one brings."""
-
-    def done(self) -> bool:
-        """Whether it waits no longer."""
-
-    def give(self, value: Any) -> bool:
-        """End its wait with a value; False if it has ended already, and the value is still the giver's."""
-
-    def fail(self, error: Exception) -> bool:
-        """End its wait with an error; False if it has ended already."""
-
-    async def wait(self) -> Any:
-        """Wait; returns the value, or raises the error, or `asyncio.CancelledError` if it is interrupted.
-
-        After an interruption `give` may have been first: `taken` says so.
-        """
-
-    def taken(self) -> Any:
-        """Return what was given although the wait was interrupted; None: nothing was, and nothing will be."""
-
-
-class Colour(Protocol):
-    """What differs between tasks and threads.
-
-    lock: held while what several threads share is changed; can be taken again by who holds it.
-    """
-
-    lock: AbstractContextManager[object]
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The guard's loop."""
-
-    def task(self) -> Interruptible | None:
-        """Return the attempt that the caller begins, to be interrupted."""
-
-    def waiter(self) -> Waiter:
-        """Return something to wait at; made by who will wait."""
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Let *work*, which handles its own errors, run beside the caller: dials and resets."""
-
-    def on_loop(self, act: Callable[..., object], *args: Any) -> None:
-        """Call *act* on the guard's loop: at once where that is the caller's."""
-
-    async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for *work*, which needs the guard's loop."""
 
 
 def now(work: Coroutine[Any, Any, T]) -> T:

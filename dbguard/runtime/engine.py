@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from dbguard.core.plan import Bury, Call, Reply, Resolve
     from dbguard.core.state import GuardState
     from dbguard.core.topology import Drain
-    from dbguard.drivers.base import Driver, NodePool, Registry
+    from dbguard.drivers.base import Colour, Driver, NodePool, Registry
     from dbguard.events import Listener
-    from dbguard.runtime.colour import Colour
 
 __all__ = ["Engine"]
 

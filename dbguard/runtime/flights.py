@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dbguard.runtime.colour import Interruptible
+    from dbguard.drivers.base import Interruptible
 
 __all__ = ["SWEEP", "Flight", "Flights"]
 

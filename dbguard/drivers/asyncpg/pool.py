@@ -21,7 +21,7 @@ from dbguard.drivers.asyncpg.dials import Turns
 from dbguard.drivers.asyncpg.failures import dress
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.identity import DEEP_RESET, FORGET_SEQUENCES, identify
-from dbguard.drivers.probe import Backend, ask, sighting
+from dbguard.drivers.probe import ask, sighting
 from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:
@@ -116,11 +116,7 @@ class OwnPool(Books):
         con, row, at = await self._reach(tag, *args, **kwargs)
         try:
             seen = sighting(row, self.node.name, at, fresh=True)
-            tag.instance = seen.instance
-            tag.backend = Backend(row["pid"], row["backend_start"])
-            tag.synchronous = bool(row["synchronous"])
-            tag.quiet = bool(row["quiet"])
-            tag.plain_role = bool(row["plain_role"])
+            tag.learn(row, seen.instance)
             self._check(seen)
             if not (tag.plain_role or self._begins):
                 tag.identity = await identify(con)
@@ -244,11 +240,11 @@ class OwnPool(Books):
         """Take a lease back: hand on, reset or close."""
         self._returned(lease)
         worst = max(lease.touched, touched)
-        lease.touched, lease.raw_touched, lease.doubtful = Touch.NOTHING, False, False
         now = lease.used_at = self.clock()
         lease.tag.uses += 1
         if lease.drew:
-            lease.tag.drew, lease.drew = True, False
+            lease.tag.drew = True
+        lease.forget()
         if (
             worst >= Touch.LOST
             or not self.fits(lease.tag)

@@ -18,7 +18,7 @@ from dbguard.core.statement import Touch
 from dbguard.drivers.asyncpg.borrow import Borrowed, refused
 from dbguard.drivers.asyncpg.lease import RETURN_WITHIN, SETTLE_WITHIN, Books, Lease, Tag
 from dbguard.drivers.identity import DEEP_RESET, identify
-from dbguard.drivers.probe import Backend, ask, sighting
+from dbguard.drivers.probe import ask, sighting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -141,10 +141,7 @@ class WrappedPool(Books):
         at = self.clock()
         row = await ask(con, timeout=self._ask_within)
         seen = sighting(row, self.node.name, at, fresh=True)
-        tag.instance = seen.instance
-        tag.backend = Backend(row["pid"], row["backend_start"])
-        tag.synchronous = bool(row["synchronous"])
-        tag.quiet = bool(row["quiet"])
+        tag.learn(row, seen.instance)
         self._check(seen)
         tag.identity = await identify(con)
         tag.plain_role = bool(tag.identity.plain)
@@ -189,7 +186,7 @@ class WrappedPool(Books):
             or con.is_in_transaction()
         ):
             return False
-        lease.touched, lease.raw_touched, lease.doubtful, lease.drew = Touch.NOTHING, False, False, False
+        lease.forget()
         lease.used_at = now
         self._free.append(lease)
         if self._looks is None:
