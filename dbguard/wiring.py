@@ -5,37 +5,28 @@ from __future__ import annotations
 import math
 import random
 import time
-import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from dbguard.assembly import Checks, new_engine, new_state
 from dbguard.config.values import Secret
-from dbguard.core.breaker import BreakerPolicy
-from dbguard.core.flap import Flaps
-from dbguard.core.gate import Gate
-from dbguard.core.merge import Topology
-from dbguard.core.retry import RetryPolicy
-from dbguard.core.router import ReadPolicy
-from dbguard.core.state import GuardState
 from dbguard.drivers.asyncpg.borrow import Lender
 from dbguard.drivers.asyncpg.borrowed import BorrowedControl
 from dbguard.drivers.asyncpg.dial import Dialer
 from dbguard.drivers.asyncpg.driver import Asyncpg
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.asyncpg.wrapped import WrappedPool
-from dbguard.drivers.base import WrongNode
 from dbguard.drivers.control import OwnControl
 from dbguard.drivers.marks import Marks
 from dbguard.drivers.registry import Registry
-from dbguard.runtime.engine import Engine
-from dbguard.runtime.monitor import Monitor, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dbguard.config.settings import Connection, FailoverSettings, NodeSettings, Settings
-    from dbguard.core.topology import Sighting
+    from dbguard.config.settings import Connection, NodeSettings, Settings
+    from dbguard.runtime.engine import Engine
+    from dbguard.runtime.monitor import Monitor
     from dbguard.wrapping import Wrapped
 
 __all__ = ["connect_arguments", "wire"]
@@ -60,58 +51,14 @@ def wire(
     """
     chance = rng or random.Random()  # noqa: S311  jitter, not secrets
     size: int = arguments.get("max_size", settings.pool.max_size)
-    names = [node.name for node in settings.nodes]
-    state = GuardState(
-        Topology(
-            names,
-            new_mark=lambda: uuid.uuid4().hex,
-            split_brain=settings.failover.split_brain,
-            system_id=settings.cluster.system_id,
-            max_loss=None if (loss := settings.failover.max_loss) == "none" else loss,
-        ),
-        clock=clock,
-        rng=chance,
-        retry=RetryPolicy(
-            attempts=settings.retry.attempts,
-            contention_attempts=None if (most := settings.retry.contention_attempts) == "unlimited" else most,
-            budget=settings.retry.budget,
-            floor=settings.retry.floor,
-            wait=wait,
-            stop=stop,
-        ),
-        breaker=_breaker(settings),
-        gate=_gate(settings.failover),
-        reads=ReadPolicy(
-            from_replicas=settings.reads.from_ == "replicas",
-            max_lag=settings.reads.max_lag,
-            balance=settings.reads.balance,
-        ),
-        weights={node.name: node.weight for node in settings.nodes},
-        addresses={
-            node.name: node.name if node.name == node.address else f"{node.name} ({node.address})"
-            for node in settings.nodes
-        },
-        observe=settings.mode == "observe",
-        wall=time.time,
-    )
-    _set_breakers(state, settings)
+    state = new_state(settings, clock=clock, rng=chance, wait=wait, stop=stop)
+    checks = Checks(state)
     probe = settings.probe
     pools: dict[str, Any] = {}
     controls: dict[str, Any] = {}
     own: list[OwnPool] = []
     registries: dict[str, Any] = {}
     tokens = settings.outcome.resolve == "token-table"
-
-    def check(seen: Sighting) -> None:
-        heed(state.met(seen))
-
-    def check_claim(seen: Sighting) -> None:
-        heed(state.met_to_claim(seen))
-
-    def heed(refusal: str | None) -> None:
-        engine.flush()
-        if refusal is not None:
-            raise WrongNode(refusal)
 
     for node in settings.nodes:
         target = state.nodes[node.name]
@@ -123,7 +70,7 @@ def wire(
                 target,
                 pool,
                 clock=clock,
-                check=check,
+                check=checks.met,
                 ask_within=probe.timeout * 4,
                 hold=given.hold,
                 max_lifetime=settings.pool.max_lifetime,
@@ -132,7 +79,9 @@ def wire(
             controls[node.name] = BorrowedControl(node.name, pool, clock=clock, marks=marks, follows=given.follows)
             if tokens:
                 lender = Lender(pool, node.name)
-                registries[node.name] = Registry(node.name, lender.dial, check_claim, clock=clock, give=lender.give)
+                registries[node.name] = Registry(
+                    node.name, lender.dial, checks.met_to_claim, clock=clock, give=lender.give
+                )
             continue
         dialer = Dialer(connect_arguments(settings.connection, node), arguments)
         pools[node.name] = opened = OwnPool(
@@ -146,7 +95,7 @@ def wire(
             max_idle=settings.pool.max_idle,
             max_uses=arguments.get("max_queries", math.inf),
             dial=dialer.dial,
-            check=check,
+            check=checks.met,
             ask_within=settings.connection.connect_timeout,
             rng=chance,
             init=arguments.get("init"),
@@ -155,20 +104,12 @@ def wire(
         )
         own.append(opened)
         if tokens:
-            registries[node.name] = Registry(node.name, dialer.registry, check_claim, clock=clock)
+            registries[node.name] = Registry(node.name, dialer.registry, checks.met_to_claim, clock=clock)
         controls[node.name] = OwnControl(
             node.name, dialer.control, clock=clock, marks=marks, has_strayed=dialer.strayed
         )
-    engine = Engine(
-        state,
-        pools,
-        Asyncpg(),
-        acquire_timeout=settings.pool.acquire_timeout,
-        drain_timeout=settings.failover.drain_timeout,
-        registries=registries,
-    )
-    pace = Pace(interval=probe.interval, jitter=probe.jitter, limit=probe.timeout, urgent=probe.urgent)
-    return engine, Monitor(engine, controls, pace, keeps_marks=tokens and not looks_only), own
+    engine, monitor = new_engine(settings, state, checks, pools, Asyncpg(), controls, registries, looks_only=looks_only)
+    return engine, monitor, own
 
 
 def connect_arguments(connection: Connection, node: NodeSettings) -> dict[str, Any]:
@@ -196,37 +137,3 @@ def _hold(settings: Settings, arguments: Mapping[str, Any]) -> int:
         return 0
     size: int = arguments.get("max_size", settings.pool.max_size)
     return size if settings.pool.hold == "auto" else settings.pool.hold
-
-
-def _gate(failover: FailoverSettings) -> Gate:
-    allowed = None if failover.flap_changes == "unlimited" else failover.flap_changes
-    first, most = failover.flap_stay
-    flaps = Flaps(allowed, failover.flap_window, first=first, most=most)
-    return Gate(failover.max_wait, failover.max_waiting, flaps=flaps)
-
-
-def _breaker(settings: Settings) -> BreakerPolicy:
-    given = settings.breaker
-    return BreakerPolicy(
-        consecutive=given.consecutive,
-        min_failures=given.min_failures,
-        ratio=given.ratio,
-        window=given.window,
-        open_min=given.open[0],
-        open_max=given.open[1],
-        jitter=given.jitter,
-    )
-
-
-def _set_breakers(state: GuardState, settings: Settings) -> None:
-    now = state.clock()
-    for node in state.nodes.values():
-        match settings.breaker.state:
-            case "forced_open":
-                node.breaker.force_open(now, "breaker.state")
-            case "disabled":
-                node.breaker.disable(now, "breaker.state")
-            case "metrics_only":
-                node.breaker.metrics_only(now, "breaker.state")
-            case _:
-                continue

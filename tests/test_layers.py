@@ -33,6 +33,7 @@ FLOORS = [
         "status",
         "refresh",
         "wrapping",
+        "assembly",
         "wiring",
         "connector",
         "dropped",
