@@ -22,7 +22,10 @@ from dbguard.core.failure import Family
 from dbguard.core.sqlstates import family as family_of
 from dbguard.drivers.named import REFUSALS
 
-__all__ = ["Heard", "heard"]
+__all__ = ["LEARNT", "Heard", "heard", "unknown"]
+
+LEARNT: dict[str, str | None] = {}
+"""The codes of refusals in words not known, once a server was asked for them (`asking.learn`); None: in vain."""
 
 
 class Heard(NamedTuple):
@@ -40,14 +43,15 @@ class Heard(NamedTuple):
 def heard(error: psycopg.Error) -> Heard:
     """Say what *error*, with which a dial ended, means. Answers for every error of psycopg's."""
     said = str(error)
-    sqlstate = error.sqlstate or _code(said)
+    answer = _ANSWERED.search(said.partition("\n")[0])
+    sqlstate = error.sqlstate or _code(said) or (answer and LEARNT.get(answer[1]))
     if sqlstate is not None:
         return Heard(family_of(sqlstate, connection_died=True), sqlstate, _in_words(sqlstate))
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return Heard(Family.HARD, None, "no answer in time")
     if error.pgconn is not None and error.pgconn.needs_password:
         return Heard(Family.CONFIG, None, "it asks for a password, and there is none: look at connection.password")
-    if _ANSWERED.search(said.partition("\n")[0]):
+    if answer:
         return Heard(Family.SOFT, None, "it refused the connection, in words that are not known here")
     for pattern, family, words in _OWN:
         if pattern.search(said):
@@ -59,6 +63,13 @@ def heard(error: psycopg.Error) -> Heard:
     return Heard(Family.NEUTRAL, None, type(error).__name__)  # raised by a hook of the application's
 
 
+def unknown(error: psycopg.Error) -> str | None:
+    """Return the answer with which a server refused a dial, if it is in words not known; None otherwise."""
+    said = str(error)
+    answer = _ANSWERED.search(said.partition("\n")[0])
+    return None if answer is None or error.sqlstate or _code(said) else answer[1]
+
+
 def _in_words(sqlstate: str) -> str:
     if sqlstate in REFUSALS:
         return f"{REFUSALS[sqlstate]} ({sqlstate})"
@@ -68,7 +79,7 @@ def _in_words(sqlstate: str) -> str:
         return sqlstate
 
 
-_ANSWERED = re.compile(r"\S:  \S")
+_ANSWERED = re.compile(r"\S:  (\S.*)")
 """A server's message, whatever its language: libpq writes ``%s:  `` for severities alone."""
 
 _REFUSED = [
