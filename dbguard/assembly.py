@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from dbguard.config.settings import FailoverSettings, Settings
     from dbguard.core.topology import Sighting
-    from dbguard.drivers.base import Control, Driver, NodePool, Registry
-    from dbguard.runtime.colour import Colour
+    from dbguard.drivers.base import Colour, Control, Driver, NodePool, Registry
     from dbguard.runtime.flights import Flights
 
 __all__ = ["Checks", "new_engine", "new_state"]
