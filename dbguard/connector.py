@@ -111,6 +111,53 @@ class Connector:
             if engine.closed:
                 raise dress(GuardClosed("the guard was closed while a connection was made"))
 
+    def serves(self, con: Any) -> bool:
+        """Whether *con*, made here, is open and leads where a new one would be let by now; asks no server.
+
+        For a pool that can look at a connection before it hands it out. One to the primary does not serve while writes
+        are held back or refused, nor one to a replica that has stopped answering, fell behind or is not proven any more.
+        Nothing serves while the guard is closed.
+        """
+        made, engine = self._made.get(con), self._running()
+        if made is None or engine is None or con.is_closed() or self._is_misplaced(engine, made):
+            return False
+        state = engine.state
+        node = state.nodes[made.node]
+        if node is state.primary:
+            return state.gate.writable and (self._role == "primary" or not state.readers)
+        view = node.view
+        return (
+            self._role == "replica"
+            and view.reachable
+            and view.proven
+            and view.lag is not None
+            and view.lag <= state.reads.max_lag
+        )
+
+    def is_news(self, con: Any) -> bool:
+        """Whether nothing was known yet that ends *con*, made here: others to its server may have ended as well."""
+        made, engine = self._made.get(con), self._running()
+        return made is not None and engine is not None and not self._is_misplaced(engine, made)
+
+    def node_of(self, con: Any) -> str | None:
+        """Return the name of the node that *con* was made to; None once it was seen to have ended."""
+        made = self._made.get(con)
+        return None if made is None else made.node
+
+    def doubt(self) -> None:
+        """Let all nodes be asked at once who they are: a connection was lost, or a server said that it is a standby."""
+        engine = self._running()
+        if engine is not None:
+            engine.hurry()
+
+    def _running(self) -> Engine | None:
+        """Return the guard's engine; None while it is closed."""
+        try:
+            engine = self._engine()
+        except GuardClosed:
+            return None
+        return None if engine.closed else engine
+
     def _nobody(self) -> NoPrimary | NoReplica:
         error = NoPrimary if self._role == "primary" else NoReplica
         return error(f"no {self._role} within {self._within:g} s to connect to", retry_after=1.0)

@@ -47,6 +47,7 @@ APART = [("config", "drivers"), ("drivers", "config"), ("core", "drivers")]
 ONE_PLACE = {
     "asyncpg": ["drivers/asyncpg/", "testing/", "cli/"],
     "psycopg": ["drivers/psycopg"],
+    "sqlalchemy": ["integrations/sqlalchemy/"],
     "yaml": ["config/"],
     "pydantic": ["config/"],
     "tenacity": ["runtime/backoff.py"],

@@ -1,0 +1,303 @@
+"""Engines whose connections a guard makes: to the present primary, or to a replica that is fit.
+
+SQLAlchemy keeps its own pool. A connection is looked at when it is checked out, without asking any server: one that the
+guard has ended, or that leads elsewhere by now, is replaced before the application sees it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.ext import asyncio as sa_asyncio
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
+
+from dbguard.core.failure import Family
+from dbguard.core.sqlstates import RECOVERY_REFUSALS
+from dbguard.drivers.asyncpg.failures import AsyncpgDriver
+from dbguard.errors import ConfigError, DbGuardError, NotAttempted, OutcomeUnknown
+from dbguard.guard import Guard
+from dbguard.integrations.sqlalchemy.errors import NotARead, dress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from dbguard.texts import Text
+
+__all__ = ["ASKED", "Lead", "create_async_engine", "lead_of", "replica_engine"]
+
+TRIES = 3
+"""Connections tried for one checkout that are lost while SQLAlchemy sets them up: a failover may overtake two."""
+
+ASKED = "dbguard_asked"
+"""The option of a connection to a replica on which single statements run that asked for one."""
+
+READ_ONLY = "25006"
+"""A write refused as read-only: by a standby, or by a primary that was told to refuse them."""
+
+OURS = {
+    "creator": "the guard connects",
+    "async_creator": "the guard connects",
+    "pool": "give poolclass=, and the pool's arguments, so that a replica's engine gets one of its own",
+}
+"""Arguments of SQLAlchemy's that have no place here, and why."""
+
+
+def create_async_engine(guard: Guard, *, role: str = "primary", **arguments: Any) -> AsyncEngine:
+    """Make an engine over *guard*, as `sqlalchemy.ext.asyncio.create_async_engine` does over a URL.
+
+    guard: one with nodes of its own; it must be open whenever the engine connects. Who the application is, the database,
+        TLS and the like are the guard's.
+    role: ``primary``: what a `Session` needs, with replicas beside it (`replica_engine`); or ``replica``: an engine over
+        replicas alone, whose transactions are READ ONLY.
+    arguments: any of SQLAlchemy's for engines and pools; ``connect_args`` go to `asyncpg.connect`, but no address.
+        ``pool_pre_ping`` is not needed: it would ask a server that may be the wrong one.
+
+    Raises `ConfigError` for a guard of wrapped pools, or an address; `sqlalchemy.exc.ArgumentError` for an argument that
+    is the guard's to choose; `ValueError` for another role; `TypeError` for what is no guard.
+    """
+    if not isinstance(guard, Guard):
+        raise TypeError(f"create_async_engine() takes a dbguard.Guard, not {type(guard).__name__}")
+    for name, why in OURS.items():
+        if arguments.get(name) is not None:
+            raise exc.ArgumentError(f"{name} has no place in an engine over a guard: {why}")
+    addressed = [name for name in ("dsn", "host", "port") if name in arguments.get("connect_args", {})]
+    if addressed:
+        raise ConfigError(f"the guard chooses the address: connect_args should not give {' and '.join(addressed)}")
+    lead = Lead(guard, role, arguments)
+    engine = sa_asyncio.create_async_engine(
+        "postgresql+asyncpg://",
+        **{**lead.arguments, "poolclass": lead.poolclass(arguments.get("poolclass", AsyncAdaptedQueuePool))},
+    )
+    lead.take(engine.sync_engine)
+    return engine.execution_options(postgresql_readonly=True) if role == "replica" else engine
+
+
+def replica_engine(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine over replicas that the sessions of *engine* use; made, with the same arguments, when first asked for.
+
+    Its transactions are READ ONLY, and it refuses statements that must go to the primary. It is disposed of with *engine*.
+
+    Raises `sqlalchemy.exc.ArgumentError` if *engine* was not made over a guard, or leads to replicas itself.
+    """
+    lead = lead_of(engine)
+    if lead is None or lead.role == "replica":
+        raise exc.ArgumentError("only an engine over a guard, to the primary, has one over replicas beside it")
+    return lead.beside()
+
+
+_leads: weakref.WeakKeyDictionary[Dialect, Lead] = weakref.WeakKeyDictionary()
+
+
+def lead_of(bind: AsyncEngine | Engine | Connection) -> Lead | None:
+    """Return what leads an engine, or one derived from it by execution options; None if no guard does."""
+    return _leads.get(bind.dialect)
+
+
+class Lead:
+    """What leads one engine's connections to the role that it was made for.
+
+    written: connections in whose present transaction something was sent that is not known to be a read.
+    """
+
+    def __init__(self, guard: Guard, role: str, arguments: Mapping[str, Any]) -> None:
+        self.role = role
+        self.connector = guard.connector(role)
+        self.arguments = dict(arguments) if role == "primary" else _for_replicas(arguments)
+        self.written: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._committing: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._guard = guard
+        self._texts = guard._core.texts  # noqa: SLF001  of the same house
+        self._beside: AsyncEngine | None = None
+        self._lock = threading.Lock()  # guards the making of the engine beside it
+        self._born = os.getpid()
+
+    def beside(self) -> AsyncEngine:
+        """Return the engine over replicas."""
+        with self._lock:
+            if self._beside is None:
+                self._beside = create_async_engine(self._guard, role="replica", **self.arguments)
+            return self._beside
+
+    def take(self, engine: Engine) -> None:
+        """Lead *engine*."""
+        _leads[engine.dialect] = self
+        event.listen(engine, "do_connect", self._dial)
+        event.listen(engine, "checkout", self._look)
+        event.listen(engine, "handle_error", self._name)
+        if self.role == "primary":
+            event.listen(engine, "begin", self._begin)
+            event.listen(engine, "commit", self._commit)
+            event.listen(engine, "before_cursor_execute", self._note)
+            event.listen(engine, "engine_disposed", self._dispose)
+        else:
+            event.listen(engine, "before_cursor_execute", self._judge)
+
+    def poolclass(self, base: type[Pool]) -> type[Pool]:
+        """Return *base* so that a checkout begins anew where the connection is lost while SQLAlchemy sets it up."""
+
+        class Led(base):  # type: ignore[valid-type,misc]  # any pool class of the application's
+            def connect(self) -> PoolProxiedConnection:
+                return _connect(super().connect, self._dialect)
+
+        Led.__name__ = Led.__qualname__ = f"Led{base.__name__}"
+        return Led
+
+    # ------------------------------------------------------------------ connections
+
+    def _dial(self, dialect: Dialect, _record: object, args: Any, given: Any) -> Any:
+        async def create(*args: Any, **given: Any) -> Any:
+            try:
+                return await self.connector(*args, **given)
+            except Exception as error:
+                if not isinstance(error, DbGuardError) and _family(error) is Family.NEUTRAL:
+                    raise
+                if isinstance(error, ConfigError):
+                    raise
+                raise dialect.loaded_dbapi.OperationalError(str(error) or type(error).__name__, error) from error
+
+        return dialect.connect(*args, async_creator_fn=create, **given)
+
+    def _look(self, _con: object, record: Any, _proxy: object) -> None:
+        if not self.connector.serves(record.driver_connection):
+            raise exc.DisconnectionError(f"ended, or led elsewhere than to a {self.role}")
+
+    def _dispose(self, _engine: Engine) -> None:
+        """Dispose of the engine over replicas as well; a fork of the process leaves its parent's connections alone."""
+        if self._beside is not None:
+            self._beside.sync_engine.dispose(close=os.getpid() == self._born)
+
+    # ------------------------------------------------------------------ statements
+
+    def _text(self, sql: str) -> Text:
+        return self._texts.get(sql) or self._texts.learn(sql)
+
+    def _begin(self, con: Connection) -> None:
+        self.written.discard(con)
+        self._committing.discard(con)
+
+    def _commit(self, con: Connection) -> None:
+        if con in self.written and not _is_closed(con.connection.driver_connection):
+            self._committing.add(con)
+
+    def _note(self, con: Connection, _cursor: object, sql: str, *_: object) -> None:
+        if con not in self.written and not self._text(sql).reads:
+            self.written.add(con)
+
+    def _judge(self, con: Connection, _cursor: object, sql: str, *_: object) -> None:
+        """Refuse what must not run on a replica."""
+        text = self._text(sql)
+        if text.reads:
+            return
+        lenient = not (con.get_execution_options().get(ASKED) or _is_autocommit(con))
+        if lenient and (text.liftable or text.statement.sets_only):
+            return
+        raise NotARead(f"this is for the primary, not for a replica: {text.why}")
+
+    # ------------------------------------------------------------------ errors
+
+    def _name(self, context: ExceptionContext) -> BaseException | None:
+        """Say what an error means: to the guard, to the pool, and to the application."""
+        con, original = context.connection, context.original_exception
+        if con is None or con.closed or con.invalidated or not isinstance(original, Exception):
+            return self._not_connected(context, original) if con is None and not context.is_pre_ping else None
+        raw = con.connection.driver_connection
+        sqlstate = getattr(original, "sqlstate", None)
+        if sqlstate in RECOVERY_REFUSALS and _in_standby(raw):
+            context.is_disconnect = True
+        unknown = self._is_unknown(context, con, original)
+        if unknown:
+            context.is_disconnect = True
+        if context.is_disconnect or sqlstate == READ_ONLY:
+            self.connector.doubt()
+        if context.is_disconnect and not self.connector.is_news(raw):
+            # The guard has ended what led there, or will: connections made since then are good.
+            context.invalidate_pool_on_disconnect = False
+        if not unknown:
+            return None
+        what = "the COMMIT" if context.statement is None else "the statement"
+        error = OutcomeUnknown(
+            f"{what} was sent and its answer was lost: it may have been applied; look before repeating it",
+            node=self.connector.node_of(raw) or "the primary",
+            phase="sent",
+        )
+        return dress(error, original, invalidated=True)
+
+    def _is_unknown(self, context: ExceptionContext, con: Connection, original: Exception) -> bool:
+        """Whether something was lost of which nobody knows whether it was applied: a commit, or what commits by itself."""
+        if not (context.is_disconnect or isinstance(original, TimeoutError)):
+            return False
+        if context.statement is None:
+            return con in self._committing
+        if con not in self.written:
+            return False
+        text = self._text(context.statement)
+        return not text.reads and (_is_autocommit(con) or text.controls)
+
+    def _not_connected(self, context: ExceptionContext, original: BaseException) -> BaseException | None:
+        """Return the error of a connection that was not made, as what it is: nothing was sent."""
+        cause = original if isinstance(original, DbGuardError) else original.__cause__ or original
+        if isinstance(cause, DbGuardError):
+            return dress(cause, original, invalidated=False)
+        if context.sqlalchemy_exception is None or _family(cause) in (Family.CONFIG, Family.NEUTRAL):
+            return None
+        error = NotAttempted(f"no connection to a {self.role}: {original}", retry_after=1.0)
+        return dress(error, original, invalidated=False)
+
+
+def _connect(connect: Callable[[], PoolProxiedConnection], dialect: Dialect) -> PoolProxiedConnection:
+    """Call *connect* until it gives a connection that was not lost meanwhile, `TRIES` times at most."""
+    for tried in range(1, TRIES + 1):
+        try:
+            return connect()
+        except (exc.InvalidRequestError, exc.DBAPIError) as error:
+            # "This connection is closed": SQLAlchemy has dialled twice what was lost at once. Or asking its version failed.
+            lost = isinstance(error, exc.InvalidRequestError) or error.connection_invalidated
+            if not lost or tried == TRIES:
+                raise
+        except Exception as error:
+            if _family(error) is not Family.HARD:
+                raise
+            if tried == TRIES:
+                raise dialect.loaded_dbapi.OperationalError(str(error), error) from error
+    raise AssertionError("the last try has returned or raised")
+
+
+def _family(error: BaseException) -> Family:
+    return AsyncpgDriver.name_dial(error, "").family
+
+
+def _is_closed(raw: Any) -> bool:
+    return bool(raw.is_closed())
+
+
+def _in_standby(raw: Any) -> bool:
+    return not raw.is_closed() and getattr(raw.get_settings(), "in_hot_standby", None) == "on"
+
+
+def _is_autocommit(con: Connection) -> bool:
+    """Whether each statement on *con* is a transaction by itself."""
+    return bool(getattr(con.connection.dbapi_connection, "autocommit", False))
+
+
+_ISOLATION = {"SERIALIZABLE": "REPEATABLE READ", "AUTOCOMMIT": "READ COMMITTED"}
+"""What a replica's transactions have in the place of what a standby refuses, or of what would not be READ ONLY."""
+
+
+def _for_replicas(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an engine's arguments as the one over replicas can have them."""
+    made = dict(arguments)
+    if "isolation_level" in made:
+        made["isolation_level"] = _ISOLATION.get(made["isolation_level"], made["isolation_level"])
+    options = dict(made.get("execution_options", {}))
+    if "isolation_level" in options:
+        options["isolation_level"] = _ISOLATION.get(options["isolation_level"], options["isolation_level"])
+        made["execution_options"] = options
+    return made
