@@ -13,6 +13,7 @@ from dbguard.drivers.asyncpg.connection import connection_class
 from dbguard.drivers.asyncpg.naming import NamingLoop
 from dbguard.drivers.asyncpg.tls import unusable_file
 from dbguard.drivers.names import Names
+from dbguard.drivers.server_settings import SERVER_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -24,19 +25,6 @@ POOL_ARGUMENTS = frozenset({"init", "setup", "reset", "max_queries", "max_inacti
 
 OWN_ARGUMENTS = frozenset({"min_size", "max_size", "init_size", "connect", "connection_class", "record_class", "loop"})
 """Arguments that are answered here, or by the guard's own pool."""
-
-SERVER_SETTINGS = {
-    "tcp_keepalives_idle": "15",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "20000",
-    "idle_in_transaction_session_timeout": "300000",
-    "client_min_messages": "notice",
-}
-"""What the server is told at connecting, so that it ends the backend of a client that is gone, and its locks with it:
-within about 30 s of silence on the line, and after 5 min of silence inside a transaction. Milliseconds where PostgreSQL
-counts in them. PostgreSQL's own default for messages, so that no setting of the role's keeps back the notice that a
-commit's wait for its standby was cut short. What the application sets itself wins."""
 
 
 def known_arguments() -> frozenset[str]:

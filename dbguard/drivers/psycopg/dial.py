@@ -1,0 +1,245 @@
+"""Opening connections of psycopg's to one node: for its pool, for the monitor, and for claims.
+
+A pool of the application's tells how it connects, unlike asyncpg's. So the monitor and the claims dial by themselves there,
+as they do for the guard's own pools, and nothing has to be borrowed from it: whether the pool has a connection to spare
+says nothing about the node, and `control.OwnControl` serves both. Where the pool's address follows the primary, a new
+connection is led to it as the pool's own are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import os
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from dbguard.drivers.names import Names
+from dbguard.drivers.psycopg.speaker import Record, Speaker, records
+from dbguard.drivers.server_settings import SERVER_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+__all__ = ["Dialer", "dialer_of_pool", "own_dialer"]
+
+OF_CONNECT = frozenset({"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"})
+"""Arguments of `psycopg.AsyncConnection.connect` that are no parameters of libpq's."""
+
+AS_PARAMETERS = ("application_name", "client_encoding")
+"""Settings of the server that libpq has parameters for."""
+
+_REFUSED = "unsupported startup parameter"
+"""How PgBouncer refuses what it is told at connecting; its messages are not translated."""
+
+_AT_LEAST = 2
+"""Seconds, whole ones, below which libpq sets no limit (`connectDBComplete` in fe-connect.c)."""
+
+
+class Dialer:
+    """Opens connections to one node.
+
+    say: returns what libpq is told, by its own names; it is given whether that is to be as little as possible.
+    kind: the class of the connections.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[bool], Awaitable[Mapping[str, Any]]],
+        *,
+        kind: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+    ) -> None:
+        self._say = say
+        self._kind = kind
+        self._names = Names()
+        self._plain = False
+
+    async def parameters(self) -> dict[str, Any]:
+        """Return what libpq is to be told now, by its own names: with addresses for names of hosts, and secrets in clear.
+
+        Waits as long as a name server, or a function of the application's, takes: the caller bounds it. Raises what that
+        function raises, `OSError` for a name that cannot be looked up, and `psycopg.ProgrammingError` for what cannot be read.
+        """
+        said = dict(await self._say(self._plain))
+        return {**said, **await self._addressed(said)}
+
+    def may_tell_less(self, error: BaseException) -> bool:
+        """Take in how a dial has failed; return whether the next one tells the server less, and may succeed by that."""
+        if self._plain or not isinstance(error, psycopg.OperationalError) or _REFUSED not in str(error):
+            return False
+        self._plain = True
+        return True
+
+    async def connect(self, *, timeout: float, **arguments: Any) -> psycopg.AsyncConnection[Any]:
+        """Open a connection, as `psycopg.AsyncConnection.connect` does; *arguments* are its own, and win.
+
+        Raises TimeoutError after *timeout* seconds, names looked up, TLS and login included; else what `parameters` and
+        psycopg raise.
+        """
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                try:
+                    return await self._connect(timeout, arguments)
+                except psycopg.OperationalError as error:
+                    if not self.may_tell_less(error):
+                        raise
+                return await self._connect(timeout, arguments)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        # Not from within: what was raised there holds on to the connection that has begun.
+        raise TimeoutError
+
+    async def control(self, *, timeout: float) -> Speaker:
+        """Open the monitor's connection; each statement on it may take *timeout* seconds, too."""
+        return await self._speaker(timeout, limit=timeout)
+
+    async def registry(self, *, timeout: float) -> Speaker:
+        """Open a connection for claims, without a limit on what is run on it."""
+        return await self._speaker(timeout, limit=None)
+
+    async def strayed(self, speaker: Speaker) -> bool:
+        """Whether the name by which *speaker* was dialled leads to other addresses by now; looked up anew.
+
+        No where there was no name, or where it cannot be looked up.
+        """
+        return speaker.reached is not None and await self._names.has_left(*speaker.reached)
+
+    async def _speaker(self, timeout: float, *, limit: float | None) -> Speaker:
+        con: psycopg.AsyncConnection[Record] = await self.connect(
+            timeout=timeout,
+            autocommit=True,
+            prepare_threshold=None,
+            cursor_factory=psycopg.AsyncRawCursor,
+            row_factory=records,
+            client_encoding="UTF8",
+        )
+        told = con.info.get_parameters()
+        host, address = told.get("host", ""), told.get("hostaddr", "")
+        return Speaker(con, timeout=limit, reached=(host, address) if address not in ("", host) else None)
+
+    async def _connect(self, timeout: float, arguments: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
+        said = await self.parameters()
+        # psycopg's limit is for each address, in whole seconds; so that one that is silent leaves the others some time.
+        limit = max(_AT_LEAST, math.ceil(timeout / (1 + str(said.get("hostaddr", "")).count(","))))
+        return await self._kind.connect(**{**said, "connect_timeout": limit, **arguments})
+
+    async def _addressed(self, said: Mapping[str, Any]) -> dict[str, str]:
+        """Return the hosts and ports once more, with the addresses of each; they are tried in that order.
+
+        Left to itself, psycopg looks names up in the loop's default executor, which a name server that hangs fills up.
+        """
+        hosts = str(said.get("host") or "").split(",")
+        ports = str(said.get("port") or "").split(",")
+        if said.get("hostaddr") or len(ports) not in (1, len(hosts)):
+            return {}
+        found: list[tuple[str, str, str]] = []
+        failed: OSError | None = None
+        for place, host in enumerate(hosts):
+            try:
+                addresses = ("",) if not host or host.startswith("/") else await self._names.addresses(host)
+            except OSError as error:
+                failed = failed or error
+                continue
+            found += [(host, address, ports[place % len(ports)]) for address in addresses]
+        if not found:
+            raise failed or OSError("the name of its host has no address")
+        names = ("host", "hostaddr", "port")
+        return {
+            name: ",".join(values) for name, values in zip(names, zip(*found, strict=True), strict=True) if any(values)
+        }
+
+
+def own_dialer(keywords: Mapping[str, Any], server_settings: Mapping[str, str], *, aside: bool = False) -> Dialer:
+    """Return the dialer for a node of the guard's own.
+
+    keywords: parameters of libpq's, with host and port; their values may be functions, plain or async, which are asked at each
+    dial. aside: plain ones are called in threads, for the loop is shared by all nodes, and is not the application's.
+    server_settings: the application's, which win over `SERVER_SETTINGS`. A proxy that refuses what a server is told at connecting (PgBouncer does)
+    is not told any more, but for what the application says itself.
+    """
+
+    async def say(plain: bool) -> dict[str, Any]:  # noqa: FBT001  as Dialer calls it
+        settings = dict(server_settings) if plain else {**SERVER_SETTINGS, **server_settings}
+        # PGTARGETSESSIONATTRS and PGHOSTADDR are not for nodes: which server it should be is said, its role is found out.
+        said = {"target_session_attrs": "any", "hostaddr": "", **keywords, **_as_parameters(settings)}
+        return {name: await _called(value, aside=aside) for name, value in said.items()}
+
+    return Dialer(say)
+
+
+def dialer_of_pool(pool: Any) -> Dialer:
+    """Return the dialer that goes where *pool*, a `psycopg_pool` of either colour, goes; as the pool logs in.
+
+    What it has as functions (psycopg_pool 3.3) is asked at each dial, for a pool of threads in a thread.
+    """
+    kind = pool.connection_class
+    mine = issubclass(kind, psycopg.AsyncConnection)
+
+    async def say(_: bool) -> dict[str, Any]:  # noqa: FBT001  as Dialer calls it
+        conninfo = await _called(pool.conninfo, aside=not mine) or ""
+        arguments = await _called(pool.kwargs, aside=not mine) or {}
+        try:
+            said = conninfo_to_dict(conninfo, **{name: arguments[name] for name in arguments.keys() - OF_CONNECT})
+        except psycopg.ProgrammingError:
+            pass
+        else:
+            environment = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT"}
+            return {**{name: os.environ[key] for name, key in environment.items() if key in os.environ}, **said}
+        # libpq's own words repeat what it could not read, which may be a part of the password.
+        raise psycopg.ProgrammingError("the conninfo of the pool cannot be read")
+
+    return Dialer(say, kind=kind if mine else psycopg.AsyncConnection)
+
+
+def _as_parameters(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return settings of the server as parameters of libpq's."""
+    said = {name: settings[name] for name in AS_PARAMETERS if name in settings}
+    given = [settings["options"]] if "options" in settings else []
+    rest = settings.keys() - {*AS_PARAMETERS, "options"}
+    options = " ".join([*given, *(f"-c {_escaped(f'{name}={settings[name]}')}" for name in sorted(rest))])
+    return {**said, "options": options} if options else said
+
+
+def _escaped(text: str) -> str:
+    """Return one argument as PostgreSQL reads it in its options: a backslash before each space, and each backslash."""
+    return "".join(f"\\{char}" if char == "\\" or char.isspace() else char for char in text)
+
+
+async def _called(value: Any, *, aside: bool) -> Any:
+    """Return *value*, or what it returns if it is a function, plain or async."""
+    if not callable(value):
+        return value
+    said = await _aside(value) if aside and not inspect.iscoroutinefunction(value) else value()
+    return await said if inspect.isawaitable(said) else said
+
+
+async def _aside(function: Callable[[], Any]) -> Any:
+    """Call *function* in a thread of its own, which nobody waits for longer than for the dial."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[Any] = loop.create_future()
+
+    def hear(said: Any, error: BaseException | None) -> None:
+        if told.done():
+            return
+        if error is None:
+            told.set_result(said)
+        else:
+            told.set_exception(error)
+
+    def run() -> None:
+        said, failed = None, None
+        try:
+            said = function()
+        except Exception as error:  # noqa: BLE001  handed to who waits, and raised there
+            failed = error
+        with suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(hear, said, failed)
+
+    threading.Thread(target=run, name="dbguard login", daemon=True).start()
+    return await told
