@@ -34,6 +34,7 @@ FLOORS = [
         "refresh",
         "wrapping",
         "assembly",
+        "login",
         "wiring",
         "connector",
         "dropped",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import struct
+import threading
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -139,6 +141,45 @@ class Wire:
                     await self._flows.wait()
                 target.write(data)
                 await target.drain()
+
+
+NAME = "db.example.test"
+"""The name that a `NameServer` knows."""
+
+
+class NameServer:
+    """What `socket.getaddrinfo` asks in some tests.
+
+    answers: cleared, it does not. fails: it knows no such name. addresses: what the name leads to. asked: how often it was.
+    """
+
+    def __init__(self) -> None:
+        self.addresses = ["127.0.0.1"]
+        self.answers = threading.Event()
+        self.answers.set()
+        self.fails = False
+        self.asked = 0
+        self._real = socket.getaddrinfo
+
+    def __call__(self, host: Any, *args: Any, **more: Any) -> Any:
+        if host != NAME:
+            return self._real(host, *args, **more)
+        self.asked += 1
+        self.answers.wait()
+        if self.fails:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [found for address in self.addresses for found in self._real(address, *args, **more)]
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    server = NameServer()
+    monkeypatch.setattr(socket, "getaddrinfo", server)
+    yield server
+    server.answers.set()
+    for thread in threading.enumerate():
+        if thread.name == f"dbguard name {NAME}":
+            thread.join()
 
 
 def tasks_but(known: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from dbguard.drivers.asyncpg.borrowed import BorrowedControl
 from dbguard.drivers.control import OwnControl
+from dbguard.drivers.psycopg.dial import own_dialer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,17 +23,20 @@ if TYPE_CHECKING:
 BACKEND = "SELECT pid, extract(epoch from backend_start)::float8 FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
 
-@pytest.fixture(params=["own", "borrowed"])
+@pytest.fixture(params=["asyncpg", "borrowed", "psycopg"])
 async def control(request: pytest.FixtureRequest, calm_cluster: Cluster) -> AsyncIterator[Control]:
     pool = await asyncpg.create_pool(calm_cluster.dsn("a"), min_size=0, max_size=1)
 
     async def dial(*, timeout: float) -> Any:
         return await asyncpg.connect(calm_cluster.dsn("a"), timeout=timeout)
 
-    own = request.param == "own"
-    control: Control = (
-        OwnControl("a", dial, clock=time.monotonic) if own else BorrowedControl("a", pool, clock=time.monotonic)
-    )
+    keywords = conninfo_to_dict(calm_cluster.dsn("a"))
+    made: dict[str, Control] = {
+        "asyncpg": OwnControl("a", dial, clock=time.monotonic),
+        "borrowed": BorrowedControl("a", pool, clock=time.monotonic),
+        "psycopg": OwnControl("a", own_dialer(keywords, {}).control, clock=time.monotonic),
+    }
+    control = made[request.param]
     yield control
     control.drop()
     pool.terminate()

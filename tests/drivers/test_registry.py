@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from dbguard.core.outcome import new_token
 from dbguard.drivers import outcome_sql
+from dbguard.drivers.psycopg.dial import own_dialer
 from dbguard.drivers.registry import Registry
 
 if TYPE_CHECKING:
@@ -23,12 +25,13 @@ NOBODY = (0, None)
 
 
 class Door:
-    """Opens connections for claims, and watches how. *fail*: so many of them do not open."""
+    """Opens connections for claims, and watches how. left: so many of them do not open."""
 
-    def __init__(self, cluster: Cluster, fail: int = 0) -> None:
+    def __init__(self, cluster: Cluster, driver: str) -> None:
         self.opened = self.at_once = self.most = 0
-        self.left = fail
+        self.left = 0
         self._dsn = cluster.dsn()
+        self._driver = driver
 
     async def __call__(self, *, timeout: float) -> Any:
         self.at_once += 1
@@ -38,18 +41,22 @@ class Door:
                 self.left -= 1
                 await asyncio.sleep(0)
                 raise ConnectionRefusedError("not yet")
-            con = await asyncpg.connect(self._dsn, ssl=False, timeout=timeout)
+            con: Any = (
+                await asyncpg.connect(self._dsn, ssl=False, timeout=timeout)
+                if self._driver == "asyncpg"
+                else await own_dialer(conninfo_to_dict(self._dsn), {}).registry(timeout=timeout)
+            )
         finally:
             self.at_once -= 1
         self.opened += 1
         return con
 
 
-@pytest.fixture
-async def door(single: Cluster) -> AsyncIterator[Door]:
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def door(request: pytest.FixtureRequest, single: Cluster) -> AsyncIterator[Door]:
     con = await asyncpg.connect(single.dsn(), ssl=False)
     await con.execute(outcome_sql.schema())
-    yield Door(single)
+    yield Door(single, request.param)
     await con.execute("DROP SCHEMA dbguard CASCADE")
     await con.close()
 

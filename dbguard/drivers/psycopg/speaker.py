@@ -94,8 +94,12 @@ class Speaker:
         return None if row is None else row[0]
 
     def is_closed(self) -> bool:
-        """Whether it cannot be used any more; of one that is not in use, whether the server has ended it, too."""
-        return self._cut or self._con.closed or (not self._in_use and self._cord.hangs_loose())
+        """Whether it cannot be used any more. One that the server has ended while nobody used it is closed by that."""
+        if self._in_use or self._con.closed:
+            return self._cut or self._con.closed
+        if self._cord.hangs_loose():
+            self._finish()
+        return self._con.closed
 
     def terminate(self) -> None:
         """End it at once; whoever waits on it is woken with psycopg's error."""
