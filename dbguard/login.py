@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 __all__ = ["libpq_keywords"]
 
-KEYWORDS = {"user": "user", "database": "dbname", "passfile": "passfile", "krbsrvname": "krbsrvname", "gsslib": "gsslib"}
+KEYWORDS = {
+    "user": "user",
+    "database": "dbname",
+    "passfile": "passfile",
+    "krbsrvname": "krbsrvname",
+    "gsslib": "gsslib",
+}
 """Fields of `Connection`, and libpq's names for them."""
 
 
