@@ -14,13 +14,15 @@ from dbguard.session import Session
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.drivers.asyncpg.outcome import CarriedTokens
 
 __all__ = ["AsyncpgSession"]
 
 
 class AsyncpgSession(Session):
     """One lease of asyncpg's in the application's hands."""
+
+    tokens: CarriedTokens | None
 
     async def run(self, query: str, method: str, args: tuple[Any, ...], limit: float | None, **extra: Any) -> Any:
         """Run one statement by the driver's own method."""
@@ -48,7 +50,7 @@ class AsyncpgSession(Session):
         return value
 
     def _sender(
-        self, tokens: Tokens, query: str, method: str, args: tuple[Any, ...], extra: dict[str, Any]
+        self, tokens: CarriedTokens, query: str, method: str, args: tuple[Any, ...], extra: dict[str, Any]
     ) -> Sender | None:
         """Return what sends an autocommit write with its token; None where its text, or the session, does not allow one."""
         text, lease = self.texts.learn(query), self.lease

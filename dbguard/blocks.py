@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbguard.core.plan import Call
-    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.drivers.tokens import Tokens
     from dbguard.errors import DbGuardError
     from dbguard.runtime.engine import Engine
     from dbguard.session import Session

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from dbguard.blocks import Dialect
-    from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.runtime.engine import Engine
     from dbguard.session import Session
     from dbguard.texts import Text, Texts
@@ -56,7 +55,7 @@ class Core:
     def __init__(self, texts: Texts, dialect: Dialect) -> None:
         self.dialect = dialect
         self.engine: Engine | None = None
-        self.tokens: Tokens | None = None
+        self.tokens: Any = None
         self.texts = texts
         self.box = Box()
 

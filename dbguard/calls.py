@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dbguard.calling import Options
     from dbguard.core.plan import Call
-    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.drivers.asyncpg.outcome import CarriedTokens
     from dbguard.runtime.attempt import Job
     from dbguard.session import Session
 
@@ -236,7 +236,7 @@ def not_a_function(fn: object) -> TypeError:
     return TypeError(f"run_in_transaction needs an async function that takes the connection, not {fn!r}{called}")
 
 
-def _carrying(tokens: Tokens, call: Call, run: Run, query: str, form: Token, *, rows: bool, plain: bool) -> Job:
+def _carrying(tokens: CarriedTokens, call: Call, run: Run, query: str, form: Token, *, rows: bool, plain: bool) -> Job:
     """Return *run* so that it carries a token, if its text allows one."""
     if form is Token.NONE or not tokens.on:
         return run

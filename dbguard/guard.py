@@ -110,12 +110,13 @@ class Guard(Guarding["Calls"], Calls):
 
     def _begin(self) -> Lifetime:
         # The machinery is loaded when it runs: `import dbguard` is quick.
+        from dbguard.drivers.asyncpg.outcome import CarriedTokens  # noqa: PLC0415
         from dbguard.refresh import Refresh, over_calls  # noqa: PLC0415
         from dbguard.wiring import wire  # noqa: PLC0415
 
         engine, monitor, own = wire(self._settings, self._arguments, self._wrapped, wait=self._wait, stop=self._stop)
         calls = self.using(role="primary", writes="wait")
-        return self._lifetime(engine, monitor, own, Refresh(self._core.texts, over_calls(calls)))
+        return self._lifetime(engine, monitor, own, Refresh(self._core.texts, over_calls(calls)), CarriedTokens)
 
     def connector(self, role: str = "primary") -> Connector:
         """Return what connects a pool of the application's: ``asyncpg.create_pool(connect=guard.connector("primary"))``.

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from dbguard.blocks import Dialect
     from dbguard.config.settings import Settings
-    from dbguard.drivers.asyncpg.outcome import Tokens
     from dbguard.drivers.base import OwnedPool
+    from dbguard.drivers.tokens import Tokens
     from dbguard.events import Listener
     from dbguard.lifetime import Lifetime
     from dbguard.refresh import Refresh
@@ -101,13 +101,20 @@ class Guarding(Pausing[View]):
     def _begin(self) -> Lifetime:
         """Begin one time for which the guard is open."""
 
-    def _lifetime(self, engine: Engine, monitor: Monitor, own: Sequence[OwnedPool], refresh: Refresh) -> Lifetime:
+    def _lifetime(
+        self,
+        engine: Engine,
+        monitor: Monitor,
+        own: Sequence[OwnedPool],
+        refresh: Refresh,
+        tokens: Callable[..., Tokens],
+    ) -> Lifetime:
         """Tie together what a facade has made for one time for which the guard is open. See `Lifetime`."""
         # The machinery is loaded when it runs: `import dbguard` is quick.
         from dbguard.lifetime import Lifetime  # noqa: PLC0415
 
         engine.listeners = self._listeners
-        self._core.tokens = _tokens(self._settings, engine)
+        self._core.tokens = _tokens(self._settings, engine, tokens)
         return Lifetime(
             self._core,
             engine,
@@ -280,14 +287,12 @@ def _directions(settings: Settings) -> list[Direction]:
     ]
 
 
-def _tokens(settings: Settings, engine: Engine) -> Tokens | None:
+def _tokens(settings: Settings, engine: Engine, make: Callable[..., Tokens]) -> Tokens | None:
     """Make what gives writes their tokens; None where they carry none."""
-    from dbguard.drivers.asyncpg.outcome import Tokens  # noqa: PLC0415  as `load`
-
     if not engine.registries:
         return None
     outcome, clock = settings.outcome, engine.state.clock
-    return Tokens(
+    return make(
         reserve=outcome.reserve,
         keep_result=outcome.keep_result,
         clock=clock,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
     from dbguard.core.topology import Reign
-    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.drivers.tokens import Tokens
     from dbguard.runtime.engine import Engine
     from dbguard.texts import Text, Texts
 

@@ -9,31 +9,22 @@ statement's, and an error's position is counted in its own text.
 from __future__ import annotations
 
 import re
-import secrets
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from dbguard.core.lexer import BLANK, HEAD, tokens
-from dbguard.core.outcome import Mark, new_token
-from dbguard.core.statement import Token, Touch
+from dbguard.core.outcome import Mark
+from dbguard.core.statement import Token
 from dbguard.drivers import outcome_sql
+from dbguard.drivers.tokens import MOST_FORMS, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from uuid import UUID
 
-    from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["Carried", "Tokens", "burnt", "claimed", "ending_of", "is_missing", "lesser_form", "refused_ending"]
-
-MOST_FORMS = 4_096
-"""Texts whose form is remembered; above that all are forgotten at once."""
-
-OFF_FOR = 30.0
-"""Seconds for which nothing carries a token once the server has said that there is no table for it."""
+__all__ = ["Carried", "CarriedTokens", "burnt", "claimed", "ending_of", "judge_ending", "lesser_form", "refused_ending"]
 
 _RECURSIVE = re.compile(rf"{BLANK}recursive(?![\w$])", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"\$\d+")
@@ -94,52 +85,12 @@ class Carried:
         return position is not None and len(self.before) < int(position) <= len(self.before) + added
 
 
-class Tokens:
-    """The tokens of one guard's writes.
+class CarriedTokens(Tokens):
+    """`Tokens` of which some go in the WITH of their statement."""
 
-    reserve: seconds that commits leave for asking. keep_result: writes that return rows are sent as blocks.
-    say: told, as one phrase, when writes go without a token that should have one.
-    wall, chance: the time in seconds since the epoch, and random bits.
-    """
-
-    def __init__(
-        self,
-        *,
-        reserve: float,
-        keep_result: bool,
-        clock: Callable[[], float],
-        say: Callable[[str], object],
-        wall: Callable[[], float] = time.time,
-        chance: Callable[[int], int] = secrets.randbits,
-    ) -> None:
-        self.reserve = reserve
-        self.keep_result = keep_result
-        self._clock = clock
-        self._say = say
-        self._wall = wall
-        self._chance = chance
-        self._off_until = 0.0
-        self._direct = True
-        self._forms: dict[str, Token] = {}
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._carried: dict[str, Carried | None] = {}
-
-    @property
-    def on(self) -> bool:
-        """Whether writes carry tokens now."""
-        return not self._off_until or self._clock() >= self._off_until
-
-    def fresh(self) -> UUID:
-        """Return the token of one attempt."""
-        return new_token(self._wall(), self._chance(74))
-
-    def form(self, query: str, form: Token, *, rows: bool) -> Token:
-        """Return the form in which *query* carries a token. form: what its text allows. rows: it returns some."""
-        if not self.on:
-            return Token.NONE
-        form = self._forms.get(query, form)
-        if form is Token.CTE and rows and self.keep_result:
-            return Token.BLOCK
-        return form
 
     def carried(self, query: str) -> Carried | None:
         """Return *query* with room for a token; None where none was found."""
@@ -148,41 +99,6 @@ class Tokens:
                 self._carried.clear()
             self._carried[query] = Carried.of(query)
         return self._carried[query]
-
-    def may_insert(self, lease: Lease, touched: Touch) -> bool:
-        """Whether the role on *lease* may write to the table itself; *touched*: the worst done to its session."""
-        return self._direct and touched is Touch.NOTHING and lease.tag.plain_role and not lease.pool.hooked
-
-    def judge_ending(self, error: asyncpg.PostgresError) -> Token | None:
-        """Take in that the end of a block was refused; return in which form it may pass; None: for another reason."""
-        if error.context is not None:
-            return None  # a deferred trigger's, or a function's
-        if error.sqlstate == "42501":
-            form = Token.BLOCK if self._direct else Token.NONE
-            self._direct = False
-            return form
-        if is_missing(error) and error.position is not None:
-            self.missing(error)
-            return Token.NONE
-        return None
-
-    def remember(self, query: str, form: Token, error: asyncpg.PostgresError) -> None:
-        """Note that the server has taken *query* in this form, after it had refused another one with *error*."""
-        if len(self._forms) >= MOST_FORMS:
-            self._forms.clear()
-        self._forms[query] = form
-        if form is Token.NONE:
-            self._say(f"a statement whose token was refused ({error.sqlstate}) goes without")
-
-    def missing(self, error: asyncpg.PostgresError) -> None:
-        """Note that the table is not there."""
-        self._off_until = self._clock() + OFF_FOR
-        self._say(f"there is no table for tokens ({error.sqlstate}): run `dbguard outcome install`")
-
-
-def is_missing(error: asyncpg.PostgresError) -> bool:
-    """Say whether *error*, raised by our own part of a statement, means that the schema is not installed."""
-    return error.sqlstate in ("42P01", "3F000", "42883", "42704")
 
 
 def lesser_form(error: asyncpg.PostgresError, form: Token) -> Token | None:
@@ -216,9 +132,14 @@ def refused_ending(tokens: Tokens, error: Exception) -> asyncpg.SerializationErr
     """
     if burnt(error):
         return claimed()
-    if isinstance(error, asyncpg.PostgresError) and tokens.judge_ending(error) is not None:
+    if isinstance(error, asyncpg.PostgresError) and judge_ending(tokens, error) is not None:
         return asyncpg.SerializationError(f"nothing was committed: the token could not be stored ({error.sqlstate})")
     return None
+
+
+def judge_ending(tokens: Tokens, error: asyncpg.PostgresError) -> Token | None:
+    """Return in which form the end of a block, refused with *error*, may pass. See `Tokens.judge_ending`."""
+    return tokens.judge_ending(error.sqlstate, within=error.context is not None, pointed=error.position is not None)
 
 
 def ending_of(token: UUID, mark: Mark, *, direct: bool) -> str:

@@ -18,15 +18,16 @@ from dbguard.core.plan import Done
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Token, Touch
 from dbguard.core.verbs import DML
-from dbguard.drivers.asyncpg.outcome import burnt, claimed, ending_of, is_missing, lesser_form
+from dbguard.drivers.asyncpg.outcome import burnt, claimed, ending_of, judge_ending, lesser_form
 from dbguard.drivers.asyncpg.transaction import heard, roll_back, rolled_back
+from dbguard.drivers.tokens import is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dbguard.core.plan import Call
     from dbguard.drivers.asyncpg.lease import Lease
-    from dbguard.drivers.asyncpg.outcome import Tokens
+    from dbguard.drivers.asyncpg.outcome import CarriedTokens
 
 __all__ = ["Sender"]
 
@@ -42,7 +43,7 @@ class Sender:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: CarriedTokens,
         call: Call,
         query: str,
         form: Token,
@@ -96,7 +97,7 @@ class Sender:
                 form, refusal = lesser, error
                 continue
             if refusal is not None and self.tokens.on:
-                self.tokens.remember(self.query, form, refusal)
+                self.tokens.remember(self.query, form, refusal.sqlstate)
             return value
 
     def _lesser(self, error: asyncpg.PostgresError, form: Token, lease: Lease) -> Token | None:
@@ -125,8 +126,8 @@ class Sender:
         try:
             return await heard(con, lease, getattr(con, self.method)(sent, *args, **self.extra))
         except asyncpg.PostgresError as error:
-            if is_missing(error) and carried.is_within(error, sent):
-                self.tokens.missing(error)
+            if is_missing(error.sqlstate) and carried.is_within(error, sent):
+                self.tokens.missing(error.sqlstate)
             carried.restore(error, sent)
             raise
 
@@ -149,7 +150,7 @@ class Sender:
             status = await heard(con, lease, con.execute(ending))
         except asyncpg.PostgresError as error:
             if call.token is not None:
-                self._refused = self.tokens.judge_ending(error)
+                self._refused = judge_ending(self.tokens, error)
             await roll_back(con)
             raise
         except Exception:

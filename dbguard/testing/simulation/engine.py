@@ -19,7 +19,7 @@ from dbguard.calls import AsyncpgDialect
 from dbguard.core.outcome import RESERVE
 from dbguard.core.statement import Token, Touch
 from dbguard.drivers.asyncpg.driver import Asyncpg
-from dbguard.drivers.asyncpg.outcome import Tokens
+from dbguard.drivers.asyncpg.outcome import CarriedTokens
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.asyncpg.sending import Sender
 from dbguard.drivers.base import WrongNode
@@ -78,7 +78,7 @@ class EngineGuard:
         self.agenda = agenda
         self.judge = judge
         self.tokens = tokens
-        self.tokens_of_writes = Tokens(
+        self.tokens_of_writes = CarriedTokens(
             reserve=RESERVE,
             keep_result=False,
             clock=agenda.clock,
@@ -205,7 +205,7 @@ class EngineClient(Client):
         run = Run("execute", (WRITE, value, key), {}, Touch.SETTINGS, writes=True)
         if not self.guard.tokens:
             return lambda _: run
-        tokens: Tokens = self.guard.tokens_of_writes
+        tokens: CarriedTokens = self.guard.tokens_of_writes
         args = value, key
         return lambda call: Written(
             run, Sender(tokens, call, WRITE, Token.CTE, rows=False, plain=True, method="execute", args=args, extra={})
