@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dbguard.texts import Text, Texts
     from dbguard.transaction import Transaction
 
-__all__ = ["Calling", "Core", "Lent", "Options"]
+__all__ = ["NOT_OPEN", "Calling", "Core", "Lent", "Options"]
 
 View = TypeVar("View")
 
@@ -47,14 +47,21 @@ class Options:
     idempotent: bool = False
 
 
-class Core:
-    """What all views of one guard share: the engine while it is open, the texts, the writes' tokens, the own box."""
+NOT_OPEN = "the guard is not open: use `async with guard:` or `await guard.open()` first"
 
-    __slots__ = ("box", "dialect", "engine", "texts", "tokens")
+
+class Core:
+    """What all views of one guard share: the engine while it is open, the texts, the writes' tokens, the own box.
+
+    shut: what to tell who calls while it is not open.
+    """
+
+    __slots__ = ("box", "dialect", "engine", "shut", "texts", "tokens")
 
     def __init__(self, texts: Texts, dialect: Dialect) -> None:
         self.dialect = dialect
         self.engine: Engine | None = None
+        self.shut = NOT_OPEN
         self.tokens: Any = None
         self.texts = texts
         self.box = Box()
@@ -162,9 +169,7 @@ class Calling(Generic[View]):
     def _engine(self) -> Engine:
         engine = self._core.engine
         if engine is None:
-            raise self._core.dialect.dress(
-                GuardClosed("the guard is not open: use `async with guard:` or `await guard.open()` first")
-            )
+            raise self._core.dialect.dress(GuardClosed(self._core.shut))
         return engine
 
     def _call(

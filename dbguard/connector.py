@@ -19,6 +19,7 @@ from dbguard.drivers.asyncpg.failures import dress
 from dbguard.drivers.base import WrongNode
 from dbguard.drivers.probe import ask, sighting
 from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NoReplica
+from dbguard.forked import watch
 from dbguard.wiring import connect_arguments
 
 if TYPE_CHECKING:
@@ -67,11 +68,23 @@ class Connector:
         self._within = within
         self._fallback = fallback
         self._ask_within = settings.connection.connect_timeout
-        self._dialers = {
-            node.name: Dialer(connect_arguments(settings.connection, node), arguments) for node in settings.nodes
-        }
+        self._settings = settings
+        self._arguments = arguments
+        self._begin()
+        watch(self)
+
+    def _begin(self) -> None:
+        connection, nodes = self._settings.connection, self._settings.nodes
+        self._dialers = {node.name: Dialer(connect_arguments(connection, node), self._arguments) for node in nodes}
         self._made: weakref.WeakKeyDictionary[Any, Made] = weakref.WeakKeyDictionary()
         self._watch: asyncio.Task[None] | None = None
+
+    def forked(self) -> None:
+        """Forget, in a forked child, what was made for the parent: names that were looked up there, and connections.
+
+        These lead nowhere any more. The child's own pool gets connections once the guard is opened in the child.
+        """
+        self._begin()
 
     def __repr__(self) -> str:
         return f"<dbguard.Connector to {self._role}>"

@@ -170,7 +170,7 @@ class Guarding(Pausing[View]):
         """
         if error is None or isinstance(error, Exception):
             await self.close()
-        elif self._life is not None:
+        elif self._life is not None and not self._life.engine.forked:
             self._life.begin_to_close(CLOSE_WITHIN)
 
     def __await__(self) -> Generator[Any, None, Self]:

@@ -2,15 +2,20 @@
 
 Opening and closing run in tasks of their own, so that several may wait for either, and whoever is cancelled meanwhile
 goes at once: `terminate` needs no await.
+
+In a forked child it is over, and nothing ends it there: it is the parent's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
+from dbguard.calling import NOT_OPEN
 from dbguard.core.topology import Sighting
 from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NotAttempted
+from dbguard.forked import refusal, watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +29,10 @@ if TYPE_CHECKING:
     from dbguard.runtime.monitor import Monitor
 
 __all__ = ["Lifetime", "is_fit", "nobody"]
+
+
+_inherited: list[Lifetime] = []
+"""In a forked child, what is the parent's. It is kept: collected, its tasks and connections would complain of their end."""
 
 
 class Lifetime:
@@ -50,6 +59,11 @@ class Lifetime:
     ) -> None:
         self._one_cluster = one_cluster
         self.loop = asyncio.get_running_loop()
+        if any(self.loop is life.loop for life in _inherited):
+            # The kernel tells both processes of the same sockets, those that either of them opens later included.
+            raise RuntimeError(
+                "this event loop is the parent's, of which this process is a fork: make one here, as asyncio.run does"
+            )
         self.engine = engine
         self.monitor = monitor
         self._core = core
@@ -63,11 +77,28 @@ class Lifetime:
         self._closing: asyncio.Task[None] | None = None
         self._opening = self.loop.create_task(self._open(), name="dbguard open")
         self._opening.add_done_callback(_heard)
+        watch(self)
 
     @property
     def over(self) -> bool:
         """Whether it ends, or has ended, by whatever cause."""
         return self._ended or self._closing is not None or self.loop.is_closed()
+
+    def forked(self) -> None:
+        """Give it up, in a forked child: it is the parent's, which goes on with it."""
+        engine = self.engine
+        engine.forked = engine.forked or refusal()
+        _inherited.append(self)
+        if self.over:
+            return
+        self._ended = engine.closed = True
+        self._core.engine, self._core.shut = None, engine.forked
+        # Should its loop be run here all the same, nothing of ours goes on with it. asyncio's debug mode allows this on
+        # the loop's own thread alone; where another one forked, there is none any more that could run it.
+        with contextlib.suppress(RuntimeError):
+            self._refresh.cancel()
+            self.monitor.cancel()
+            engine.flights.stop()
 
     # ------------------------------------------------------------------ opening
 
@@ -101,7 +132,7 @@ class Lifetime:
             # Who cancels the monitor, if not we, is the loop's end: with it, everything ends.
             monitor.start().add_done_callback(lambda _: self.terminate())
             await self._first_answers()
-            self._core.engine = engine
+            self._core.engine, self._core.shut = engine, NOT_OPEN
             await self._refresh.start(wait=engine.state.view.primary is not None)
             fit = [name for name, node in engine.state.nodes.items() if is_usable(node.view)]
             await asyncio.gather(*(engine.pools[name].warm(*self._warm) for name in fit))
@@ -153,7 +184,7 @@ class Lifetime:
 
     async def close(self, timeout: float) -> None:
         """Let calls end for *timeout* seconds, then end them. A second call only shortens; a cancelled one ends all."""
-        if self.loop.is_closed():
+        if self.loop.is_closed() or self.engine.forked:
             return
         self._check_loop()
         closing = self.begin_to_close(timeout)
@@ -173,7 +204,7 @@ class Lifetime:
 
     async def gone(self) -> None:
         """Wait until nothing of it is left; used once it is `over`."""
-        if not self.loop.is_closed():
+        if not (self.loop.is_closed() or self.engine.forked):
             self._check_loop()
             await (asyncio.wait({self._closing}) if self._closing is not None else self._wait_for_tasks())
 

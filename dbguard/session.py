@@ -21,7 +21,7 @@ from dbguard.deadlines import ambient, check_seconds
 from dbguard.drivers import outcome_sql
 from dbguard.drivers.identity import forget_sequences
 from dbguard.dropped import caller, dropped
-from dbguard.errors import DeadlineExceeded
+from dbguard.errors import DeadlineExceeded, GuardClosed
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
 from dbguard.runtime.resolve import settled
@@ -107,21 +107,23 @@ class Session:
 
     def __del__(self) -> None:
         """Give up a lease that nobody can give back any more; on whatever thread the collector runs."""
-        if self._loop is not None and not self.over and not self._loop.is_closed():
+        if self._loop is not None and not (self.over or self.engine.forked or self._loop.is_closed()):
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 self._loop.call_soon_threadsafe(dropped, self.engine, self.node.name, self.lease, self._taken_at)
 
     @property
     def con(self) -> Any:
-        """The driver's connection. Raises the driver's `InterfaceError` once it was given back."""
+        """The driver's connection. Raises the driver's `InterfaceError` once it was given back; `GuardClosed` in a fork."""
         if self.over:
             raise self.engine.driver.released()
+        if self.engine.forked:
+            raise self.engine.driver.dress(GuardClosed(self.engine.forked))
         return self.lease.con
 
     @property
     def closed(self) -> bool:
         """Whether it cannot be used any more."""
-        return self.over or self.lease.con.is_closed()
+        return bool(self.over or self.engine.forked) or self.lease.con.is_closed()
 
     @property
     def in_transaction(self) -> bool:
@@ -332,8 +334,10 @@ class Session:
             self.texts.changed()
 
     def give_back(self) -> None:
-        """End the lease."""
-        if not self.over:
+        """End the lease. In a fork of the process that took it there is nothing to end."""
+        if self.engine.forked:
+            self.over = True
+        elif not self.over:
             self.cut_off()
             self.finish()
             self.engine.pools[self.node.name].give(self.lease, self.lease.touched)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "dbguard"
 
 # From the ground up. A module may import its own floor and those below.
 FLOORS = [
-    ["errors", "event", "gate_events", "events"],
+    ["errors", "event", "gate_events", "events", "forked"],
     ["core"],
     ["config", "drivers", "sources"],
     ["runtime"],

@@ -49,6 +49,7 @@ class Engine:
     registries: each node's table of tokens; none where writes carry no tokens.
     colour, flights: what its calls run on, and where they are noted. task: `Colour.task`.
     fast: the first attempt is made without a plan; off, every call goes through one, with the same history.
+    forked: why nothing of it must be used: this process is a fork of the one that it belongs to. Empty there.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Engine:
         self.wanted: Callable[[], None] = _nobody
         self.closed = True
         self.fast = True
+        self.forked = ""
 
     async def call(self, call: Call, job: Job, last: Failure | None = None) -> Any:
         """Make *call*, with as many attempts as are safe, affordable and in time.

@@ -13,6 +13,8 @@ import select
 import socket
 import threading
 
+from dbguard.forked import dialled
+
 __all__ = ["Cord"]
 
 _GONE: int = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
@@ -25,6 +27,7 @@ class Cord:
 
     def __init__(self, fileno: int) -> None:
         self._socket = socket.socket(fileno=os.dup(fileno))
+        dialled(self._socket.fileno())  # a forked child that cut it would end its parent's stream
         self._lock = threading.Lock()  # a number of a socket that another thread closes soon is somebody else's
 
     def cut(self) -> None:

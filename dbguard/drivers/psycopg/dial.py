@@ -22,6 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 from dbguard.drivers.names import Names
 from dbguard.drivers.psycopg.speaker import Record, Speaker, records
 from dbguard.drivers.server_settings import SERVER_SETTINGS
+from dbguard.forked import dialled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -127,7 +128,9 @@ class Dialer:
         said = await self.parameters()
         # psycopg's limit is for each address, in whole seconds; so that one that is silent leaves the others some time.
         limit = max(_AT_LEAST, math.ceil(timeout / (1 + str(said.get("hostaddr", "")).count(","))))
-        return await self._kind.connect(**{**said, "connect_timeout": limit, **arguments})
+        con = await self._kind.connect(**{**said, "connect_timeout": limit, **arguments})
+        dialled(con.fileno())
+        return con
 
     async def _addressed(self, said: Mapping[str, Any]) -> dict[str, str]:
         """Return the hosts and ports once more, with the addresses of each; they are tried in that order.
