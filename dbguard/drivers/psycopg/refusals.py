@@ -142,7 +142,6 @@ _OWN = [
             Family.CONFIG,
             "it does not offer the way to log in that is asked for",
         ),
-        (r"fe_sendauth: no password supplied", Family.CONFIG, "it asks for a password: look at connection.password"),
         (
             r"session is (?:not )?read-only|server is (?:not )?in hot standby mode",
             Family.ROLE,

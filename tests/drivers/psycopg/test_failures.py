@@ -77,6 +77,7 @@ def test_what_a_server_says_at_the_door_has_the_code_that_came_with_it(
         ("FATAL", "現在クライアント数が多すぎます"),
         ("致命错误", '用户 "app" Password 认证失败'),
         ("FATAL", "something that no server of ours has ever said"),
+        ("FATAL", "sorry, too many clients already, said the proxy"),
         ("FATAL", 'database "password authentication failed for user "x"" is on holiday'),
     ],
 )
@@ -104,7 +105,6 @@ NOT_ANSWERED = [
     (WHERE + 'server certificate for "db" does not match host name "127.0.0.1"', Family.CONFIG),
     (WHERE + 'root certificate file "/no/where" does not exist\nEither provide the file ...', Family.CONFIG),
     (WHERE + "SSL error: tlsv13 alert certificate required", Family.CONFIG),
-    (WHERE + "fe_sendauth: no password supplied", Family.CONFIG),
     ('connection is bad: invalid sslmode value: "bogus"', Family.CONFIG),
     ('connection is bad: invalid port number: "x"', Family.CONFIG),
     (WHERE + "session is read-only", Family.ROLE),
@@ -140,6 +140,14 @@ def test_other_ways_not_to_get_a_connection(error: Exception, family: Family, *,
     assert (failure.phase, failure.family, failure.cause) == (Phase.CONNECT, family, error)
     assert failure.timed_out is timed_out
     assert "s3cret" not in describe(error)
+
+
+def test_a_password_that_is_asked_for_and_missing_is_known_without_words() -> None:
+    asked = psycopg.errors.FinishedPGconn(needs_password=True)
+    error = psycopg.OperationalError(WHERE + "fe_sendauth: kein Passwort angegeben", pgconn=asked)
+
+    assert name_dial(error, "a").family is Family.CONFIG
+    assert "connection.password" in describe(error)
 
 
 def test_a_code_that_was_found_out_counts_for_more_than_the_words() -> None:
