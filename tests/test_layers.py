@@ -40,6 +40,7 @@ FLOORS = [
         "dropped",
         "lifetime",
         "guard",
+        "pg",
     ],
     ["__init__"],
     ["integrations", "cli", "testing", "__main__"],

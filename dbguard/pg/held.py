@@ -1,0 +1,409 @@
+"""`Held`: a leased connection in the application's hands, in psycopg's meaning, for tasks and for threads alike.
+
+The driver's connection is in autocommit; the BEGIN that psycopg would send before a statement is sent here, so that what is
+at stake is known of every statement before it leaves. In a pipeline, too, transactions begin and end outside of it: the
+pipeline is left for that, and entered again.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.retry import Stake
+from dbguard.core.statement import Touch
+from dbguard.drivers.psycopg.connection import (
+    BINARY,
+    DriverAsyncConnection,
+    InterfaceError,
+    IsolationLevel,
+    ProgrammingError,
+    WatchedAdapters,
+    begin_of,
+    is_idle,
+    status_name,
+)
+from dbguard.pg.reading import HeldCursor, HeldServerCursor, Steps
+from dbguard.runtime.colour import now
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from dbguard.session import Session
+
+__all__ = ["Block", "Held"]
+
+
+class Block:
+    """A transaction on a line: what a session begins, commits and rolls back. begin: the text of its BEGIN."""
+
+    __slots__ = ("_line", "begin")
+
+    def __init__(self, line: Any, begin: str) -> None:
+        self._line = line
+        self.begin = begin
+
+    async def start(self) -> None:
+        """Send BEGIN."""
+        await self._line.execute(self.begin)
+
+    async def commit(self) -> Any:
+        """Send COMMIT."""
+        return await self._line.execute("COMMIT")
+
+    async def rollback(self) -> None:
+        """Send ROLLBACK."""
+        await self._line.execute("ROLLBACK")
+
+
+class Held:
+    """What psycopg's words do on a leased connection.
+
+    autocommit: nothing begins a transaction but the application.
+    depth: how many transaction blocks are open around what is done; in one, `commit` and `rollback` are refused.
+    isolation_level, read_only, deferrable: of the transactions that begin here; None: the server's defaults.
+    row_factory, cursor_factory, server_cursor_factory: of the cursors made here. What the application sets stays here.
+    queued: what is at stake in the pipeline until it is synchronized.
+    open: a transaction was begun here and has not ended. tpc: of a two-phase transaction, its name, and whether it is prepared.
+    """
+
+    def __init__(
+        self, session: Session, *, autocommit: bool = False, read_only: bool | None = None, depth: int = 0
+    ) -> None:
+        raw = session.con.raw
+        self.session = session
+        self.raw = raw
+        self.is_async = isinstance(raw, DriverAsyncConnection)
+        self.autocommit = autocommit
+        self.isolation_level = raw.isolation_level
+        self.read_only = raw.read_only if read_only is None else read_only
+        self.deferrable = raw.deferrable
+        self.row_factory = raw.row_factory
+        self.cursor_factory = raw.cursor_factory
+        self.server_cursor_factory = raw.server_cursor_factory
+        self.depth = depth
+        self.open = depth > 0
+        self.tpc: tuple[Any, bool] | None = None
+        self.busy = ""
+        self.quit = False
+        self.pipeline: Any = None
+        self._pipes: Any = None
+        self.levels = 0
+        self.queued = Stake.READ
+        self._adapters: WatchedAdapters | None = None
+        self._block = Block(session.con, "BEGIN")
+
+    @property
+    def line(self) -> Any:
+        """The line to the server. Raises `psycopg.InterfaceError` once the connection was given back."""
+        return self.session.con
+
+    @property
+    def adapters(self) -> WatchedAdapters:
+        """The connection's adapters; to register something there costs the connection when it is given back."""
+        if self._adapters is None:
+            self._adapters = WatchedAdapters(self.raw.adapters, lambda: self.session.touch(Touch.LOST))
+        return self._adapters
+
+    # ------------------------------------------------------------------ statements
+
+    async def run(self, text: str, fn: Callable[..., Any], *args: Any, begins: bool = True, **kwargs: Any) -> Any:
+        """Call the driver's *fn*, which sends *text*; in a transaction, unless the connection is in autocommit."""
+        line = self.line
+        await self.free()
+        if begins and not self.autocommit:
+            await self.begin()
+        stake, whole, single = self.noted(text)
+        session = self.session
+        value = await session.do(lambda: line.run(fn, *args, **kwargs), stake, whole=whole, single=single)
+        if session.failed and not self.levels and session.texts.learn(text).statement.verb:
+            session.failed = False  # a failed transaction answers nothing but errors, unless that was ROLLBACK TO
+        return value
+
+    def noted(self, text: str) -> tuple[Stake, bool, bool]:
+        """Note what *text* may do; return what is at stake, whether it is one transaction, and whether one statement.
+
+        In a pipeline nothing is answered before it is synchronized, and what is queued fails or ends together.
+        """
+        session = self.session
+        stake, whole = session.note(text)
+        statement = session.texts.learn(text).statement
+        if statement.verb == "LISTEN":
+            session.touch(Touch.LOST)  # psycopg keeps what came in for whoever asks next
+        if self.levels:
+            if stake is not Stake.READ:
+                self.queued = Stake.TRANSACTION if self.open and stake is not Stake.COMMIT else Stake.COMMIT
+            return self.queued, whole, False
+        return stake, whole, not statement.several
+
+    async def command(self, text: str) -> None:
+        """Send a command of ours that neither ends the transaction nor writes."""
+        line = self.line
+        async with self.plain():
+            await self.session.do(lambda: line.execute(text), Stake.READ)
+
+    async def free(self) -> None:
+        """Wait until nothing else has the connection for itself: a COPY, `stream` or `notifies`.
+
+        For threads that is an error at once, as who waits would wait for himself; for tasks the guard's time is the limit.
+        """
+        if not self.busy:
+            return
+        if not self.is_async:
+            raise InterfaceError(f"the connection is in the midst of {self.busy}: finish that first")
+        lock = self.raw.lock
+
+        async def waited() -> None:
+            async with lock:
+                pass
+
+        await self.session.do(waited, Stake.READ, cancels=True)
+
+    def occupy(self, what: str) -> None:
+        """Note that something has the connection for itself; if it is given back so, it is ended."""
+        self.busy = what
+        self.session.running += 1
+
+    def vacate(self) -> None:
+        """Note the end of that."""
+        if self.busy:
+            self.busy = ""
+            self.session.running -= 1
+
+    def cursor(
+        self, name: str, *, binary: bool, row_factory: Any, scrollable: bool | None, withhold: bool
+    ) -> HeldCursor:
+        """Make a cursor; with *name*, on the server. row_factory: None: the connection's."""
+        raw = self.line.raw
+        if self.session.closed:
+            raw.cursor()  # the driver says that it is closed
+        factory = row_factory or self.row_factory
+        if name:
+            made = self.server_cursor_factory(
+                raw, name=name, row_factory=factory, scrollable=scrollable, withhold=withhold
+            )
+        else:
+            made = self.cursor_factory(raw, row_factory=factory)
+        if binary:
+            made.format = BINARY
+        return HeldServerCursor(self, made) if name else HeldCursor(self, made)
+
+    def notifies(self, timeout: float | None, stop_after: int | None) -> Steps:
+        """Return the notifications as they come. timeout: seconds for all of them; None: as long as it takes."""
+        limit = math.inf if timeout is None else timeout + self.session.limit[0]
+        self.session.touch(Touch.LOST)
+        make = self.raw.notifies
+        return Steps(self, "notifies()", "", lambda: make(timeout=timeout, stop_after=stop_after), limit=limit)
+
+    async def wait(self, gen: Any, **extra: Any) -> Any:
+        """Let the driver run a generator of its own, of which nothing is known."""
+        raw, line = self.lay_bare(), self.line
+        return await self.session.do(lambda: line.run(raw.wait, gen, **extra), Stake.COMMIT, whole=False)
+
+    async def assign(self, name: str, value: Any) -> None:
+        """See `set`."""
+        await self.free()
+        async with self.plain():
+            self.set(name, value)
+
+    # ------------------------------------------------------------------ transactions
+
+    async def begin(self) -> None:
+        """Send BEGIN if no transaction is open."""
+        raw = self.raw
+        if not is_idle(raw) or not raw.autocommit:  # psycopg itself begins on a connection that was laid bare
+            return
+        session = self.session
+        async with self.plain():
+            session.begins(read_only=bool(self.read_only))
+            self._block = Block(self.line, begin_of(self.isolation_level, self.read_only, self.deferrable))
+            await session.do(self._block.start, Stake.READ)
+        self.open = True
+
+    async def commit(self) -> None:
+        """End the open transaction with COMMIT. Raises `psycopg.ProgrammingError` in a transaction block."""
+        self._check_ending("commit", "Transaction will be automatically committed on successful exit from context")
+        await self.end()
+
+    async def end(self) -> None:
+        """COMMIT, if a transaction is open. See `Session.commit`."""
+        await self.free()
+        async with self.plain():
+            if is_idle(self.raw):
+                self.open = False
+                return
+            await self.session.commit(self._block)
+            self.open = False
+
+    async def rollback(self) -> None:
+        """End the open transaction with ROLLBACK. Raises `psycopg.ProgrammingError` in a transaction block."""
+        self._check_ending("rollback", "Either raise Rollback() or allow an exception to propagate out of the context")
+        await self.undo()
+
+    async def undo(self) -> None:
+        """ROLLBACK, if a transaction is open."""
+        line, session = self.line, self.session
+        await self.free()
+        async with self.plain():
+            if session.closed:
+                await session.do(lambda: line.run(self.raw.rollback), Stake.READ)  # the driver says that it is closed
+            elif not is_idle(self.raw):
+                await session.rollback(self._block)
+            self.open = False
+
+    def _check_ending(self, what: str, instead: str) -> None:
+        _ = self.line
+        if self.depth:
+            raise ProgrammingError(f"Explicit {what}() forbidden within a Transaction context. ({instead}.)")
+        if self.tpc:
+            raise ProgrammingError(f"{what}() cannot be used during a two-phase transaction")
+
+    async def leave(self, error: BaseException | None) -> None:
+        """End the block in which the application had the connection: COMMIT, or ROLLBACK because of *error*.
+
+        Raises what a commit raises; what a rollback meets ends the connection instead.
+        """
+        session = self.session
+        if session.over or self.quit:
+            return
+        if error is None:
+            await self._out_of_pipelines()
+            if self.tpc:
+                session.con.terminate()
+                raise ProgrammingError("the block ended in a two-phase transaction: end it with tpc_commit() first")
+            if self.open or not (session.closed or is_idle(self.raw)):
+                await self.end()
+            return
+        await self.abandon(error, self.undo)
+
+    async def abandon(self, error: BaseException, undo: Callable[[], Any]) -> None:
+        """Roll back because of *error*, which goes on; what fails on the way ends the connection, and so rolls back."""
+        session = self.session
+        if session.closed:
+            return
+        quiet = isinstance(error, Exception) or (isinstance(error, GeneratorExit) and not self.is_async)
+        if not quiet:
+            session.con.terminate()
+            return
+        try:
+            await undo()
+        except Exception:  # noqa: BLE001  the connection goes and the transaction with it; the block's error counts
+            if not session.closed:
+                session.con.terminate()
+
+    def check_cancel(self) -> None:
+        """Raise `psycopg.ProgrammingError` where a cancellation would have nothing to end."""
+        if self.tpc and self.tpc[1]:
+            raise ProgrammingError("cancel() cannot be used with a prepared two-phase transaction")
+
+    def set(self, name: str, value: Any) -> None:
+        """Set ``autocommit``, ``isolation_level``, ``read_only`` or ``deferrable``, as psycopg does: outside a transaction."""
+        _ = self.line
+        if not is_idle(self.raw):
+            where = (
+                "connection.transaction() context in progress"
+                if self.depth
+                else f"connection in transaction status {status_name(self.raw)}"
+            )
+            raise ProgrammingError(f"can't change {name!r} now: {where}")
+        if name == "isolation_level":
+            value = IsolationLevel(value) if value is not None else None
+        elif name == "autocommit" or value is not None:
+            value = bool(value)
+        setattr(self, name, value)
+        self._lay_bare_again()
+
+    def lay_bare(self) -> Any:
+        """Return the driver's connection, marked: it begins transactions as the application asked for, and all is possible."""
+        raw = self.line.raw
+        self.session.touch_raw()
+        self._lay_bare_again()
+        return raw
+
+    def _lay_bare_again(self) -> None:
+        """Let a connection that was laid bare behave as it was set; in a transaction, it does after its end."""
+        raw = self.raw
+        if not self.session.lease.raw_touched or raw.lock.locked() or not is_idle(raw):
+            return
+        names = ("autocommit", "isolation_level", "read_only", "deferrable")
+        for name in names:
+            done = getattr(raw, f"set_{name}")(getattr(self, name))
+            if self.is_async:
+                now(done)
+
+    # ------------------------------------------------------------------ pipelines
+
+    async def pipe(self) -> Any:
+        """Enter pipeline mode, or synchronize the one there is; return the driver's pipeline."""
+        await self.free()
+        if self.levels:
+            await self.synchronize()
+        else:
+            await self._into()
+        self.levels += 1
+        return self.pipeline
+
+    async def unpipe(self, error: BaseException | None) -> None:
+        """Leave pipeline mode, and hear what became of what was queued. *error*: why, if it is left so."""
+        self.levels -= 1
+        if self.levels:
+            if error is None:
+                await self.synchronize()
+            return
+        self.levels = 1  # what is heard now still belongs to it
+        try:
+            await self._out_of(error)
+        finally:
+            self.levels = 0
+
+    async def synchronize(self) -> None:
+        """Wait until the server has answered all that was queued."""
+        line, queued = self.line, self.queued
+        await self.session.do(lambda: line.run(self.pipeline.sync), queued)
+        self.queued = Stake.READ
+
+    async def _into(self) -> None:
+        line = self.line
+        self._pipes = self.raw.pipeline()
+        self.pipeline = await line.run(self._pipes.__aenter__ if self.is_async else self._pipes.__enter__)
+
+    async def _out_of(self, error: BaseException | None) -> None:
+        session, pipes = self.session, self._pipes
+        line, queued = self.line, self.queued
+        leave = pipes.__aexit__ if self.is_async else pipes.__exit__
+        if error is not None and not isinstance(error, Exception) and not session.closed:
+            line.terminate()
+        self.pipeline, self.queued = None, Stake.READ
+        why = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        await session.do(lambda: line.run(leave, *why), queued if error is None else Stake.READ)
+
+    @asynccontextmanager
+    async def plain(self) -> AsyncIterator[None]:
+        """Be outside pipeline mode for a while."""
+        if self.pipeline is None:
+            yield
+            return
+        try:
+            await self._out_of(None)
+            yield
+        finally:
+            if not self.session.closed:
+                await self._into()
+
+    async def _out_of_pipelines(self) -> None:
+        if self.pipeline is not None:
+            self.levels = 1
+            await self.unpipe(None)
+
+    # ------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Close the connection, and with it what was not committed; its place in the pool is filled by a new one."""
+        session = self.session
+        if session.over:
+            return
+        self.quit = True
+        session.touch(Touch.LOST)
+        if not session.closed:
+            await self.line.run(self.raw.close)

@@ -1,0 +1,242 @@
+"""`HeldCursor`, and what is read or written step by step: every wait for the server goes through the session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbguard.core.retry import Stake
+from dbguard.core.statement import Touch
+from dbguard.drivers.psycopg.connection import RAW_CURSORS, copies_in, released, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbguard.pg.held import Held
+
+__all__ = ["END", "HeldCopy", "HeldCursor", "HeldServerCursor", "Steps"]
+
+END: Any = object()
+"""What `Steps.next` returns after the last."""
+
+
+class HeldCursor:
+    """The driver's cursor *raw* on a connection in the application's hands."""
+
+    def __init__(self, held: Held, raw: Any) -> None:
+        self.held = held
+        self.raw = raw
+        self._native = isinstance(raw, RAW_CURSORS)
+
+    def text(self, query: Any, params: Any) -> str:
+        """Return the text by which *query* is classified."""
+        return text_of(query, self.held.raw, places=params is not None and not self._native)
+
+    async def execute(self, query: Any, params: Any, **extra: Any) -> None:
+        """Run one query, or several commands."""
+        await self.held.run(self.text(query, params), self.raw.execute, query, params, **extra)
+
+    async def executemany(self, query: Any, rows: Any, *, returning: bool) -> None:
+        """Run one query for each of *rows*."""
+        await self.held.run(self.text(query, ()), self.raw.executemany, query, rows, returning=returning)
+
+    async def fetch(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call one of the driver's methods that read rows: at hand, unless a pipeline has not brought them yet."""
+        held = self.held
+        if self.raw.pgresult is None:
+            line = held.line
+            if held.pipeline is not None:
+                return await held.session.do(lambda: line.run(fn, *args), held.queued)
+        return await _plainly(held, fn, *args)
+
+    async def next(self) -> Any:
+        """Return the next row; `END` after the last."""
+        return await self.fetch(_advanced if self.held.is_async else next, self.raw, END)
+
+    def stream(self, query: Any, params: Any, **extra: Any) -> Steps:
+        """Return the rows of *query*, one by one as they come."""
+        text = self.text(query, params)
+        return Steps(self.held, "stream()", text, lambda: self.raw.stream(query, params, **extra))
+
+    async def close(self) -> None:
+        """Close it."""
+        await _plainly(self.held, self.raw.close)
+
+
+class HeldServerCursor(HeldCursor):
+    """A cursor on the server: its rows are asked for in steps, and it lives until its transaction ends."""
+
+    def __init__(self, held: Held, raw: Any) -> None:
+        super().__init__(held, raw)
+        self.given_up = False
+        self._query: str | None = None
+        self._at_hand = 0
+        held.session.touch(Touch.SETTINGS)
+
+    async def execute(self, query: Any, params: Any, **extra: Any) -> None:
+        """Declare it for a query."""
+        text = self.text(query, params)
+        self._at_hand = 0
+        await self.held.run(text, self.raw.execute, query, params, **extra)
+        self._query = text
+
+    async def fetch(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call one of the driver's methods that ask for rows, or move."""
+        declared = self._query is not None
+        return await self.held.run(self._query or "FETCH ALL FROM c", fn, *args, begins=not declared)
+
+    async def next(self) -> Any:
+        """Return the next row; `END` after the last. Rows that came with an earlier one cost no way through the session."""
+        raw, is_async = self.raw, self.held.is_async
+        if self._at_hand > 0:
+            _ = self.held.line
+            self._at_hand -= 1
+            return await anext(raw, END) if is_async else next(raw, END)
+        row = await self.fetch(_advanced if is_async else next, raw, END)
+        self._at_hand = raw.itersize - 1
+        return row
+
+    async def close(self) -> None:
+        """Close it on the server, too, unless it has gone already."""
+        held, raw = self.held, self.raw
+        if held.session.over:
+            self.given_up = True
+        elif held.session.closed:
+            await _plainly(held, raw.close)
+        else:
+            line = held.line
+            await held.free()
+            await held.session.do(lambda: line.run(raw.close), Stake.READ)
+
+
+async def _advanced(rows: Any, end: Any) -> Any:
+    return await anext(rows, end)
+
+
+class Steps:
+    """Something that the driver hands out one by one while it has the connection for itself.
+
+    what: its name for the application. text: what it sends; empty: it sends nothing.
+    limit: seconds for each step; None: what the guard gives a call.
+    """
+
+    def __init__(
+        self, held: Held, what: str, text: str, make: Callable[[], Any], *, limit: float | None = None
+    ) -> None:
+        self._held = held
+        self._what = what
+        self._text = text
+        self._make = make
+        self._limit = limit
+        self._stake = Stake.READ
+        self._whole = True
+        self._rows: Any = None
+
+    async def next(self) -> Any:
+        """Return the next one; `END` after the last."""
+        held = self._held
+        line = held.line
+        if self._rows is None:
+            await held.free()
+            if self._text:
+                if not held.autocommit:
+                    await held.begin()
+                self._stake, self._whole, _ = held.noted(self._text)
+            self._rows = self._make()
+            held.occupy(self._what)
+        advance = _advanced if held.is_async else next
+        rows, limit = self._rows, self._limit
+        return await held.session.do(lambda: line.run(advance, rows, END), self._stake, limit, whole=self._whole)
+
+    async def close(self) -> None:
+        """End it: what the server still sends is cancelled."""
+        held, rows = self._held, self._rows
+        if rows is None:
+            return
+        self._rows = None
+        close = rows.aclose if held.is_async else rows.close
+        session = held.session
+        try:
+            if session.closed:
+                if not session.over:
+                    await _plainly(held, close)
+            else:
+                line = held.line
+                await session.do(lambda: line.run(close), Stake.READ)
+        finally:
+            held.vacate()
+
+
+async def _plainly(held: Held, fn: Callable[..., Any], *args: Any) -> Any:
+    """Call the driver's *fn*, which does not wait for the server."""
+    value = fn(*args)
+    return await value if held.is_async else value
+
+
+class HeldCopy:
+    """A COPY. raw: the driver's own object for it."""
+
+    def __init__(self, cursor: HeldCursor, statement: Any, params: Any, writer: Any) -> None:
+        self._cursor = cursor
+        self._text = cursor.text(statement, params)
+        self._block = cursor.raw.copy(statement, params, writer=writer)
+        self._stake = self._end_stake = Stake.READ
+        self.raw: Any = None
+
+    async def enter(self) -> None:
+        """Send the COPY."""
+        held = self._cursor.held
+        line = held.line
+        await held.free()
+        if not held.autocommit:
+            await held.begin()
+        self._end_stake, _, _ = held.noted(self._text)
+        block = self._block
+        held.occupy("copy()")
+        try:
+            opened = block.__aenter__ if held.is_async else block.__enter__
+            self.raw = await held.session.do(lambda: line.run(opened), self._end_stake)
+        except BaseException:
+            held.vacate()
+            raise
+        # Nothing that comes in is stored before its end was sent; what goes out may store something as it goes.
+        reads = self._end_stake is Stake.READ
+        self._stake = Stake.TRANSACTION if copies_in(self._cursor.raw) and not reads else self._end_stake
+
+    async def step(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Read or write a part of it."""
+        held = self._cursor.held
+        line = held.line
+        return await held.session.do(lambda: line.run(fn, *args), self._stake)
+
+    async def write(self, data: Any) -> None:
+        """Write data that was formatted."""
+        if data:
+            await self.step(self.raw.writer.write, data)
+
+    async def end(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Do what ends it."""
+        held = self._cursor.held
+        line = held.line
+        return await held.session.do(lambda: line.run(fn, *args), self._end_stake)
+
+    async def leave(self, error: BaseException | None) -> None:
+        """End it: with all that was written, or with nothing because of *error*."""
+        held, block = self._cursor.held, self._block
+        session = held.session
+        leave = block.__aexit__ if held.is_async else block.__exit__
+        try:
+            if session.over:
+                raise released()
+            if error is None:
+                await self.end(leave, None, None, None)
+                return
+            why = (type(error), error, error.__traceback__)
+            if not isinstance(error, Exception) and not session.closed:
+                held.line.terminate()
+            if session.closed:
+                await _plainly(held, leave, *why)
+            else:
+                line = held.line
+                await session.do(lambda: line.run(leave, *why), Stake.READ)
+        finally:
+            held.vacate()
