@@ -93,14 +93,8 @@ class AsyncConnection(ConnectionNames, DriverAsyncConnection[Row]):  # type: ign
         What is queued fails together; transactions begin and end outside of it. In autocommit, what was written and not
         answered is of open fate when the connection is lost.
         """
-        held = self._held
-        await held.pipe()
-        try:
-            yield AsyncPipeline(self, held)
-        except BaseException as error:
-            await held.unpipe(error)
-            raise
-        await held.unpipe(None)
+        async with AsyncPipeline(self, self._held) as pipeline:
+            yield pipeline
 
     async def notifies(
         self, *, timeout: float | None = None, stop_after: int | None = None
@@ -221,3 +215,12 @@ class AsyncPipeline(PipelineNames, DriverAsyncPipeline):  # type: ignore[overrid
     async def sync(self) -> None:
         """Wait until the server has answered all that was queued."""
         await self._held.synchronize()
+
+    async def __aenter__(self) -> Self:
+        await self._held.pipe()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._held.unpipe(error)

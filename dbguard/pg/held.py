@@ -165,6 +165,11 @@ class Held:
         self.busy = what
         self.session.running += 1
 
+    def finish(self) -> None:
+        """Let the driver know of a connection that was ended while something had it for itself: it asks nobody to cancel."""
+        if self.busy:
+            self.raw.pgconn.finish()
+
     def vacate(self) -> None:
         """Note the end of that."""
         if self.busy:
@@ -334,15 +339,14 @@ class Held:
 
     # ------------------------------------------------------------------ pipelines
 
-    async def pipe(self) -> Any:
-        """Enter pipeline mode, or synchronize the one there is; return the driver's pipeline."""
+    async def pipe(self) -> None:
+        """Enter pipeline mode, or synchronize the one there is."""
         await self.free()
         if self.levels:
             await self.synchronize()
         else:
             await self._into()
         self.levels += 1
-        return self.pipeline
 
     async def unpipe(self, error: BaseException | None) -> None:
         """Leave pipeline mode, and hear what became of what was queued. *error*: why, if it is left so."""

@@ -157,8 +157,8 @@ class Steps:
         session = held.session
         try:
             if session.closed:
-                if not session.over:
-                    await _plainly(held, close)
+                held.finish()
+                await _plainly(held, close)
             else:
                 line = held.line
                 await session.do(lambda: line.run(close), Stake.READ)
@@ -234,6 +234,7 @@ class HeldCopy:
             if not isinstance(error, Exception) and not session.closed:
                 held.line.terminate()
             if session.closed:
+                held.finish()
                 await _plainly(held, leave, *why)
             else:
                 line = held.line

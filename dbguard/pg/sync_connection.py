@@ -94,14 +94,8 @@ class Connection(ConnectionNames, DriverConnection[Row]):  # type: ignore[overri
         What is queued fails together; transactions begin and end outside of it. In autocommit, what was written and not
         answered is of open fate when the connection is lost.
         """
-        held = self._held
-        now(held.pipe())
-        try:
-            yield Pipeline(self, held)
-        except BaseException as error:
-            now(held.unpipe(error))
-            raise
-        now(held.unpipe(None))
+        with Pipeline(self, self._held) as pipeline:
+            yield pipeline
 
     def notifies(self, *, timeout: float | None = None, stop_after: int | None = None) -> Generator[Notify, None, None]:
         """Go through notifications as they come; as `psycopg.Connection.notifies`.
@@ -220,3 +214,12 @@ class Pipeline(PipelineNames, DriverPipeline):  # type: ignore[override]  # as a
     def sync(self) -> None:
         """Wait until the server has answered all that was queued."""
         now(self._held.synchronize())
+
+    def __enter__(self) -> Self:
+        now(self._held.pipe())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now(self._held.unpipe(error))
