@@ -10,7 +10,7 @@ from dbguard.drivers.psycopg.connection import (
     DriverAsyncCursor,
     DriverAsyncServerCursor,
 )
-from dbguard.pg.names import CopyNames, CursorNames, ServerCursorNames
+from dbguard.pg.cursor_names import CopyNames, CursorNames, ServerCursorNames
 from dbguard.pg.reading import END, HeldCopy
 
 if TYPE_CHECKING:

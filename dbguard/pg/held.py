@@ -25,7 +25,6 @@ from dbguard.drivers.psycopg.connection import (
     status_name,
 )
 from dbguard.pg.reading import HeldCursor, HeldServerCursor, Steps
-from dbguard.runtime.colour import now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -55,6 +54,15 @@ class Block:
     async def rollback(self) -> None:
         """Send ROLLBACK."""
         await self._line.execute("ROLLBACK")
+
+
+def _driven(work: Any) -> None:
+    """Run *work* of psycopg's, which waits for nothing; it may want to let the event loop have a turn."""
+    try:
+        while True:
+            work.send(None)
+    except StopIteration:
+        return
 
 
 class Held:
@@ -335,7 +343,7 @@ class Held:
         for name in names:
             done = getattr(raw, f"set_{name}")(getattr(self, name))
             if self.is_async:
-                now(done)
+                _driven(done)
 
     # ------------------------------------------------------------------ pipelines
 

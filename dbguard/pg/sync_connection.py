@@ -41,10 +41,7 @@ class Connection(ConnectionNames, DriverConnection[Row]):  # type: ignore[overri
     """A leased connection; with the methods of `psycopg.Connection`. Given back when its block ends."""
 
     def _assign(self, name: str, value: Any) -> None:
-        del value
-        raise AttributeError(
-            f"the {name!r} property is read-only on async connections: please use 'now(.set_{name}())' instead."
-        )
+        now(self._held.assign(name, value))
 
     # ------------------------------------------------------------------ statements
 

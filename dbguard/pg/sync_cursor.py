@@ -10,7 +10,7 @@ from dbguard.drivers.psycopg.connection import (
     DriverCursor,
     DriverServerCursor,
 )
-from dbguard.pg.names import CopyNames, CursorNames, ServerCursorNames
+from dbguard.pg.cursor_names import CopyNames, CursorNames, ServerCursorNames
 from dbguard.pg.reading import END, HeldCopy
 from dbguard.runtime.colour import now
 

@@ -41,6 +41,7 @@ async def begin(held: Held, xid: Any) -> None:
 
 async def prepare(held: Held) -> None:
     """Prepare the transaction. Its outcome may be unknown, as that of a commit."""
+    _ = held.line
     if not held.tpc:
         raise ProgrammingError("'tpc_prepare()' must be called inside a two-phase transaction")
     xid, prepared = held.tpc
@@ -83,6 +84,7 @@ async def recover(held: Held) -> Any:
 
 def _ended(held: Held, action: str, xid: Any) -> Any:
     """Return the name of the prepared transaction that *action* ends; None: it has not been prepared."""
+    _ = held.line
     if xid is None:
         if not held.tpc:
             raise ProgrammingError(f"tpc_{action}() without xid must be called inside a two-phase transaction")

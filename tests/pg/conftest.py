@@ -122,7 +122,7 @@ async def con(held: Callable[..., Awaitable[Any]]) -> Any:
 
 @pytest.fixture
 def kept(calm_cluster: Cluster) -> Any:
-    """Make an empty table `kept (n int)`; returns what counts its rows from another connection."""
-    calm_cluster.sql("a", "DROP TABLE IF EXISTS kept; CREATE TABLE kept (n int PRIMARY KEY, word text)")
-    yield lambda: calm_cluster.sql("a", "SELECT count(*) FROM kept")
-    calm_cluster.sql("a", "DROP TABLE kept")
+    """Make an empty table `kept (n int, word text)`; returns what counts its rows from another connection."""
+    calm_cluster.sql("a", "DROP TABLE IF EXISTS kept")
+    calm_cluster.sql("a", "CREATE TABLE kept (n int PRIMARY KEY, word text)")
+    return lambda: calm_cluster.sql("a", "SELECT count(*) FROM kept")
