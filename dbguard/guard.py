@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dbguard.calls import AsyncpgDialect, Calls
@@ -13,7 +12,7 @@ from dbguard.wrapping import wrapped
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from types import TracebackType
 
     import asyncpg
@@ -79,16 +78,8 @@ class Guard(Guarding["Calls"], Calls):
         Raises `TypeError` for what is no pool; `ConfigError` for one that is closed, or given twice. Opening the guard
         raises `ConfigError` if a pool is not open, or if the pools are of several clusters.
         """
-        if not isinstance(config, Mapping | None):
-            raise ConfigError("config= of wrapped pools is a mapping of sections, such as {'reads': {'max_lag': 2}}")
-        given = dict(config or {})
-        for key in ("nodes", "dsn", "connection"):
-            if key in given:
-                raise ConfigError(f"{key} has no meaning for wrapped pools: they know their servers", path=key)
         pools = wrapped(primary, replicas, hold)
-        # The addresses are never dialled: the pools do that.
-        given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
-        guard = cls(given, on_event=on_event)
+        guard = cls(cls._of_pools(config, pools), on_event=on_event)
         guard._wrapped = pools
         return guard
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from dbguard.calling import Core, Options, View
@@ -19,7 +20,7 @@ from dbguard.texts import Direction, Texts
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
     from dbguard.blocks import Dialect
@@ -74,6 +75,19 @@ class Guarding(Pausing[View]):
             timeout=settings.timeout,
             wait=settings.failover.writes == "wait",
         )
+
+    @staticmethod
+    def _of_pools(config: Mapping[str, Any] | None, pools: Mapping[str, Wrapped]) -> dict[str, Any]:
+        """Return the configuration of a guard of wrapped *pools*. Raises `ConfigError` for one that says where nodes are."""
+        if not isinstance(config, Mapping | None):
+            raise ConfigError("config= of wrapped pools is a mapping of sections, such as {'reads': {'max_lag': 2}}")
+        given = dict(config or {})
+        for key in ("nodes", "dsn", "connection"):
+            if key in given:
+                raise ConfigError(f"{key} has no meaning for wrapped pools: they know their servers", path=key)
+        # The addresses are never dialled: the pools, or who connects as they do, know better.
+        given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
+        return given
 
     @abstractmethod
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:

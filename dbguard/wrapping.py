@@ -8,21 +8,41 @@ from typing import TYPE_CHECKING, Any
 from dbguard.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    import asyncpg
+__all__ = ["ASYNCPG", "Following", "Kind", "Wrapped", "follows", "wrapped"]
 
-__all__ = ["Following", "Wrapped", "follows", "wrapped"]
 
-USED = ("acquire", "release", "expire_connections", "get_idle_size", "get_max_size", "get_size", "is_closing")
-"""What of `asyncpg.Pool` is used of a pool that is wrapped."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of pool that can be wrapped.
+
+    name: its class. opens: what opens pools of its own, from a DSN. used: what of it is used. refuses: says what is wrong with one that has all that; None: nothing is.
+    closed, most: whether one is closed, and how many connections it may have.
+    """
+
+    name: str
+    opens: str
+    used: Sequence[str]
+    closed: Callable[[Any], bool]
+    most: Callable[[Any], int]
+    refuses: Callable[[Any], str | None] = lambda _: None
+
+
+ASYNCPG = Kind(
+    name="an asyncpg.Pool",
+    opens="dbguard.connect",
+    used=("acquire", "release", "expire_connections", "get_idle_size", "get_max_size", "get_size", "is_closing"),
+    closed=lambda pool: pool.is_closing(),
+    most=lambda pool: pool.get_max_size(),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Following:
     """A pool whose address follows the primary. Made by `follows`."""
 
-    pool: asyncpg.Pool[Any]
+    pool: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,39 +52,37 @@ class Wrapped:
     follows: its address leads to whoever is the primary. hold: connections that stay out between calls at most.
     """
 
-    pool: asyncpg.Pool[Any]
+    pool: Any
     follows: bool
     hold: int
 
 
-def follows(pool: asyncpg.Pool[Any]) -> Following:
+def follows(pool: Any) -> Following:
     """Declare a pool whose address follows the primary: ``Guard.wrap(primary=dbguard.follows(pool))``.
 
     For a name that is moved, a virtual address, a proxy, or a DSN of several hosts with ``target_session_attrs``: there a
     new connection may lead to another server than the ones at hand. So where these lead to a standby, or there is no
-    primary, they are replaced (by `asyncpg.Pool.expire_connections`), at most twice a second.
+    primary, they are replaced (by `asyncpg.Pool.expire_connections`, or psycopg_pool's `drain`), at most twice a second.
     Not for a pool with the fixed address of one node: its connections would be replaced for nothing in each failover.
     """
     return Following(pool)
 
 
-def wrapped(
-    primary: asyncpg.Pool[Any] | Following, replicas: Sequence[asyncpg.Pool[Any] | Following], hold: int
-) -> Mapping[str, Wrapped]:
-    """Name the pools, and check them.
+def wrapped(primary: Any, replicas: Sequence[Any], hold: int, kind: Kind = ASYNCPG) -> Mapping[str, Wrapped]:
+    """Name the pools, and check that each is one of *kind*, or says that it follows the primary.
 
     Raises `TypeError` for what is no pool, such as a DSN; `ConfigError` for one that is closed or was given twice, and for
     a *hold* that leaves nobody else a connection.
     """
     if isinstance(hold, bool) or not isinstance(hold, int) or hold < 0:
         raise ConfigError(f"hold is a number of connections, 0 or more, not {hold!r}", path="hold")
-    if isinstance(replicas, Following) or hasattr(replicas, "acquire"):
+    if isinstance(replicas, Following) or hasattr(replicas, kind.used[0]):
         raise TypeError("replicas= is a list of pools, not one pool")
     given = {"primary": primary} | {f"replica{i}": pool for i, pool in enumerate(replicas, 1)}
     pools: dict[str, Wrapped] = {}
     for name, one in given.items():
         pool = one.pool if isinstance(one, Following) else one
-        _check(name, pool)
+        _check(name, pool, kind)
         twice = next((other for other, its in pools.items() if its.pool is pool), None)
         if twice is not None:
             raise ConfigError(
@@ -72,7 +90,7 @@ def wrapped(
                 "a single node is primary= alone)",
                 path=name,
             )
-        most = pool.get_max_size()
+        most = kind.most(pool)
         if hold >= most > 0 and hold:
             raise ConfigError(
                 f"hold={hold} of the pool of {name}, which has {most} at most, would leave none for probes and for the "
@@ -83,18 +101,15 @@ def wrapped(
     return pools
 
 
-def _check(name: str, pool: Any) -> None:
-    missing = [word for word in USED if not callable(getattr(pool, word, None))]
-    if missing:
-        kind = type(pool)
-        another = (
-            f" ({kind.__module__} is another driver's)"
-            if hasattr(pool, "connection") or "acquire" not in missing
-            else ""
-        )
+def _check(name: str, pool: Any, kind: Kind) -> None:
+    missing = [word for word in kind.used if not hasattr(pool, word)]
+    given = type(pool)
+    why = None if missing else kind.refuses(pool)
+    if missing or why is not None:
+        another = any(hasattr(pool, word) for word in ("connection", "acquire", "getconn"))
+        why = why or (f" ({given.__module__} is another driver's)" if another else "")
         raise TypeError(
-            f"{name} should be an asyncpg.Pool, not {kind.__name__}{another}; `dbguard.connect` takes a DSN, and opens "
-            "pools of its own"
+            f"{name} should be {kind.name}, not {given.__name__}{why}; `{kind.opens}` takes a DSN, and opens pools of its own"
         )
-    if pool.is_closing():
+    if kind.closed(pool):
         raise ConfigError(f"the pool of {name} is closed: wrap open pools, and close them after the guard", path=name)

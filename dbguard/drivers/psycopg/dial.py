@@ -22,10 +22,9 @@ from psycopg.conninfo import conninfo_to_dict
 from dbguard.drivers.names import Names
 from dbguard.drivers.psycopg.speaker import Record, Speaker, records
 from dbguard.drivers.server_settings import SERVER_SETTINGS
-from dbguard.forked import dialled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 __all__ = ["Dialer", "dialer_of_pool", "own_dialer"]
 
@@ -76,8 +75,12 @@ class Dialer:
         self._plain = True
         return True
 
-    async def connect(self, *, timeout: float, **arguments: Any) -> psycopg.AsyncConnection[Any]:
+    async def connect(
+        self, *, timeout: float, kind: type[psycopg.AsyncConnection[Any]] | None = None, **arguments: Any
+    ) -> psycopg.AsyncConnection[Any]:
         """Open a connection, as `psycopg.AsyncConnection.connect` does; *arguments* are its own, and win.
+
+        kind: its class; None: the dialer's.
 
         Raises TimeoutError after *timeout* seconds, names looked up, TLS and login included; else what `parameters` and
         psycopg raise.
@@ -85,11 +88,11 @@ class Dialer:
         try:
             async with asyncio.timeout(timeout) as limit:
                 try:
-                    return await self._connect(timeout, arguments)
+                    return await self._connect(timeout, kind, arguments)
                 except psycopg.OperationalError as error:
                     if not self.may_tell_less(error):
                         raise
-                return await self._connect(timeout, arguments)
+                return await self._connect(timeout, kind, arguments)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -124,13 +127,34 @@ class Dialer:
         host, address = told.get("host", ""), told.get("hostaddr", "")
         return Speaker(con, timeout=limit, reached=(host, address) if address not in ("", host) else None)
 
-    async def _connect(self, timeout: float, arguments: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
+    async def _connect(
+        self, timeout: float, kind: type[psycopg.AsyncConnection[Any]] | None, arguments: Mapping[str, Any]
+    ) -> psycopg.AsyncConnection[Any]:
         said = await self.parameters()
-        # psycopg's limit is for each address, in whole seconds; so that one that is silent leaves the others some time.
-        limit = max(_AT_LEAST, math.ceil(timeout / (1 + str(said.get("hostaddr", "")).count(","))))
-        con = await self._kind.connect(**{**said, "connect_timeout": limit, **arguments})
-        dialled(con.fileno())
-        return con
+        return await (kind or self._kind).connect(**{**_limited(said, timeout), **arguments})
+
+    async def connect_blocking(
+        self,
+        on_loop: Callable[[Coroutine[Any, Any, dict[str, Any]]], Awaitable[dict[str, Any]]],
+        *,
+        timeout: float,
+        kind: type[psycopg.Connection[Any]] | None = None,
+        **arguments: Any,
+    ) -> psycopg.Connection[Any]:
+        """Open a connection as `psycopg.Connection.connect` does, on a thread that it may block.
+
+        on_loop: waits for what needs the event loop, such as looking up names. timeout: seconds; psycopg takes whole ones, so
+            that it may be one more, or two where it is shorter. kind: its class; None: psycopg's own. Raises as `connect` does.
+        """
+        connect = (kind or psycopg.Connection).connect
+        said = await on_loop(self.parameters())
+        try:
+            return connect(**{**_limited(said, timeout), **arguments})
+        except psycopg.OperationalError as error:
+            if not self.may_tell_less(error):
+                raise
+        said = await on_loop(self.parameters())
+        return connect(**{**_limited(said, timeout), **arguments})
 
     async def _addressed(self, said: Mapping[str, Any]) -> dict[str, str]:
         """Return the hosts and ports once more, with the addresses of each; they are tried in that order.
@@ -198,6 +222,12 @@ def dialer_of_pool(pool: Any) -> Dialer:
         raise psycopg.ProgrammingError("the conninfo of the pool cannot be read")
 
     return Dialer(say, kind=kind if mine else psycopg.AsyncConnection)
+
+
+def _limited(said: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Return *said* with a limit in seconds for each address: whole ones, so that one that is silent leaves the others some."""
+    each = math.ceil(timeout / (1 + str(said.get("hostaddr", "")).count(",")))
+    return {**said, "connect_timeout": max(_AT_LEAST, each)}
 
 
 def _as_parameters(settings: Mapping[str, str]) -> dict[str, str]:
