@@ -78,10 +78,8 @@ class Guard(Guarding["Calls"], Calls):
         Raises `TypeError` for what is no pool; `ConfigError` for one that is closed, or given twice. Opening the guard
         raises `ConfigError` if a pool is not open, or if the pools are of several clusters.
         """
-        pools = wrapped(primary, replicas, hold)
-        guard = cls(cls._of_pools(config, pools), on_event=on_event)
-        guard._wrapped = pools
-        return guard
+        given = cls._sections(config)
+        return cls._over(given, wrapped(primary, replicas, hold), on_event)
 
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments for `asyncpg.create_pool`; a misspelt one is found now, not by a pool that never connects."""

@@ -77,17 +77,25 @@ class Guarding(Pausing[View]):
         )
 
     @staticmethod
-    def _of_pools(config: Mapping[str, Any] | None, pools: Mapping[str, Wrapped]) -> dict[str, Any]:
-        """Return the configuration of a guard of wrapped *pools*. Raises `ConfigError` for one that says where nodes are."""
+    def _sections(config: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the configuration of a guard of wrapped pools. Raises `ConfigError` for one that says where nodes are."""
         if not isinstance(config, Mapping | None):
             raise ConfigError("config= of wrapped pools is a mapping of sections, such as {'reads': {'max_lag': 2}}")
         given = dict(config or {})
         for key in ("nodes", "dsn", "connection"):
             if key in given:
                 raise ConfigError(f"{key} has no meaning for wrapped pools: they know their servers", path=key)
+        return given
+
+    @classmethod
+    def _over(cls, given: dict[str, Any], pools: Mapping[str, Wrapped], on_event: Listener | None) -> Self:
+        """Return a guard of these pools."""
         # The addresses are never dialled: the pools, or who connects as they do, know better.
         given["nodes"] = [{"name": name, "host": f"{name}.pool.invalid"} for name in pools]
-        return given
+        make: Any = cls
+        guard: Self = make(given, on_event=on_event)
+        guard._wrapped = pools
+        return guard
 
     @abstractmethod
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
