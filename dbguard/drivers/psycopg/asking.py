@@ -23,7 +23,7 @@ from dbguard.drivers.psycopg.refusals import LEARNT, unknown
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["MOST", "learn"]
+__all__ = ["MOST", "is_new", "learn"]
 
 MOST = 256
 """Texts that are remembered. A server has some ten; names of users and databases stand in them."""
@@ -34,6 +34,12 @@ _REFUSAL = re.compile(r'\tErrorResponse\t S "[^"]*" (?:V "[A-Z]+" )?C "([0-9A-Z]
 """A refusal in the trace; what others wrote stands behind the code."""
 
 
+def is_new(error: psycopg.Error) -> bool:
+    """Say whether the words with which a server refused a dial are not known, and were not asked for before."""
+    text = unknown(error)
+    return text is not None and text not in LEARNT and sys.platform == "linux"
+
+
 def learn(error: psycopg.Error, conninfo: str, *, timeout: float) -> None:
     """Find out which code belongs to the words of *error*, with which a dial by *conninfo* was refused.
 
@@ -41,7 +47,7 @@ def learn(error: psycopg.Error, conninfo: str, *, timeout: float) -> None:
     seconds at most, not counting the look-up of a name. Raises nothing that has to do with the server.
     """
     text = unknown(error)
-    if text is None or text in LEARNT or sys.platform != "linux":
+    if text is None or not is_new(error):
         return
     again, refusals = _dialled(conninfo, time.monotonic() + timeout)
     code = next((code for code, rest in refusals if rest.startswith(f'{text}"')), None)

@@ -14,14 +14,17 @@ import math
 import os
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dbguard.drivers.names import Names
+from dbguard.drivers.psycopg.asking import is_new, learn
 from dbguard.drivers.psycopg.speaker import Record, Speaker, records
 from dbguard.drivers.server_settings import SERVER_SETTINGS
+from dbguard.forked import dialled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -131,7 +134,14 @@ class Dialer:
         self, timeout: float, kind: type[psycopg.AsyncConnection[Any]] | None, arguments: Mapping[str, Any]
     ) -> psycopg.AsyncConnection[Any]:
         said = await self.parameters()
-        return await (kind or self._kind).connect(**{**_limited(said, timeout), **arguments})
+        try:
+            con = await (kind or self._kind).connect(**{**_limited(said, timeout), **arguments})
+        except psycopg.OperationalError as error:
+            if is_new(error):
+                await _aside(partial(learn, error, make_conninfo("", **said), timeout=timeout))
+            raise
+        dialled(con.fileno())
+        return con
 
     async def connect_blocking(
         self,
@@ -146,15 +156,19 @@ class Dialer:
         on_loop: waits for what needs the event loop, such as looking up names. timeout: seconds; psycopg takes whole ones, so
             that it may be one more, or two where it is shorter. kind: its class; None: psycopg's own. Raises as `connect` does.
         """
-        connect = (kind or psycopg.Connection).connect
-        said = await on_loop(self.parameters())
+
+        async def connect() -> psycopg.Connection[Any]:
+            said = await on_loop(self.parameters())
+            con = (kind or psycopg.Connection).connect(**{**_limited(said, timeout), **arguments})
+            dialled(con.fileno())
+            return con
+
         try:
-            return connect(**{**_limited(said, timeout), **arguments})
+            return await connect()
         except psycopg.OperationalError as error:
             if not self.may_tell_less(error):
                 raise
-        said = await on_loop(self.parameters())
-        return connect(**{**_limited(said, timeout), **arguments})
+        return await connect()
 
     async def _addressed(self, said: Mapping[str, Any]) -> dict[str, str]:
         """Return the hosts and ports once more, with the addresses of each; they are tried in that order.
@@ -253,7 +267,7 @@ async def _called(value: Any, *, aside: bool) -> Any:
 
 
 async def _aside(function: Callable[[], Any]) -> Any:
-    """Call *function* in a thread of its own, which nobody waits for longer than for the dial."""
+    """Call *function*, which may block, in a thread of its own, which nobody waits for longer than for the dial."""
     loop = asyncio.get_running_loop()
     told: asyncio.Future[Any] = loop.create_future()
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Self
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dbguard.core.failure import Family
 from dbguard.drivers.psycopg.asking import learn
+from dbguard.drivers.psycopg.dial import own_dialer
 from dbguard.drivers.psycopg.failures import describe, name_dial
 from dbguard.drivers.psycopg.refusals import LEARNT
 
@@ -159,6 +160,20 @@ def test_a_server_that_falls_silent_holds_nobody_up_and_teaches_nothing() -> Non
     assert time.monotonic() - began < 10
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
     assert name_dial(error, "a").sqlstate is None
+
+
+async def test_a_dial_of_the_guards_own_learns_what_it_does_not_understand() -> None:
+    with Refusing(("FATAL", "57P03", "das Datenbanksystem startet")) as server:
+        dialer = own_dialer(conninfo_to_dict(server.conninfo), {})
+        failures = []
+        for _ in range(2):
+            with pytest.raises(psycopg.OperationalError) as raised:
+                await dialer.control(timeout=5)
+            failures.append(name_dial(raised.value, "a"))
+        dials = server.dials
+
+    assert [failure.sqlstate for failure in failures] == [known("57P03")] * 2
+    assert dials == 3
 
 
 @pytest.mark.every_postgres
