@@ -16,10 +16,10 @@ from dbguard.core.route import Node
 from dbguard.core.statement import Touch
 from dbguard.core.topology import NodeView
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.dials import AT_ONCE
 from dbguard.drivers.asyncpg.failures import name_dial
 from dbguard.drivers.asyncpg.pool import OwnPool
 from dbguard.drivers.named import NotDialled
+from dbguard.drivers.pacing import AT_ONCE
 from dbguard.testing.clock import ManualClock
 from tests.waiting import until
 

@@ -1,21 +1,17 @@
-"""Who of a pool's callers may dial, and who waits for what is handed on.
+"""Who of a pool's callers may dial, at the pace of `dbguard.drivers.pacing`, and who waits for what is handed on.
 
-A server that has just come back, or is full, is not helped by being dialled by everybody who waits: each dial is a new
-process there. So a few are dialled at a time, and after one that failed one alone, at a pace (RULES 4.9: 50 ms doubling
-to 1 s, full jitter). Who waits gets what is handed on meanwhile; where there is nothing to hand on he is told at once
-why, so that he can go elsewhere.
+Where there is nothing to hand on who waits is told at once why, so that he can go elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from dbguard.drivers.named import NotDialled
+from dbguard.drivers.pacing import Pacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +19,7 @@ if TYPE_CHECKING:
     from dbguard.core.route import Node, Rng
     from dbguard.drivers.asyncpg.lease import Lease
 
-__all__ = ["AT_ONCE", "Turns"]
-
-AT_ONCE = 4
-"""Connections of one pool that are dialled at a time. At 4 ms each (a server on the same network) that fills a pool of 20
-in 20 ms; and it is the most that a process keeps in the queue of a server to which a thousand processes come at once."""
-
-FIRST, MOST = 0.05, 1.0
-"""Seconds until the next dial after one that failed: at most the first, doubling up to the second, by chance."""
+__all__ = ["Turns"]
 
 
 class Turns:
@@ -52,25 +41,19 @@ class Turns:
         clock: Callable[[], float],
         rng: Rng,
     ) -> None:
-        self._node = node
         self._size = size
         self._idle = idle
         self._back = back
-        self._clock = clock
-        self._rng = rng
+        self._pacing = Pacing(node, clock=clock, rng=rng)
         self._waiters: deque[asyncio.Future[Lease | None]] = deque()
         self._busy = 0
-        self._fails = 0
-        self._failed_at = 0.0
-        self._next_at = 0.0
-        self._why: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.taken = 0
 
     @property
     def full(self) -> bool:
         """Whether who waits, waits for another caller: there may be no more connections, or none may be dialled now."""
-        return self.taken >= self._size or self._pauses
+        return self.taken >= self._size or self._pacing.pauses
 
     async def get(self) -> Lease | None:
         """Return a lease that was handed over; None: check one out, and say how that ended.
@@ -81,7 +64,7 @@ class Turns:
             self._begin()
             return None
         if not self.taken:
-            raise self._refusal()
+            raise self._pacing.refusal()
         turn: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
         self._waiters.append(turn)
         self._look_again()
@@ -107,16 +90,11 @@ class Turns:
 
     def dialled(self) -> None:
         """Take in that the server has let somebody in."""
-        self._fails, self._why = 0, None
+        self._pacing.dialled()
 
     def refused(self, error: Exception, began: float) -> None:
-        """Take in that a dial that *began* then has failed. Those under way at one time fail as one."""
-        self._why = error
-        if self._fails and began <= self._failed_at:
-            return
-        self._failed_at = self._clock()
-        self._next_at = self._failed_at + min(MOST, FIRST * 2 ** min(self._fails, 10)) * self._rng.random()
-        self._fails += 1
+        """Take in that a dial that *began* then has failed."""
+        self._pacing.refused(error, began, full=isinstance(error, asyncpg.TooManyConnectionsError))
 
     def succeeded(self) -> None:
         """Take in that a connection was checked out."""
@@ -143,7 +121,7 @@ class Turns:
                 self._begin()
                 turn.set_result(None)
             else:
-                turn.set_exception(self._refusal())
+                turn.set_exception(self._pacing.refusal())
         self._look_again()
 
     def shut(self, why: Callable[[], Exception]) -> None:
@@ -158,32 +136,16 @@ class Turns:
         self.taken += 1
         self._busy += 1
 
-    @property
-    def _pauses(self) -> bool:
-        """Whether the pause after a dial that failed goes on.
-
-        A probe that was answered since then ends it, unless the node was full: that no probe over an old connection sees.
-        """
-        if not self._fails or self._clock() >= self._next_at:
-            return False
-        return isinstance(self._why, asyncpg.TooManyConnectionsError) or self._node.seen_at <= self._failed_at
-
     def _has_room(self) -> bool:
         """Whether one more connection may be checked out, and dialled if the pool has none."""
         if self.taken >= self._size:
             return False
-        may_dial = self._busy < (1 if self._fails else AT_ONCE) and not self._pauses
-        return may_dial or self._idle() > 0
-
-    def _refusal(self) -> NotDialled:
-        assert self._why is not None  # noqa: S101  nobody is refused before one has failed
-        # A copy, because each call adds notes and a traceback to what it raises.
-        return NotDialled(copy.copy(self._why))
+        return self._pacing.admits(self._busy) or self._idle() > 0
 
     def _look_again(self) -> None:
         """Come back when the pause is over, if anybody waits for that."""
-        if self._waiters and self._timer is None and self._pauses:
-            self._timer = asyncio.get_running_loop().call_later(self._next_at - self._clock(), self._pause_over)
+        if self._waiters and self._timer is None and self._pacing.pauses:
+            self._timer = asyncio.get_running_loop().call_later(self._pacing.left, self._pause_over)
 
     def _pause_over(self) -> None:
         self._timer = None

@@ -49,10 +49,12 @@ class Line:
     """One connection, from its birth or its checkout until it is left.
 
     raw: psycopg's connection. hear: told the server's function that each notice came from.
+    blocks: who runs something on it, blocks. cursor: the class of the cursors of ours.
     stale_plans: a statement prepared on it was refused because its result type has changed, as it will be again.
     """
 
     cursor: Any
+    blocks = False
 
     def __init__(self, raw: Any, hear: Callable[[str | None], None]) -> None:
         self.raw = raw
@@ -104,7 +106,10 @@ class Line:
         return cursor
 
     def _begun(self) -> None:
+        """Note that something runs. Raises psycopg's error on a line that was left: it may be closed by now."""
         with self._lock:
+            if self._left:
+                raise psycopg.OperationalError("the connection is closed")
             self._running += 1
 
     def _done(self) -> None:
@@ -188,6 +193,7 @@ class SyncLine(Line):
     """A `psycopg.Connection`: what runs blocks the calling thread."""
 
     cursor = psycopg.Cursor
+    blocks = True
 
     async def run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """See `Line.run`."""
@@ -215,18 +221,19 @@ class AsyncLine(Line):
 
     async def run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """See `Line.run`."""
-        work = fn(*args, **kwargs)
-        if not hasattr(work, "send"):
-            return work
         self._begun()
-        self._works[work] = None
+        work = None
         try:
+            work = fn(*args, **kwargs)
+            if not hasattr(work, "send"):
+                return work
+            self._works[work] = None
             return await met(lambda: self._cancelled(work), work)
         except psycopg.Error as error:
             self._judge(error)
             raise
         finally:
-            del self._works[work]
+            self._works.pop(work, None)
             self._done()
 
     def _cancelled(self, work: Any) -> None:

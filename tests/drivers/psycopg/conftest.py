@@ -41,6 +41,8 @@ class Side:
         def run() -> None:
             try:
                 value = now(work)
+            except asyncio.CancelledError:
+                loop.call_soon_threadsafe(done.cancel)
             except BaseException as error:  # noqa: BLE001  who waits for it judges it
                 loop.call_soon_threadsafe(done.set_exception, error)
             else:

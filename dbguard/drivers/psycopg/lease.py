@@ -1,0 +1,175 @@
+"""psycopg's leases, and what its pools do beside the calls: in tasks, or in short threads.
+
+A pool's books are changed under the colour's lock, which nothing holds while it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from dbguard.drivers import lease as drivers
+from dbguard.drivers.lease import RETURN_WITHIN, SETTLE_WITHIN, Lease, Tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from dbguard.core.route import Node
+    from dbguard.drivers.base import Colour, Interruptible
+    from dbguard.drivers.psycopg.line import Line
+
+__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Tag"]
+
+LOOK = 0.1
+"""Seconds between two looks at what runs in the background: by so much it may overstay its time."""
+
+
+class Books(drivers.Books):
+    """What both kinds of pool keep: leases out, and work in the background.
+
+    colour: what calls run on. `close` and what else waits here runs on the guard's loop, whatever that is.
+    """
+
+    def __init__(self, node: Node, *, colour: Colour, clock: Callable[[], float], size: int) -> None:
+        super().__init__(node, clock=clock, size=size)
+        self._colour = colour
+        self._lock = colour.lock
+        self._jobs = 0
+        self._workers: dict[Interruptible, None] = {}
+        self._due: dict[Line, float] = {}
+        self._looks = False
+        self._watchers: list[asyncio.Event] = []
+        self._hurried = False
+
+    # ------------------------------------------------------------------ leases
+
+    def _lend(self, lease: Lease) -> bool:
+        """Note that a lease goes out; False if it must not, as it was born under an older epoch."""
+        with self._lock:
+            if not (self.fits(lease.tag) and self.node.is_here(lease.tag.instance)):
+                return False
+            lease.ours = False
+            self.out[lease] = None
+            self.node.load.in_use += 1
+        return True
+
+    def _returned(self, lease: Lease) -> None:
+        """Note that a lease came back."""
+        with self._lock:
+            self.out.pop(lease, None)
+            self.node.load.in_use -= 1
+            if lease.drew:
+                lease.tag.drew = True
+        self._tell()
+
+    def end_in_use(self) -> int:
+        """Terminate every lease in use."""
+        with self._lock:  # what is given back meanwhile may be somebody else's a moment later
+            return super().end_in_use()
+
+    def end_stale(self) -> int:
+        """Terminate the leases in use that were born under an older epoch."""
+        with self._lock:
+            return super().end_stale()
+
+    # ------------------------------------------------------------------ in the background
+
+    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Let *work* run beside the caller."""
+        with self._lock:
+            self._jobs += 1
+        self._colour.spawn(self._job(work), f"dbguard {name} {self.node.name}")
+
+    async def _job(self, work: Coroutine[Any, Any, None]) -> None:
+        me = self._colour.task()
+        assert me is not None  # noqa: S101  it runs in a task, or on a thread
+        self._workers[me] = None
+        try:
+            await work
+        finally:
+            del self._workers[me]
+            with self._lock:
+                self._jobs -= 1
+            self._tell()
+
+    async def _in_time(self, line: Line, work: Coroutine[Any, Any, None]) -> None:
+        """Await *work* on *line*, which is terminated if that takes too long."""
+        self._bound(line, RETURN_WITHIN)
+        try:
+            await work
+        finally:
+            self._unbound(line)
+
+    def _bound(self, line: Line, seconds: float) -> None:
+        """Terminate *line* after *seconds* of the pool's clock, unless `_unbound` is called for it before."""
+        with self._lock:
+            self._due[line] = self.clock() + seconds
+            first, self._looks = not self._looks, True
+        if first:
+            self._colour.on_loop(self._look_later)
+
+    def _unbound(self, line: Line) -> None:
+        self._due.pop(line, None)
+
+    def _look_later(self) -> None:
+        self._colour.loop.call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        now = self.clock()
+        with self._lock:
+            late = [line for line, at in self._due.items() if at <= now]
+            for line in late:
+                del self._due[line]
+            self._looks = bool(self._due)
+        for line in late:
+            line.terminate()
+        if self._looks:
+            self._look_later()
+
+    # ------------------------------------------------------------------ waiting, on the guard's loop
+
+    async def _until(self, condition: Callable[[], object], timeout: float) -> None:
+        """Wait until *condition* holds, or `_hurry` was called, for *timeout* seconds at most."""
+        changed = asyncio.Event()
+        self._watchers.append(changed)
+        try:
+            async with asyncio.timeout(max(0.0, timeout)):
+                while not (condition() or self._hurried):
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            return
+        finally:
+            self._watchers.remove(changed)
+
+    def _tell(self) -> None:
+        """Let who waits look again."""
+        if self._watchers:
+            self._colour.on_loop(self._wake_watchers)
+
+    def _wake_watchers(self) -> None:
+        for changed in self._watchers:
+            changed.set()
+
+    def _hurry(self) -> None:
+        """Let nobody wait for leases to come back."""
+        self._hurried = True
+        self._tell()
+
+    async def _drained(self, timeout: float) -> None:
+        """Wait until no lease is out, or it shall be done at once, for *timeout* seconds at most."""
+        await self._until(lambda: not self.out, timeout)
+
+    async def _end_jobs(self, timeout: float) -> None:
+        """Let what runs in the background end, for *timeout* seconds; what is left then is interrupted."""
+        await self._until(lambda: not self._jobs, timeout)
+        self._interrupt()
+        self._hurried = False
+        await self._until(lambda: not self._jobs, SETTLE_WITHIN)
+
+    def _interrupt(self) -> None:
+        """End what runs in the background. A thread that dials goes on until its dial has failed, which is bounded."""
+        for line in list(self._due):
+            line.terminate()
+        for worker in list(self._workers):
+            worker.cancel()
