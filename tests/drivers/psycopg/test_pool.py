@@ -695,7 +695,7 @@ async def test_unused_connections_are_closed_down_to_those_that_are_kept(side: A
 async def test_what_is_missing_is_replaced_once_it_shall_stay_warm(
     side: Any, make: Any, clock: Clock, door: Door
 ) -> None:
-    breaker = Breaker(BreakerPolicy())
+    breaker = Breaker(BreakerPolicy(), random.Random(1))
     view = NodeView(name="a", role=Role.PRIMARY, reachable=True)
     pool = make(3, keep=2, dial=door.dial, node=Node("a", breaker, view))
     door.open.set()
