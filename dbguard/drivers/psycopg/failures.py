@@ -109,7 +109,10 @@ NEVER_SENT = (
     "PostgreSQL text fields cannot contain NUL",
     "the cursor is closed",
 )
-"""How psycopg's errors begin with which it refuses to send something: parameters that do not fit."""
+"""How psycopg's errors begin with which it refuses to send something: parameters that do not fit.
+
+Outside a transaction an executemany applies the rows before such a one, and only those; who runs it sees to that.
+"""
 
 
 def is_drivers(error: BaseException) -> bool:
