@@ -1,6 +1,6 @@
 """Guards over real clusters, with SQLAlchemy's engines on them.
 
-* `guard`: over the calm cluster, settled; `open_guard(cluster, **sections)` opens others. Closed at the end.
+* `guard`: over the calm cluster, settled; `open_guard(cluster, ...)` opens others. Closed at the end.
 * `engine_of(guard, ...)`: an engine, disposed of at the end.
 * `shop`: the tables of `tests/integrations/shop.py` on the calm cluster, empty, on all nodes.
 """
@@ -36,10 +36,17 @@ def is_settled(guard: dbguard.Guard) -> bool:
 async def open_guard() -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(cluster: Cluster, *, settle: bool = True, **sections: Any) -> dbguard.Guard:
-            nodes = [{"name": node.name, "host": "127.0.0.1", "port": node.port} for node in cluster.nodes]
-            connection = {"user": "postgres", "database": "postgres"} | sections.pop("connection", {})
-            guard = await dbguard.Guard({"nodes": nodes, "connection": connection, **sections}).open()
+        async def make(
+            cluster: Cluster, *, settle: bool = True, ports: dict[str, int] | None = None, **given: Any
+        ) -> dbguard.Guard:
+            nodes = [
+                {"name": node.name, "host": "127.0.0.1", "port": (ports or {}).get(node.name, node.port)}
+                for node in cluster.nodes
+            ]
+            config = {"nodes": nodes, "connection": {"user": "postgres", "database": "postgres"}}
+            if "timeout" in given:
+                config["timeout"] = given.pop("timeout")
+            guard = await dbguard.Guard(config, **given).open()
             stack.push_async_callback(guard.close, timeout=1.0)
             if settle:
                 await until(lambda: is_settled(guard))

@@ -1,0 +1,156 @@
+"""A primary that is demoted and stays reachable, under SQLAlchemy: what its pooled connections and transactions meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import AsyncSession as PlainSession
+from sqlalchemy.ext.asyncio import create_async_engine as plain_engine
+
+from dbguard.events import PrimaryChanged
+from dbguard.integrations.sqlalchemy import AsyncSession
+from tests.integration.failover.pooler import Pooler
+from tests.integrations.shop import WHERE
+from tests.waiting import until
+
+POOLED = 20
+INSERT = text("INSERT INTO written VALUES (:id) RETURNING current_setting('cluster_name')")
+POOLING = {"pool_size": POOLED, "max_overflow": 0}
+
+
+class Clients:
+    """As many clients as connections are pooled, each with one transaction after the other, and what they met.
+
+    met: when each error's transaction began, whose it was, and the error. told: when each acknowledged one began, its
+    row, and the node. Times are those of `time.monotonic`.
+    """
+
+    def __init__(self, engine) -> None:
+        self._engine = engine
+        self._over = False
+        self.met = []
+        self.told = []
+
+    async def __aenter__(self):
+        async with contextlib.AsyncExitStack() as held:  # all connections that there may be
+            for _ in range(POOLED):
+                con = await held.enter_async_context(self._engine.connect())
+                assert await con.scalar(WHERE) == "a"
+        self._tasks = [asyncio.create_task(self._write(number)) for number in range(POOLED)]
+        return self
+
+    async def __aexit__(self, *_):
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+    async def _write(self, number):
+        row = number
+        while not self._over:
+            began = time.monotonic()
+            row += POOLED
+            try:
+                async with AsyncSession(self._engine) as session, session.begin():
+                    node = await session.scalar(INSERT, {"id": row})
+                    await session.execute(text("SELECT pg_sleep(0.02)"))
+            except exc.DBAPIError as error:
+                self.met.append((began, number, error))
+            else:
+                self.told.append((began, row, node))
+
+    async def go_on(self, node):
+        """Wait until every client has a transaction acknowledged by *node*."""
+        await until(lambda: len({row % POOLED for _, row, at in self.told if at == node}) == POOLED, 60)
+
+    def judge(self, before):
+        """At most one error for each transaction that was open, and none for those that began after *before*."""
+        assert sorted({number for _, number, _ in self.met}) == sorted(number for _, number, _ in self.met)
+        assert [(began - before, error) for began, _, error in self.met if began > before] == []
+
+
+@pytest.fixture
+async def home(cluster):
+    await asyncio.to_thread(cluster.sql, "a", "CREATE TABLE written (id int PRIMARY KEY)")
+    for replica in cluster.replicas:
+        await asyncio.to_thread(cluster.wait_for, replica, "SELECT to_regclass('written') IS NOT NULL")
+    return cluster
+
+
+async def rows(cluster, node):
+    return {row for (row,) in await asyncio.to_thread(cluster.sql, node, "SELECT id FROM written")}
+
+
+async def test_plain_engine_writes_to_the_demoted_primary_for_ever(home):
+    """What this is about: a pre-ping is answered by a replica, too."""
+    engine = plain_engine(home.dsn("a").replace("postgresql:", "postgresql+asyncpg:"), pool_pre_ping=True)
+    async with engine.begin() as con:
+        await con.execute(INSERT, {"id": 1})
+    await switch_over(home)
+
+    for _ in range(3):
+        async with PlainSession(engine) as session:
+            with pytest.raises(exc.DBAPIError) as refused:
+                await session.execute(INSERT, {"id": 2})
+            assert refused.value.orig.sqlstate == "25006"
+    await engine.dispose()
+
+
+async def switch_over(cluster):
+    """Demote a, as a manager does: stop it, promote b, and bring a back where it was, as a replica."""
+    await asyncio.to_thread(cluster.stop_node, "a")
+    stopped = time.monotonic()
+    await asyncio.to_thread(cluster.promote, "b")
+    await asyncio.to_thread(cluster.rejoin, "a")
+    return stopped
+
+
+async def test_demoted_primary_that_came_back_as_a_replica_is_left_without_an_error_for_new_transactions(
+    home, open_guard, engine_of
+):
+    guard = await open_guard(home)
+    engine = engine_of(guard, **POOLING)
+    async with Clients(engine) as clients:
+        await clients.go_on("a")
+        stopped = await switch_over(home)
+        await clients.go_on("b")
+
+        clients.judge(before=stopped)
+        await until(lambda: any(node.name == "a" and node.proven for node in guard.status().nodes))
+    assert clients.met
+    assert {row for _, row, _ in clients.told} <= await rows(home, "b")
+
+
+async def test_old_primary_that_lives_on_loses_its_connections(home, open_guard, engine_of):
+    """Its writes would be lost: each transaction that is open there is cut off, and the next one is on the new primary."""
+    guard = await open_guard(home)
+    engine = engine_of(guard, **POOLING)
+    accepted = []
+    guard.on_event(lambda event: accepted.append(time.monotonic()) if isinstance(event, PrimaryChanged) else None)
+    async with Clients(engine) as clients:
+        await clients.go_on("a")
+        await asyncio.to_thread(home.promote, "b")
+        await clients.go_on("b")
+
+        clients.judge(before=accepted[0])
+    assert {row for began, row, _ in clients.told if began > accepted[0]} <= await rows(home, "b")
+
+
+async def test_connections_that_a_pooler_kept_open_over_a_demotion_are_ended(home, open_guard, engine_of):
+    """Each transaction that meets the demoted server before the guard does has one error; none that begins later."""
+    async with Pooler("127.0.0.1", home.node("a").port) as pooler:
+        guard = await open_guard(home, ports={"a": pooler.port}, statement_cache_size=0)
+        accepted = []
+        guard.on_event(lambda event: accepted.append(time.monotonic()) if isinstance(event, PrimaryChanged) else None)
+        unnamed = {"prepared_statement_cache_size": 0, "statement_cache_size": 0, "prepared_statement_name_func": str}
+        engine = engine_of(guard, connect_args=unnamed, **POOLING)
+        async with Clients(engine) as clients:
+            await clients.go_on("a")
+            await switch_over(home)
+            await clients.go_on("b")
+
+            clients.judge(before=accepted[0])
+        await engine.dispose()
+        assert pooler.replaced
