@@ -6,8 +6,8 @@ guard has ended, or that leads elsewhere by now, is replaced before the applicat
 
 from __future__ import annotations
 
-import os
 import threading
+import traceback
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,8 @@ def lead_of(bind: AsyncEngine | Engine | Connection) -> Lead | None:
 class Lead:
     """What leads one engine's connections to the role that it was made for.
 
-    written: connections in whose present transaction something was sent that is not known to be a read.
+    written: connections on which something was sent that is not known to be a read; a session takes a new one for each
+        transaction.
     """
 
     def __init__(self, guard: Guard, role: str, arguments: Mapping[str, Any]) -> None:
@@ -112,12 +113,10 @@ class Lead:
         self.connector = guard.connector(role)
         self.arguments = dict(arguments) if role == "primary" else _for_replicas(arguments)
         self.written: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._committing: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._guard = guard
         self._texts = guard._core.texts  # noqa: SLF001  of the same house
         self._beside: AsyncEngine | None = None
         self._lock = threading.Lock()  # guards the making of the engine beside it
-        self._born = os.getpid()
 
     def beside(self) -> AsyncEngine:
         """Return the engine over replicas."""
@@ -132,20 +131,30 @@ class Lead:
         event.listen(engine, "do_connect", self._dial)
         event.listen(engine, "checkout", self._look)
         event.listen(engine, "handle_error", self._name)
-        if self.role == "primary":
-            event.listen(engine, "begin", self._begin)
-            event.listen(engine, "commit", self._commit)
-            event.listen(engine, "before_cursor_execute", self._note)
-            event.listen(engine, "engine_disposed", self._dispose)
-        else:
-            event.listen(engine, "before_cursor_execute", self._judge)
+        # No events of connections or engines, such as `before_cursor_execute`: any one makes every call a little dearer.
+        for name in ("do_execute", "do_executemany"):
+            event.listen(engine, name, self._note if self.role == "primary" else self._judge)
+        event.listen(engine, "do_execute_no_params", self._note_bare if self.role == "primary" else self._judge_bare)
 
     def poolclass(self, base: type[Pool]) -> type[Pool]:
-        """Return *base* so that a checkout begins anew where the connection is lost while SQLAlchemy sets it up."""
+        """Return *base*, so that a checkout begins anew where the connection is lost while SQLAlchemy sets it up.
+
+        And so that what is disposed of takes the pool over replicas with it; where the parent's pool is left alone, after
+        a fork, the one over replicas is, too.
+        """
+        lead = self
 
         class Led(base):  # type: ignore[valid-type,misc]  # any pool class of the application's
             def connect(self) -> PoolProxiedConnection:
                 return _connect(super().connect, self._dialect)
+
+            def dispose(self) -> None:
+                super().dispose()
+                lead._dispose(close=True)
+
+            def recreate(self) -> Pool:
+                lead._dispose(close=False)
+                return super().recreate()  # type: ignore[no-any-return]  # as above
 
         Led.__name__ = Led.__qualname__ = f"Led{base.__name__}"
         return Led
@@ -169,37 +178,37 @@ class Lead:
         if not self.connector.serves(record.driver_connection):
             raise exc.DisconnectionError(f"ended, or led elsewhere than to a {self.role}")
 
-    def _dispose(self, _engine: Engine) -> None:
-        """Dispose of the engine over replicas as well; a fork of the process leaves its parent's connections alone."""
+    def _dispose(self, *, close: bool) -> None:
+        """Dispose of the engine over replicas as well."""
         if self._beside is not None:
-            self._beside.sync_engine.dispose(close=os.getpid() == self._born)
+            self._beside.sync_engine.dispose(close=close)
 
     # ------------------------------------------------------------------ statements
 
     def _text(self, sql: str) -> Text:
         return self._texts.get(sql) or self._texts.learn(sql)
 
-    def _begin(self, con: Connection) -> None:
-        self.written.discard(con)
-        self._committing.discard(con)
+    def _note(self, _cursor: object, sql: str, _parameters: object, context: Any) -> None:
+        """Note what may have written."""
+        if not self._text(sql).reads:
+            self.written.add(context.root_connection)
 
-    def _commit(self, con: Connection) -> None:
-        if con in self.written and not _is_closed(con.connection.driver_connection):
-            self._committing.add(con)
+    def _note_bare(self, _cursor: object, sql: str, context: Any) -> None:
+        self._note(None, sql, None, context)
 
-    def _note(self, con: Connection, _cursor: object, sql: str, *_: object) -> None:
-        if con not in self.written and not self._text(sql).reads:
-            self.written.add(con)
-
-    def _judge(self, con: Connection, _cursor: object, sql: str, *_: object) -> None:
+    def _judge(self, _cursor: object, sql: str, _parameters: object, context: Any) -> None:
         """Refuse what must not run on a replica."""
         text = self._text(sql)
         if text.reads:
             return
+        con = context.root_connection
         lenient = not (con.get_execution_options().get(ASKED) or _is_autocommit(con))
         if lenient and (text.liftable or text.statement.sets_only):
             return
         raise NotARead(f"this is for the primary, not for a replica: {text.why}")
+
+    def _judge_bare(self, _cursor: object, sql: str, context: Any) -> None:
+        self._judge(None, sql, None, context)
 
     # ------------------------------------------------------------------ errors
 
@@ -232,12 +241,10 @@ class Lead:
 
     def _is_unknown(self, context: ExceptionContext, con: Connection, original: Exception) -> bool:
         """Whether something was lost of which nobody knows whether it was applied: a commit, or what commits by itself."""
-        if not (context.is_disconnect or isinstance(original, TimeoutError)):
+        if con not in self.written or not (context.is_disconnect or isinstance(original, TimeoutError)):
             return False
         if context.statement is None:
-            return con in self._committing
-        if con not in self.written:
-            return False
+            return _was_sent(original) and _is_of_a_commit(original)
         text = self._text(context.statement)
         return not text.reads and (_is_autocommit(con) or text.controls)
 
@@ -274,8 +281,21 @@ def _family(error: BaseException) -> Family:
     return AsyncpgDriver.name_dial(error, "").family
 
 
-def _is_closed(raw: Any) -> bool:
-    return bool(raw.is_closed())
+def _was_sent(original: Exception) -> bool:
+    """Whether an error that ended a connection came after something was sent on it.
+
+    asyncpg's interface error says that the connection was closed before.
+    """
+    return type(original).__name__ != "InterfaceError"
+
+
+def _is_of_a_commit(original: Exception) -> bool:
+    """Whether it was a COMMIT that failed, and not a ROLLBACK or a BEGIN: SQLAlchemy names no statement for either.
+
+    `Dialect.do_commit` is what it calls for one. An event before each commit would tell as well, at a cost for all.
+    """
+    frames = traceback.walk_tb(original.__traceback__)
+    return any(frame.f_code.co_name.startswith(("do_commit", "do_prepare")) for frame, _ in frames)
 
 
 def _in_standby(raw: Any) -> bool:
