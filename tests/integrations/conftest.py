@@ -44,8 +44,7 @@ async def open_guard() -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]
                 for node in cluster.nodes
             ]
             config = {"nodes": nodes, "connection": {"user": "postgres", "database": "postgres"}}
-            if "timeout" in given:
-                config["timeout"] = given.pop("timeout")
+            config |= {name: given.pop(name) for name in ("timeout", "probe") if name in given}
             guard = await dbguard.Guard(config, **given).open()
             stack.push_async_callback(guard.close, timeout=1.0)
             if settle:

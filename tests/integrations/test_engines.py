@@ -97,10 +97,10 @@ async def test_connections_that_are_lost_while_they_are_set_up_are_not_felt(engi
     def lose(_con, record):
         nonlocal dialled
         dialled += 1
-        if dialled == 1:
-            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
         if dialled < 5:  # SQLAlchemy itself dials three times
             record.driver_connection.terminate()
+        if dialled == 1:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
 
     async with engine.connect() as con:
         assert await con.scalar(WHERE) == "a"

@@ -7,6 +7,7 @@ guard has ended, or that leads elsewhere by now, is replaced before the applicat
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,12 @@ ASKED = "dbguard_asked"
 
 READ_ONLY = "25006"
 """A write refused as read-only: by a standby, or by a primary that was told to refuse them."""
+
+DOUBT = 1.0
+"""Seconds after a write was refused as read-only in which connections are asked before they are used: longer than the
+guard's probes take to find out whether the primary was demoted behind them, as can be where a pooler keeps them open."""
+
+NO_STANDBY = "SELECT WHERE NOT pg_is_in_recovery()"
 
 OURS = {
     "creator": "the guard connects",
@@ -116,6 +123,7 @@ class Lead:
         self._guard = guard
         self._texts = guard._core.texts  # noqa: SLF001  of the same house
         self._beside: AsyncEngine | None = None
+        self._doubted_until = 0.0
         self._lock = threading.Lock()  # guards the making of the engine beside it
 
     def beside(self) -> AsyncEngine:
@@ -174,9 +182,12 @@ class Lead:
 
         return dialect.connect(*args, async_creator_fn=create, **given)
 
-    def _look(self, _con: object, record: Any, _proxy: object) -> None:
+    def _look(self, con: Any, record: Any, _proxy: object) -> None:
+        """Let nothing out of the pool that has ended or leads elsewhere: SQLAlchemy dials anew then."""
         if not self.connector.serves(record.driver_connection):
             raise exc.DisconnectionError(f"ended, or led elsewhere than to a {self.role}")
+        if time.monotonic() < self._doubted_until and not con.run_async(_is_writable):
+            raise exc.DisconnectionError("leads to a standby by now")
 
     def _dispose(self, *, close: bool) -> None:
         """Dispose of the engine over replicas as well."""
@@ -224,6 +235,8 @@ class Lead:
         unknown = self._is_unknown(context, con, original)
         if unknown:
             context.is_disconnect = True
+        if sqlstate == READ_ONLY and self.role == "primary":
+            self._doubted_until = time.monotonic() + DOUBT
         if context.is_disconnect or sqlstate == READ_ONLY:
             self.connector.doubt()
         if context.is_disconnect and not self.connector.is_news(raw):
@@ -300,6 +313,16 @@ def _is_of_a_commit(original: Exception) -> bool:
 
 def _in_standby(raw: Any) -> bool:
     return not raw.is_closed() and getattr(raw.get_settings(), "in_hot_standby", None) == "on"
+
+
+async def _is_writable(raw: Any) -> bool:
+    """Ask the server behind a connection whether it is no standby; one that does not answer is none to be used."""
+    try:
+        return bool(await raw.execute(NO_STANDBY, timeout=DOUBT) == "SELECT 1")
+    except Exception as error:
+        if _family(error) is not Family.HARD:
+            raise
+        return False
 
 
 def _is_autocommit(con: Connection) -> bool:
