@@ -4,6 +4,8 @@ Routes each statement to the right node, follows failovers, repeats only what is
 what became of every write.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dbguard.connection import Connection
 from dbguard.core.classify import classify
 from dbguard.core.episode import Episode
@@ -29,6 +31,10 @@ from dbguard.status import NodeStatus, Status
 from dbguard.transaction import Transaction
 from dbguard.wrapping import Following, follows
 
+if TYPE_CHECKING:
+    from dbguard.pg.guard import PsycopgGuard
+    from dbguard.pg.sync_guard import SyncGuard
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -48,11 +54,13 @@ __all__ = [
     "NotAttempted",
     "OutcomeUnknown",
     "Overloaded",
+    "PsycopgGuard",
     "ResultLost",
     "Route",
     "SplitBrain",
     "Statement",
     "Status",
+    "SyncGuard",
     "TokenInvalid",
     "Transaction",
     "__version__",
@@ -61,3 +69,21 @@ __all__ = [
     "deadline",
     "follows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the facades over psycopg when they are asked for: it is an extra, and asyncpg's users need none of it."""
+    where = {"PsycopgGuard": "guard", "SyncGuard": "sync_guard"}.get(name)
+    if where is None:
+        raise AttributeError(f"module 'dbguard' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  it is needed here alone
+
+    try:
+        return getattr(import_module(f"dbguard.pg.{where}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("psycopg", "psycopg_pool"):
+            raise
+        raise ModuleNotFoundError(
+            f"dbguard.{name} needs {error.name}: pip install 'dbguard-postgres[psycopg]', or psycopg[binary,pool]",
+            name=error.name,
+        ) from error

@@ -6,7 +6,7 @@ A guard and what its `using` returns are both `Calling`: the same engine, other 
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -21,9 +21,10 @@ from dbguard.deadlines import ambient, check_seconds
 from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from dbguard.blocks import Dialect
+    from dbguard.errors import DbGuardError
     from dbguard.runtime.engine import Engine
     from dbguard.session import Session
     from dbguard.texts import Text, Texts
@@ -132,6 +133,11 @@ class Calling(Generic[View]):
         Child tasks belong to it. Open one per web request or job: without one, all calls of the process share the
         guard's own context.
         """
+        with self._own_box():
+            yield
+
+    @contextmanager
+    def _own_box(self) -> Iterator[None]:
         token = _boxes.set({**_boxes.get(), id(self._core): Box()})
         try:
             yield
@@ -169,8 +175,11 @@ class Calling(Generic[View]):
     def _engine(self) -> Engine:
         engine = self._core.engine
         if engine is None:
-            raise self._core.dialect.dress(GuardClosed(self._core.shut))
+            raise self._not_open()
         return engine
+
+    def _not_open(self) -> DbGuardError:
+        return self._core.dialect.dress(GuardClosed(self._core.shut))
 
     def _call(
         self, engine: Engine, *, reads: bool, work: Work, timeout: float | None, text: Text | None = None

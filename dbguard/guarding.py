@@ -202,7 +202,9 @@ class Guarding(Pausing[View]):
 
     def status(self) -> Status:
         """Return a picture of the moment. Raises `GuardClosed` while the guard is not open."""
-        return status_of(self._engine().state)
+        state = self._engine().state
+        with state.lock:
+            return status_of(state)
 
     def on_event(self, listener: Listener) -> Callable[[], None]:
         """Call *listener* with each event from now on; returns what takes it off again.

@@ -281,7 +281,7 @@ class Held:
         if session.over or self.quit:
             return
         if error is None:
-            await self._out_of_pipelines()
+            await self.out_of_pipelines()
             if self.tpc:
                 session.con.terminate()
                 raise ProgrammingError("the block ended in a two-phase transaction: end it with tpc_commit() first")
@@ -403,7 +403,8 @@ class Held:
             if not self.session.closed:
                 await self._into()
 
-    async def _out_of_pipelines(self) -> None:
+    async def out_of_pipelines(self) -> None:
+        """Leave pipeline mode, if the application has left a pipeline open, and hear what became of what was queued."""
         if self.pipeline is not None:
             self.levels = 1
             await self.unpipe(None)

@@ -197,6 +197,11 @@ class Threads:
         self._present = _Present()
         self.lock: AbstractContextManager[object] = threading.RLock()
 
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether this is the guard's own thread."""
+        return threading.get_ident() == self._ident
+
     def check_thread(self) -> None:
         """Raise `RuntimeError` on the guard's own thread: a call there would wait for itself."""
         if threading.get_ident() == self._ident:

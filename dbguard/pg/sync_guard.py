@@ -1,0 +1,225 @@
+"""`SyncGuard`: the facade over psycopg 3, for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from dbguard.deadlines import check_wait
+from dbguard.guarding import CLOSE_WITHIN
+from dbguard.pg.guard import PsycopgGuard
+from dbguard.pg.sync_calls import SyncCalls, ThreadsCalling, ThreadsDialect
+from dbguard.runtime.home import Home
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import TypeVar
+
+    from psycopg_pool import ConnectionPool
+
+    from dbguard.config.settings import Settings
+    from dbguard.errors import GuardClosed
+    from dbguard.events import Listener
+    from dbguard.pg.calls import AsyncDialect
+    from dbguard.status import Status
+    from dbguard.wrapping import Following
+
+    T = TypeVar("T")
+
+__all__ = ["SyncGuard"]
+
+
+class _Inner(ThreadsCalling, PsycopgGuard):
+    """The guard itself: it lives on the loop of its home, and its calls are made on the callers' threads."""
+
+    @staticmethod
+    def _dialect(arguments: dict[str, Any]) -> AsyncDialect:
+        return ThreadsDialect.of(arguments)
+
+
+class SyncGuard(SyncCalls):
+    """A PostgreSQL cluster, guarded: psycopg's words, sent to the right node, through failovers; for threads.
+
+    config: settings, a mapping, a DSN of one or several hosts, or the path of a YAML file.
+    on_event: called with each `dbguard.events.Event`, on the guard's own thread: it should not wait for anything.
+    retry_wait, retry_stop: tenacity strategies for the pauses between attempts and for giving up. Default: full jitter.
+    arguments: of `psycopg_pool.ConnectionPool`, for the guard's own pools: ``kwargs``, ``connection_class``,
+        ``min_size``, ``max_size``, ``configure``, ``check``, ``reset``, ``max_lifetime``, ``max_idle``; they win over *config*.
+
+    Making one does no I/O, so it can live at module level; `open` or ``with`` starts it. Any thread may use it. What
+    watches the nodes runs in one daemon thread of the guard's own.
+
+    Raises `ConfigError` if the configuration is wrong.
+    """
+
+    def __init__(
+        self,
+        config: Settings | Mapping[str, Any] | str | os.PathLike[str],
+        *,
+        on_event: Listener | None = None,
+        retry_wait: object | None = None,
+        retry_stop: object | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._become(_Inner(config, on_event=on_event, retry_wait=retry_wait, retry_stop=retry_stop, **arguments))
+
+    def _become(self, inner: _Inner) -> None:
+        super().__init__(inner)
+        self._home: Home | None = None
+        self._turn = threading.Lock()
+        self._warned = False
+
+    @classmethod
+    def wrap(
+        cls,
+        primary: ConnectionPool[Any] | Following,
+        replicas: Sequence[ConnectionPool[Any] | Following] = (),
+        *,
+        hold: int = 0,
+        config: Mapping[str, Any] | None = None,
+        on_event: Listener | None = None,
+    ) -> SyncGuard:
+        """Guard pools that the application has already, by their public API; they stay its own and are never closed.
+
+        primary, replicas: open `psycopg_pool.ConnectionPool`, one per node. Roles are found out, never believed.
+        hold, config, on_event, and what is raised: as of `PsycopgGuard.wrap`.
+        """
+        guard = cls.__new__(cls)
+        guard._become(_Inner._wrap(primary, replicas, "ConnectionPool", hold, config, on_event))  # noqa: SLF001  its other half
+        return guard
+
+    def _now(self, work: Coroutine[Any, Any, T]) -> T:
+        self._look_around()
+        return super()._now(work)
+
+    def _look_around(self) -> None:
+        """Warn, once, who blocks an event loop."""
+        if not self._warned and asyncio._get_running_loop() is not None:  # noqa: SLF001  as documented for frameworks; no exception where there is none
+            self._warned = True
+            warnings.warn(
+                "a SyncGuard is used in the thread of a running event loop, which stands still meanwhile: use "
+                "dbguard.PsycopgGuard there, or asyncio.to_thread",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ life cycle
+
+    def open(self) -> Self:
+        """Connect, and wait until what ``startup.need`` says answers. A guard that was closed may be opened again.
+
+        Raises as `dbguard.Guard.open`.
+        """
+        self._look_around()
+        with self._turn:
+            home = self._home
+            if home is None or home.over:
+                home = self._home = Home()
+                self._inner._colour = home.colour  # noqa: SLF001  two halves of one thing
+        try:
+            home.run(self._inner.open())
+        except BaseException:
+            self._leave(home)
+            raise
+        return self
+
+    def close(self, *, timeout: float = CLOSE_WITHIN) -> None:
+        """Let calls end for *timeout* seconds, then end them; close what the guard opened. See `dbguard.Guard.close`."""
+        check_wait(timeout)
+        home = self._home
+        if home is not None and not home.over:
+            try:
+                home.run(self._inner.close(timeout=timeout))
+            finally:
+                self._leave(home)
+
+    def terminate(self) -> None:
+        """End everything at once: calls, connections, probes.
+
+        A write that was sent may have been applied: its call raises `OutcomeUnknown`.
+        """
+
+        async def terminate() -> None:
+            self._inner.terminate()
+
+        home = self._home
+        if home is not None and not home.over:
+            home.run(terminate())
+
+    def _leave(self, home: Home) -> None:
+        """Stop the home of a guard that has ended."""
+        life = self._inner._life  # noqa: SLF001  same
+        if life is None or life.over:
+            home.stop()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, Exception):
+            self.close()
+        else:
+            self.close(timeout=0)  # Ctrl-C: nobody wants to wait
+
+    # ------------------------------------------------------------------ looking at it
+
+    def status(self) -> Status:
+        """Return a picture of the moment. Raises `GuardClosed` while the guard is not open."""
+        return self._inner.status()  # type: ignore[no-any-return]
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        """Call *listener* with each event from now on, on the guard's own thread; returns what takes it off again.
+
+        Raises `TypeError` if it cannot be called.
+        """
+        return self._inner.on_event(listener)  # type: ignore[no-any-return]
+
+    def ready(self, *, role: str = "primary", timeout: float = 30.0) -> None:
+        """Wait until a node serves in *role*: ``primary`` or ``replica``.
+
+        Raises `NoPrimary` after *timeout* seconds; `GuardClosed` if the guard is closed meanwhile.
+        """
+        self._at_home(self._inner.ready(role=role, timeout=timeout))
+
+    def resolve(self, token: str, *, timeout: float | None = None) -> bool:
+        """Say whether the write that `OutcomeUnknown.token` stands for was applied. See `dbguard.Guard.resolve`."""
+        return self._at_home(self._inner.resolve(token, timeout=timeout))  # type: ignore[no-any-return]
+
+    def trust(self, node: str) -> None:
+        """Decide a contest or a split brain: *node* is the primary. See `dbguard.Guard.trust`."""
+        self._inner.trust(node)
+
+    def pause(self, *, timeout: float = 10.0, at_most: float = 60.0) -> int:
+        """Let nothing more go to the primary until `resume`, and let what is under way there end. See `dbguard.Guard.pause`."""
+        return self._at_home(self._inner.pause(timeout=timeout, at_most=at_most))  # type: ignore[no-any-return]
+
+    def resume(self) -> None:
+        """End the pause, if there is one."""
+        self._inner.resume()
+
+    @contextmanager
+    def paused(self, *, timeout: float = 10.0, at_most: float = 60.0) -> Iterator[int]:
+        """Pause for a block, such as one that promotes a replica; gives what `pause` returns."""
+        left = self.pause(timeout=timeout, at_most=at_most)
+        try:
+            yield left
+        finally:
+            if self._inner._core.engine is not None:  # noqa: SLF001  same
+                self.resume()
+
+    def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for what runs on the guard's own loop."""
+        self._look_around()
+        home = self._home
+        if home is None:
+            work.close()
+            closed: GuardClosed = self._inner._not_open()  # noqa: SLF001  same
+            raise closed
+        return home.run(work)
