@@ -22,12 +22,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dbguard.drivers.names import Names
 from dbguard.drivers.psycopg.asking import is_new, learn
-from dbguard.drivers.psycopg.speaker import Record, Speaker, records
+from dbguard.drivers.psycopg.speaker import Speaker, records
 from dbguard.drivers.server_settings import SERVER_SETTINGS
 from dbguard.forked import dialled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from dbguard.drivers.psycopg.line import Row
 
 __all__ = ["Dialer", "dialer_of_pool", "own_dialer"]
 
@@ -118,7 +120,7 @@ class Dialer:
         return speaker.reached is not None and await self._names.has_left(*speaker.reached)
 
     async def _speaker(self, timeout: float, *, limit: float | None) -> Speaker:
-        con: psycopg.AsyncConnection[Record] = await self.connect(
+        con: psycopg.AsyncConnection[Row] = await self.connect(
             timeout=timeout,
             autocommit=True,
             prepare_threshold=None,
@@ -153,12 +155,13 @@ class Dialer:
     ) -> psycopg.Connection[Any]:
         """Open a connection as `psycopg.Connection.connect` does, on a thread that it may block.
 
-        on_loop: waits for what needs the event loop, such as looking up names. timeout: seconds; psycopg takes whole ones, so
-            that it may be one more, or two where it is shorter. kind: its class; None: psycopg's own. Raises as `connect` does.
+        on_loop: waits for what needs the event loop, such as looking up names. timeout: seconds, for that, and again for what
+            psycopg does, which takes whole ones and at least two for each address. kind: its class; None: psycopg's own.
+        Raises as `connect` does, and `psycopg.errors.ConnectionTimeout` where psycopg was too slow.
         """
 
         async def connect() -> psycopg.Connection[Any]:
-            said = await on_loop(self.parameters())
+            said = await on_loop(self._parameters_within(timeout))
             con = (kind or psycopg.Connection).connect(**{**_limited(said, timeout), **arguments})
             dialled(con.fileno())
             return con
@@ -169,6 +172,10 @@ class Dialer:
             if not self.may_tell_less(error):
                 raise
         return await connect()
+
+    async def _parameters_within(self, timeout: float) -> dict[str, Any]:
+        async with asyncio.timeout(timeout):
+            return await self.parameters()
 
     async def _addressed(self, said: Mapping[str, Any]) -> dict[str, str]:
         """Return the hosts and ports once more, with the addresses of each; they are tried in that order.

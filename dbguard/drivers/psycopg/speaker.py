@@ -11,35 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
+from dbguard.drivers.interrupt import met
 from dbguard.drivers.psycopg.cord import Cord
-from dbguard.drivers.psycopg.interrupt import interruptible
+from dbguard.drivers.psycopg.line import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Notice", "Record", "Speaker", "records"]
+__all__ = ["Notice", "Speaker", "records"]
 
 
-class Record(tuple[Any, ...]):  # noqa: SLOT001  a tuple's subclass can have none but empty ones
-    """A row: its values in order, and each by the name of its column."""
-
-    _places: dict[str, int]
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return the value at a place, or under a name. Raises `IndexError`, or `KeyError`."""
-        return super().__getitem__(self._places[key] if isinstance(key, str) else key)
-
-
-def records(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Record]:
-    """Make rows of *cursor*'s results `Record`; a row factory of psycopg's."""
-    places = {column.name: place for place, column in enumerate(cursor.description or ())}
-
-    def make(values: Sequence[Any]) -> Record:
-        record = Record(values)
-        record._places = places  # noqa: SLF001  its maker
-        return record
-
-    return make
+def records(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Row]:
+    """Let the rows of *cursor*'s results be read by name and by place; a row factory of psycopg's."""
+    names = [column.name for column in cursor.description or ()]
+    return lambda values: Row.of(values, names)
 
 
 class Notice(NamedTuple):
@@ -59,7 +44,7 @@ class Speaker:
 
     def __init__(
         self,
-        con: psycopg.AsyncConnection[Record],
+        con: psycopg.AsyncConnection[Row],
         *,
         timeout: float | None = None,
         reached: tuple[str, str] | None = None,
@@ -125,7 +110,7 @@ class Speaker:
         """Let it hear no more."""
         self._con.remove_notice_handler(self._listeners.pop(callback))
 
-    async def _run(self, query: str, args: tuple[Any, ...], timeout: float | None) -> psycopg.AsyncCursor[Record]:
+    async def _run(self, query: str, args: tuple[Any, ...], timeout: float | None) -> psycopg.AsyncCursor[Row]:
         """Run a statement. Raises TimeoutError after *timeout* seconds, or what psycopg raises."""
         limit = self._timeout if timeout is None else timeout
         late = False
@@ -140,7 +125,7 @@ class Speaker:
         try:
             cursor = self._con.cursor()
             # Without parameters psycopg sends a simple query, which may be several statements.
-            await interruptible(self._con, cursor.execute(query.encode(), args or None))
+            await met(self._finish, cursor.execute(query.encode(), args or None))
         except psycopg.Error:
             if not late:
                 raise
@@ -155,5 +140,6 @@ class Speaker:
         raise TimeoutError
 
     def _finish(self) -> None:
+        """Close it, without a wait: psycopg then asks nobody to cancel what runs, whatever interrupts it."""
+        self._cord.close()  # first: a duplicate would keep the socket alive in the event loop's selector
         self._con.pgconn.finish()
-        self._cord.close()
