@@ -182,7 +182,7 @@ class Calling(Generic[View]):
         return self._core.dialect.dress(GuardClosed(self._core.shut))
 
     def _call(
-        self, engine: Engine, *, reads: bool, work: Work, timeout: float | None, text: Text | None = None
+        self, engine: Engine, work: Work, timeout: float | None, text: Text | None = None, *, reads: bool
     ) -> Call:
         options = self._options
         core = self._core
@@ -195,25 +195,24 @@ class Calling(Generic[View]):
         if outer is not None and outer < until:
             until, limit = outer, "deadline()"
         return Call(
-            reads=reads,
-            work=work,
-            box=core.current_box(),
-            deadline=until,
-            limit=limit,
-            began=now,
-            consistency=options.consistency,
-            fallback=options.fallback,
-            role=options.role if text is None else text.hint or options.role or text.rule,
-            group=text.group if text is not None and options.role is None else None,
-            wait=options.wait,
-            text=text,
+            reads,
+            work,
+            _boxes.get().get(id(core), core.box),
+            until,
+            now,
+            limit,
+            options.consistency,
+            options.fallback,
+            options.role if text is None else text.hint or options.role or text.rule,
+            text.group if text is not None and options.role is None else None,
+            options.wait,
+            text,
         )
 
     def _reads(self, text: Text) -> bool:
-        role = self._options.role
-        if text.hint is not None:
+        role = self._options.role or text.rule
+        if role is None or text.hint is not None:
             return text.reads
-        role = role or text.rule
         return role != "primary" and (text.reads or (role == "replica" and text.liftable))
 
     async def _run_function(self, fn: Callable[[Any], Any], begin: dict[str, Any], timeout: float | None) -> Any:

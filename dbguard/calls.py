@@ -14,7 +14,7 @@ from dbguard.asyncpg_session import AsyncpgSession
 from dbguard.calling import Calling, Lent
 from dbguard.connection import Connection
 from dbguard.core.outcome import is_plain
-from dbguard.core.retry import Stake, Work
+from dbguard.core.retry import READ, Stake, Work
 from dbguard.core.statement import Token, Touch
 from dbguard.deadlines import check_wait
 from dbguard.dialect import Statements
@@ -138,7 +138,7 @@ class Calls(Calling["Calls"], Statements):
 
     # ------------------------------------------------------------------ within
 
-    async def _run(
+    def _run(
         self,
         method: str,
         query: str,
@@ -148,40 +148,36 @@ class Calls(Calling["Calls"], Statements):
         final: bool = False,
         kind: type[Run] = Run,
         **extra: Any,
-    ) -> Any:
-        engine = self._engine()
-        text = self._core.texts.get(query) or self._core.texts.learn(query)
+    ) -> Awaitable[Any]:
+        core = self._core
+        engine = core.engine or self._engine()
+        text = core.texts.get(query) or core.texts.learn(query)
         work = replace(text.work, final=True) if final else text.work
         if self._options.idempotent:
             work = replace(work, idempotent=True)
-        call = self._call(engine, reads=self._reads(text), work=work, timeout=limit, text=text)
-        writes = work.stake is not Stake.READ
+        call = self._call(engine, work, limit, text, reads=self._reads(text))
+        writes = work.stake is not READ
         may_write = writes or text.doubtful
-        run = kind(
-            method,
-            args,
-            extra,
-            text.touched,
-            writes=may_write,
-            controls=text.controls,
-            recalls=text.recalls,
-            until=call.deadline,
-        )
+        run = kind(method, args, extra, text.touched, may_write, text.controls, text.recalls, call.deadline)
         job: Job = run
-        tokens = self._core.tokens
+        tokens = core.tokens
         if tokens is not None and writes:
             form = text.token
             if form is Token.CTE and kind is not Run:
                 form = Token.BLOCK
             plain = is_plain(text.statement, query, text.touched)
             job = _carrying(tokens, call, run, query, form, rows=text.statement.returns_rows, plain=plain)
-        if not text.ddl:
-            return await engine.call(call, job)
-        self._core.texts.changed()
+        making = engine.call(call, job)
+        return self._changing(making) if text.ddl else making
+
+    async def _changing(self, making: Awaitable[Any]) -> Any:
+        """Make a call that may change the catalogue."""
+        texts = self._core.texts
+        texts.changed()
         try:
-            return await engine.call(call, job)
+            return await making
         finally:
-            self._core.texts.changed()
+            texts.changed()
 
     async def _many(self, method: str, query: str, args: Any, limit: float | None, **extra: Any) -> Any:
         rows, readable = again(args)

@@ -74,6 +74,5 @@ def check_wait(timeout: object) -> None:
         raise ValueError(f"timeout must be 0 seconds or more, not {timeout!r}")
 
 
-def ambient() -> float | None:
-    """Return the deadline in force, on the monotonic clock; None: there is none."""
-    return _until.get()
+ambient = _until.get
+"""Return the deadline in force, on the monotonic clock; None: there is none. On the way of every call."""

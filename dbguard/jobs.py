@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from dbguard.drivers.identity import forget_sequences
 from dbguard.runtime.attempt import Application
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from dbguard.core.statement import Touch
     from dbguard.drivers.asyncpg.sending import Sender
 
@@ -44,6 +47,7 @@ def again(source: Any) -> tuple[Any, bool]:
     return chain(kept, items), False
 
 
+@dataclass(slots=True)
 class Run:
     """Run one statement by the driver's own method.
 
@@ -52,34 +56,28 @@ class Run:
     recalls: it may ask what was last drawn from sequences. until: when the call's time is up, on the guard's clock.
     """
 
-    __slots__ = ("args", "controls", "extra", "method", "recalls", "touched", "until", "writes")
     keeps = False
     cancels = False
     commits = False
 
-    def __init__(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        extra: dict[str, Any],
-        touched: Touch,
-        *,
-        writes: bool,
-        controls: bool = False,
-        recalls: bool = False,
-        until: float = math.inf,
-    ) -> None:
-        self.until = until
-        self.controls = controls
-        self.recalls = recalls
-        self.method = method
-        self.args = args
-        self.extra = extra
-        self.touched = touched
-        self.writes = writes
+    method: str
+    args: tuple[Any, ...]
+    extra: dict[str, Any]
+    touched: Touch
+    writes: bool
+    controls: bool = False
+    recalls: bool = False
+    until: float = math.inf
 
-    async def run(self, lease: Any) -> Any:
-        """Run it; an autocommit write hears whether its standby was waited for."""
+    def run(self, lease: Any) -> Awaitable[Any]:
+        """Run it: what only reads is awaited as the driver made it."""
+        if self.writes or self.controls or self.recalls:
+            return self._run_watched(lease)
+        lease.drew = False
+        return getattr(lease.con, self.method)(*self.args, **self.extra)  # type: ignore[no-any-return]
+
+    async def _run_watched(self, lease: Any) -> Any:
+        """Run what leaves more behind; an autocommit write hears whether its standby was waited for."""
         con = lease.con
         if self.recalls:
             await forget_sequences(lease)

@@ -1,6 +1,6 @@
 """What guarding costs: ratios to a plain `asyncpg.Pool`, measured side by side.
 
-    python tools/bench.py [--seconds 6] [--clients 8] [--json]
+    python tools/bench.py [--seconds 6] [--clients 8] [--only NAME] [--json]
 
 Each contender alternates short slices with the plain pool in one process and one loop, so that what else the machine
 does hits both. Printed, never asserted: a ratio below 1 in `CPU` and above 1 in `calls` is better than the plain pool.
@@ -66,8 +66,8 @@ async def compare(
     }
 
 
-async def run(cluster: Cluster, clients: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Measure every contender."""
+async def run(cluster: Cluster, clients: int, seconds: float, only: str) -> dict[str, dict[str, float]]:
+    """Measure every contender whose name holds *only*."""
     bytearray(16 << 20)
     dsn = cluster.dsn(cluster.primary)
     results: dict[str, dict[str, float]] = {}
@@ -110,6 +110,8 @@ async def run(cluster: Cluster, clients: int, seconds: float) -> dict[str, dict[
             ),
         }
         for name, (one, other) in contenders.items():
+            if only not in name:
+                continue
             results[name] = await compare(one, other, clients, seconds)
             row = results[name]
             print(f"{name:32} {row['calls']:8.2f} {row['cpu']:8.2f} {row['p50']:8.2f}", flush=True)
@@ -121,12 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="per contender (default 6)")
     parser.add_argument("--clients", type=int, default=8, help="concurrent clients (default 8)")
+    parser.add_argument("--only", default="", help="contenders whose name holds this (default all)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()
     print(f"ratios to a plain asyncpg.Pool, {options.clients} clients; medians of alternating slices")
     print(f"{'':32} {'calls':>8} {'CPU':>8} {'p50':>8}")
     with Cluster(replicas=0) as cluster:
-        results = asyncio.run(run(cluster, options.clients, options.seconds))
+        results = asyncio.run(run(cluster, options.clients, options.seconds, options.only))
     if options.json:
         print(json.dumps(results))
 

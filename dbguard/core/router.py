@@ -98,6 +98,7 @@ class Router:
         self._from_replicas = reads.from_replicas
         self._balance = STRATEGIES[reads.balance]()
         self._lost_reigns: set[Reign] = set()
+        self._unbound: Sequence[Node] = ()  # fit for reads of contexts that have written nothing
         self.publish()
 
     @property
@@ -131,6 +132,8 @@ class Router:
             for node in self.eventual
             if node.view.proven and node.view.lag is not None and node.view.lag <= self.reads.max_lag
         )
+        # Before a first primary was seen there is nothing to follow, and nothing of any context to miss.
+        self._unbound = self.readers if view.reign is not None else self.eventual
 
     def pick(self, call: Call) -> Node | None:
         """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
@@ -179,11 +182,13 @@ class Router:
     def _fit(self, consistency: str, box: Box) -> Sequence[Node]:
         if consistency == "own-writes":
             if not box.written_at and not box.pins:
-                # Before a first primary was seen there is nothing to follow, and nothing of this context to miss.
-                return self.readers if self.view.reign is not None else self.eventual
-            if box.reign != self.view.reign:
+                return self._unbound
+            reign = self.view.reign
+            if box.reign is not reign and box.reign != reign:
                 self._say_lost(box)
-            floor = box.floor(self.view.reign, self.learnt, self.learnt_at)
+            if not self.readers:
+                return ()
+            floor = box.floor(reign, self.learnt, self.learnt_at)
             return () if floor is None else caught_up(self.readers, floor)
         if consistency == "primary":
             return ()

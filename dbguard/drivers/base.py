@@ -77,7 +77,7 @@ class NodePool(Protocol):
         """Connections at hand."""
 
     def take_now(self) -> Lease | None:
-        """Return a lease if one is at hand, without waiting."""
+        """Return a lease if one is at hand that is not closed, without waiting."""
 
     async def take(self) -> Lease:
         """Return a lease; raises what the dial raised. The caller bounds it, by cancelling."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dbguard.core.statement import Touch
+from dbguard.core.statement import NOTHING
 from dbguard.core.topology import Instance
 from dbguard.drivers.identity import Identity
 from dbguard.drivers.probe import Backend
@@ -117,7 +117,7 @@ class Lease:
 
     def forget(self) -> None:
         """Begin a new use: nothing was done yet."""
-        self.touched = Touch.NOTHING
+        self.touched = NOTHING
         self.raw_touched = False
         self.doubtful = False
         self.drew = False

@@ -15,11 +15,13 @@ from dbguard.core.causal import Orphan
 from dbguard.core.failure import Failure, Family, Phase
 from dbguard.core.outcome import commit_until
 from dbguard.core.plan import Done
-from dbguard.core.retry import Stake
+from dbguard.core.retry import READ, Stake
 from dbguard.core.statement import Touch
 from dbguard.runtime.flights import Flight
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from dbguard.core.plan import Call
     from dbguard.core.route import Node
     from dbguard.core.topology import Reign
@@ -51,7 +53,7 @@ class Job(Protocol):
     cancels: bool
     commits: bool
 
-    async def run(self, lease: Any) -> Any:
+    def run(self, lease: Any) -> Awaitable[Any]:
         """Do the work; raises what the driver raises. Its time is watched by the sweep."""
 
 
@@ -62,11 +64,14 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     pool = engine.pools[node.name]
     generation = node.breaker.generation
     began = clock()
-    until = min(call.deadline, began + engine.acquire_timeout)
-    flight = Flight(until, engine.task(), cancels=job.cancels, node=node.name)
-    engine.flights.add(flight)
     lease = pool.take_now()
+    # Who makes it is looked up only where the sweep may have to cancel it: a lease is ended without.
+    task = engine.task() if lease is None or job.cancels else None
+    flight = Flight(call.deadline, task, job.cancels, node.name, lease)
+    engine.flights.add(flight)
+    unsent = False
     if lease is None:
+        until = flight.deadline = min(call.deadline, began + engine.acquire_timeout)
         epoch = node.epoch
         try:
             lease = await pool.take()
@@ -96,16 +101,18 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             engine.flights.remove(flight)
             pool.give(lease, Touch.NOTHING)
             return overtaken
-    flight.lease = lease
-    if flight.over and not lease.con.is_closed():  # a thread is not interrupted in the middle of anything
-        lease.end()
-    flight.deadline = call.deadline
+        flight.lease = lease
+        unsent = lease.con.is_closed()
+        if flight.over and not unsent:  # a thread is not interrupted in the middle of anything
+            lease.end()
+            unsent = True
+        flight.deadline = call.deadline
     if job.commits:
         flight.deadline = commit_until(call.deadline, clock(), call.reserve)
     reign = state.view.reign
-    if call.text is not None and call.text.doubtful:
+    text = call.text
+    if text is not None and text.doubtful:
         call.work = replace(call.work, stake=Stake.WRITE if node is state.primary else Stake.READ)
-    unsent = lease.con.is_closed()
     call.sent = began
     try:
         value = await job.run(lease)
@@ -134,10 +141,11 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
         return failure
     finally:
         engine.flights.remove(flight)
-        flight.absorb()
+        if flight.over:
+            flight.absorb()
     # What was not known to be a read and went to a replica by its caller's word has written nothing there.
     stake = call.work.stake
-    if stake is not Stake.READ and not (call.reads and engine.driver.in_standby(lease)):
+    if stake is not READ and not (call.reads and engine.driver.in_standby(lease)):
         state.wrote(call.box, reign, acknowledged=stake is not Stake.TRANSACTION)
     state.succeeded(node, generation)
     if not job.keeps:

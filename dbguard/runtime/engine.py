@@ -89,11 +89,10 @@ class Engine:
         """
         if self.closed:
             raise self.driver.dress(GuardClosed("the guard is closed"))
-        state = self.state
         if last is None and self.fast:
             # The fast path: an attempt with the gate open, without plan, task or timer. It may only succeed: what
             # fails becomes a value, and goes to the plan.
-            node = state.pick(call)
+            node = self.state.pick(call)
             if node is not None:
                 reply = await attempt(self, call, node, job)
                 if isinstance(reply, Done):
@@ -101,6 +100,11 @@ class Engine:
                 last = reply
                 if last.unsent:
                     self._still_open("waited for a connection")
+        return await self._recover(call, job, last)
+
+    async def _recover(self, call: Call, job: Job, last: Failure | None) -> Any:
+        """Make *call* as the plan decides."""
+        state = self.state
         backoff: Backoff | None = None
         turn: int | None = None
 

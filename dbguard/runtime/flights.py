@@ -8,6 +8,7 @@ connection, which wakes whoever waits on it; or, where there is none yet, by can
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ RESTS_AFTER = 50
 spend more on them than on its probes."""
 
 
+@dataclass(slots=True, eq=False)
 class Flight:
     """One attempt under way.
 
@@ -35,17 +37,14 @@ class Flight:
     waiting for that node.
     """
 
-    __slots__ = ("_cancelled", "cancels", "deadline", "dismissed", "lease", "node", "over", "task")
-
-    def __init__(self, deadline: float, task: Interruptible | None, *, cancels: bool, node: str = "") -> None:
-        self.node = node
-        self.dismissed = False
-        self.deadline = deadline
-        self.task = task
-        self.lease: Any = None
-        self.cancels = cancels
-        self.over = False
-        self._cancelled = False
+    deadline: float
+    task: Interruptible | None
+    cancels: bool
+    node: str = ""
+    lease: Any = None
+    dismissed: bool = False
+    over: bool = False
+    _cancelled: bool = False
 
     def end(self) -> None:
         """Time is up."""

@@ -239,25 +239,25 @@ class OwnPool(Books):
     def give(self, lease: Lease, touched: Touch) -> None:
         """Take a lease back: hand on, reset or close."""
         self._returned(lease)
-        worst = max(lease.touched, touched)
+        tag, con = lease.tag, lease.con
+        worst = max(lease.touched, touched) if lease.touched else touched
         now = lease.used_at = self.clock()
-        lease.tag.uses += 1
+        tag.uses += 1
         if lease.drew:
-            lease.tag.drew = True
+            tag.drew = True
         lease.forget()
         if (
-            worst >= Touch.LOST
-            or not self.fits(lease.tag)
+            not self.fits(tag)
             or self._closing
-            or now - lease.tag.born > self._max_lifetime
-            or lease.tag.uses > self._max_uses
-            or lease.con.is_closed()
-            or lease.con.is_in_transaction()
+            or now - tag.born > self._max_lifetime
+            or tag.uses > self._max_uses
+            or con.is_closed()
+            or con.is_in_transaction()
         ):
             self._close(lease)
-        elif worst is Touch.NOTHING:
+        elif not worst:
             self._pass(lease)
-        elif worst is Touch.IDENTITY and not lease.tag.plain_role:
+        elif worst is Touch.LOST or (worst is Touch.IDENTITY and not tag.plain_role):
             self._close(lease)
         else:
             # Deep for settings too: what only may have been touched was touched by functions of the application's, in

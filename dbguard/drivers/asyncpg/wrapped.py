@@ -165,11 +165,13 @@ class WrappedPool(Books):
         tag = lease.tag
         if lease.drew:
             tag.drew = True
-        worst = max(touched, lease.touched)
-        if worst >= Touch.LOST or not self.fits(tag) or (worst is Touch.IDENTITY and not tag.plain_role):
+        worst = max(touched, lease.touched) if lease.touched else touched
+        if not self.fits(tag):
             lease.terminate()
-        elif worst is not Touch.NOTHING:
-            return self._cleaned(lease)
+        elif worst:
+            if worst is not Touch.LOST and (worst is not Touch.IDENTITY or tag.plain_role):
+                return self._cleaned(lease)
+            lease.terminate()
         elif self._hold and self._holds(lease):
             return None
         return self._return(lease.con)
@@ -239,14 +241,15 @@ class WrappedPool(Books):
 
     async def _return(self, con: Borrowed) -> None:
         """Release *con*. Cancelled meanwhile, it is terminated: asyncpg would go on with its reset, without a limit."""
-        if con.is_closed():
-            con.terminate()  # so that asyncpg is done with it, its listeners included
+        lent = con.lent
         try:
-            await self.pool.release(con.lent)
+            if lent.is_closed():
+                lent.terminate()  # so that asyncpg is done with it, its listeners included
+            await self.pool.release(lent)
         except asyncio.CancelledError:
             con.terminate()
             raise
-        except Exception:  # noqa: BLE001  asyncpg has terminated it
+        except Exception:  # noqa: BLE001  asyncpg has terminated it, or was done with it before
             return
 
     def expire(self, how: Drain) -> tuple[int, int]:
