@@ -139,7 +139,7 @@ class Dialer:
         try:
             con = await (kind or self._kind).connect(**{**_limited(said, timeout), **arguments})
         except psycopg.OperationalError as error:
-            if is_new(error):
+            if _REFUSED not in str(error) and is_new(error):
                 await _aside(partial(learn, error, make_conninfo("", **said), timeout=timeout))
             raise
         dialled(con.fileno())
