@@ -214,13 +214,13 @@ class AsyncPipeline(PipelineNames, DriverAsyncPipeline):  # type: ignore[overrid
 
     async def sync(self) -> None:
         """Wait until the server has answered all that was queued."""
-        await self._held.synchronize()
+        await self._held.pipes.synchronize()
 
     async def __aenter__(self) -> Self:
-        await self._held.pipe()
+        await self._held.pipes.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._held.unpipe(error)
+        await self._held.pipes.leave(error)

@@ -176,4 +176,4 @@ class AsyncCopy(CopyNames, DriverAsyncCopy):  # type: ignore[override]  # what p
 
     async def finish(self, exc: BaseException | None) -> None:
         """End it; as `psycopg.AsyncCopy.finish`. The block does so, too."""
-        await self._inner.end(self._inner.raw.finish, exc)
+        await self._inner.step(self._inner.raw.finish, exc)

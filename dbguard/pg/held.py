@@ -2,17 +2,16 @@
 
 The driver's connection is in autocommit; the BEGIN that psycopg would send before a statement is sent here, so that what is
 at stake is known of every statement before it leaves. In a pipeline, too, transactions begin and end outside of it: the
-pipeline is left for that, and entered again.
+that carries a token, is put into a transaction of its own.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.retry import Stake
-from dbguard.core.statement import Touch
+from dbguard.core.statement import Token, Touch
 from dbguard.drivers.psycopg.connection import (
     BINARY,
     DriverAsyncConnection,
@@ -24,10 +23,11 @@ from dbguard.drivers.psycopg.connection import (
     is_idle,
     status_name,
 )
+from dbguard.pg.pipes import Pipes
 from dbguard.pg.reading import HeldCursor, HeldServerCursor, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from dbguard.session import Session
 
@@ -72,7 +72,6 @@ class Held:
     depth: how many transaction blocks are open around what is done; in one, `commit` and `rollback` are refused.
     isolation_level, read_only, deferrable: of the transactions that begin here; None: the server's defaults.
     row_factory, cursor_factory, server_cursor_factory: of the cursors made here. What the application sets stays here.
-    queued: what is at stake in the pipeline until it is synchronized.
     open: a transaction was begun here and has not ended. tpc: of a two-phase transaction, its name, and whether it is prepared.
     """
 
@@ -95,10 +94,7 @@ class Held:
         self.tpc: tuple[Any, bool] | None = None
         self.busy = ""
         self.quit = False
-        self.pipeline: Any = None
-        self._pipes: Any = None
-        self.levels = 0
-        self.queued = Stake.READ
+        self.pipes = Pipes(self)
         self._adapters: WatchedAdapters | None = None
         self._block = Block(session.con, "BEGIN")
 
@@ -124,8 +120,17 @@ class Held:
             await self.begin()
         stake, whole, single = self.noted(text)
         session = self.session
+        if self.writes_alone(stake) and self._has_token(text):
+            await self.begin_alone(text)
+            try:
+                value = await session.do(lambda: line.run(fn, *args, **kwargs), stake)
+            except BaseException as error:
+                await self.abandon(error, self.undo)
+                raise
+            await self.end()
+            return value
         value = await session.do(lambda: line.run(fn, *args, **kwargs), stake, whole=whole, single=single)
-        if session.failed and not self.levels and session.texts.learn(text).statement.verb:
+        if session.failed and not self.pipes.levels and session.texts.learn(text).statement.verb:
             session.failed = False  # a failed transaction answers nothing but errors, unless that was ROLLBACK TO
         return value
 
@@ -139,16 +144,29 @@ class Held:
         statement = session.texts.learn(text).statement
         if statement.verb == "LISTEN":
             session.touch(Touch.LOST)  # psycopg keeps what came in for whoever asks next
-        if self.levels:
+        if self.pipes.levels:
             if stake is not Stake.READ:
-                self.queued = Stake.TRANSACTION if self.open and stake is not Stake.COMMIT else Stake.COMMIT
-            return self.queued, whole, False
+                self.pipes.queued = Stake.TRANSACTION if self.open and stake is not Stake.COMMIT else Stake.COMMIT
+            return self.pipes.queued, whole, False
         return stake, whole, not statement.several
+
+    def writes_alone(self, stake: Stake) -> bool:
+        """Whether what is at stake is a write in autocommit."""
+        return stake is Stake.WRITE and self.autocommit and not self.pipes.levels and is_idle(self.raw)
+
+    def _has_token(self, text: str) -> bool:
+        tokens = self.session.tokens
+        return tokens is not None and tokens.on and self.session.texts.learn(text).token is not Token.NONE
+
+    async def begin_alone(self, text: str) -> None:
+        """Begin a transaction for one write in autocommit: for its token, or since it takes several steps."""
+        await self.begin()
+        self.noted(text)
 
     async def command(self, text: str) -> None:
         """Send a command of ours that neither ends the transaction nor writes."""
         line = self.line
-        async with self.plain():
+        async with self.pipes.outside():
             await self.session.do(lambda: line.execute(text), Stake.READ)
 
     async def free(self) -> None:
@@ -217,7 +235,7 @@ class Held:
     async def assign(self, name: str, value: Any) -> None:
         """See `set`."""
         await self.free()
-        async with self.plain():
+        async with self.pipes.outside():
             self.set(name, value)
 
     # ------------------------------------------------------------------ transactions
@@ -228,8 +246,10 @@ class Held:
         if not is_idle(raw) or not raw.autocommit:  # psycopg itself begins on a connection that was laid bare
             return
         session = self.session
-        async with self.plain():
+        async with self.pipes.outside():
             session.begins(read_only=bool(self.read_only))
+            session.failed = False
+            session.writes = session.lease.raw_touched  # what came before has ended, as far as that is known
             self._block = Block(self.line, begin_of(self.isolation_level, self.read_only, self.deferrable))
             await session.do(self._block.start, Stake.READ)
         self.open = True
@@ -242,7 +262,7 @@ class Held:
     async def end(self) -> None:
         """COMMIT, if a transaction is open. See `Session.commit`."""
         await self.free()
-        async with self.plain():
+        async with self.pipes.outside():
             if is_idle(self.raw):
                 self.open = False
                 return
@@ -258,7 +278,7 @@ class Held:
         """ROLLBACK, if a transaction is open."""
         line, session = self.line, self.session
         await self.free()
-        async with self.plain():
+        async with self.pipes.outside():
             if session.closed:
                 await session.do(lambda: line.run(self.raw.rollback), Stake.READ)  # the driver says that it is closed
             elif not is_idle(self.raw):
@@ -295,13 +315,17 @@ class Held:
         session = self.session
         if session.closed:
             return
-        quiet = isinstance(error, Exception) or (isinstance(error, GeneratorExit) and not self.is_async)
-        if not quiet:
+        if isinstance(error, Exception) or (isinstance(error, GeneratorExit) and not self.is_async):
+            await self.give_up(undo)
+        else:
             session.con.terminate()
-            return
+
+    async def give_up(self, undo: Callable[[], Any]) -> None:
+        """Call *undo*; what fails on the way ends the connection."""
+        session = self.session
         try:
             await undo()
-        except Exception:  # noqa: BLE001  the connection goes and the transaction with it; the block's error counts
+        except Exception:  # noqa: BLE001  the connection goes and the transaction with it; what led here counts
             if not session.closed:
                 session.con.terminate()
 
@@ -345,71 +369,11 @@ class Held:
             if self.is_async:
                 _driven(done)
 
-    # ------------------------------------------------------------------ pipelines
-
-    async def pipe(self) -> None:
-        """Enter pipeline mode, or synchronize the one there is."""
-        await self.free()
-        if self.levels:
-            await self.synchronize()
-        else:
-            await self._into()
-        self.levels += 1
-
-    async def unpipe(self, error: BaseException | None) -> None:
-        """Leave pipeline mode, and hear what became of what was queued. *error*: why, if it is left so."""
-        self.levels -= 1
-        if self.levels:
-            if error is None:
-                await self.synchronize()
-            return
-        self.levels = 1  # what is heard now still belongs to it
-        try:
-            await self._out_of(error)
-        finally:
-            self.levels = 0
-
-    async def synchronize(self) -> None:
-        """Wait until the server has answered all that was queued."""
-        line, queued = self.line, self.queued
-        await self.session.do(lambda: line.run(self.pipeline.sync), queued)
-        self.queued = Stake.READ
-
-    async def _into(self) -> None:
-        line = self.line
-        self._pipes = self.raw.pipeline()
-        self.pipeline = await line.run(self._pipes.__aenter__ if self.is_async else self._pipes.__enter__)
-
-    async def _out_of(self, error: BaseException | None) -> None:
-        session, pipes = self.session, self._pipes
-        line, queued = self.line, self.queued
-        leave = pipes.__aexit__ if self.is_async else pipes.__exit__
-        if error is not None and not isinstance(error, Exception) and not session.closed:
-            line.terminate()
-        self.pipeline, self.queued = None, Stake.READ
-        why = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-        await session.do(lambda: line.run(leave, *why), queued if error is None else Stake.READ)
-
-    @asynccontextmanager
-    async def plain(self) -> AsyncIterator[None]:
-        """Be outside pipeline mode for a while."""
-        if self.pipeline is None:
-            yield
-            return
-        try:
-            await self._out_of(None)
-            yield
-        finally:
-            if not self.session.closed:
-                await self._into()
+    # ------------------------------------------------------------------ the end
 
     async def out_of_pipelines(self) -> None:
-        """Leave pipeline mode, if the application has left a pipeline open, and hear what became of what was queued."""
-        if self.pipeline is not None:
-            self.levels = 1
-            await self.unpipe(None)
-
-    # ------------------------------------------------------------------ the end
+        """Leave pipeline mode where the application has not, as its block ends."""
+        await self.pipes.end()
 
     async def close(self) -> None:
         """Close the connection, and with it what was not committed; its place in the pool is filled by a new one."""

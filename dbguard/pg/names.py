@@ -303,9 +303,9 @@ class PipelineNames:
     @property
     def status(self) -> Any:
         """Whether it is on, off, or aborted by an error."""
-        return self._held.pipeline.status
+        return self._held.pipes.driver.status
 
     @property
     def level(self) -> int:
         """How many blocks of it are open."""
-        return self._held.levels
+        return self._held.pipes.levels

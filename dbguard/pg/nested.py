@@ -72,9 +72,9 @@ class Nested:
         if held.depth != self._depth:
             raise OutOfOrderTransactionNesting(f"transaction {action} at the wrong nesting level: {block!r}")
         late: Exception | None = None
-        if held.pipeline is not None and not session.closed:
+        if held.pipes.driver is not None and not session.closed:
             try:
-                await held.synchronize()
+                await held.pipes.synchronize()
             except Exception as failed:  # noqa: BLE001  what was queued has failed, and the block with it
                 if error is None:
                     error, late = failed, failed
@@ -111,7 +111,7 @@ class Nested:
     async def _back(self) -> None:
         held = self.held
         await held.free()
-        async with held.plain():
+        async with held.pipes.outside():
             if not is_idle(held.raw):  # else the application has ended the transaction by a statement of its own
                 await held.session.rollback(Savepoint(held.line, self._quoted()))
 

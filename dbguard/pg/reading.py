@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
-from dbguard.drivers.psycopg.connection import RAW_CURSORS, copies_in, released, text_of
+from dbguard.drivers.psycopg.connection import RAW_CURSORS, NotSupportedError, released, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,8 @@ class HeldCursor:
         held = self.held
         if self.raw.pgresult is None:
             line = held.line
-            if held.pipeline is not None:
-                return await held.session.do(lambda: line.run(fn, *args), held.queued)
+            if held.pipes.driver is not None:
+                return await held.session.do(lambda: line.run(fn, *args), held.pipes.queued)
         return await _plainly(held, fn, *args)
 
     async def next(self) -> Any:
@@ -128,7 +128,7 @@ class Steps:
         self._make = make
         self._limit = limit
         self._stake = Stake.READ
-        self._whole = True
+        self._own = False
         self._rows: Any = None
 
     async def next(self) -> Any:
@@ -136,19 +136,35 @@ class Steps:
         held = self._held
         line = held.line
         if self._rows is None:
-            await held.free()
-            if self._text:
-                if not held.autocommit:
-                    await held.begin()
-                self._stake, self._whole, _ = held.noted(self._text)
-            self._rows = self._make()
-            held.occupy(self._what)
+            await self._begin()
         advance = _advanced if held.is_async else next
         rows, limit = self._rows, self._limit
-        return await held.session.do(lambda: line.run(advance, rows, END), self._stake, limit, whole=self._whole)
+        row = await held.session.do(lambda: line.run(advance, rows, END), self._stake, limit)
+        if row is END:
+            own, self._own = self._own, False
+            await self.close()
+            if own:
+                await held.end()
+        return row
+
+    async def _begin(self) -> None:
+        """Begin a transaction, as psycopg would, and in autocommit for a write: what ends it comes in a step of its own."""
+        held = self._held
+        await held.free()
+        if self._text:
+            if not held.autocommit:
+                await held.begin()
+            self._stake, whole, _ = held.noted(self._text)
+            if not whole and held.autocommit:
+                raise NotSupportedError(f"{self._what} is for statements that are one transaction by themselves")
+            if held.writes_alone(self._stake):
+                await held.begin_alone(self._text)
+                self._own = True
+        self._rows = self._make()
+        held.occupy(self._what)
 
     async def close(self) -> None:
-        """End it: what the server still sends is cancelled."""
+        """End it: what the server still sends is cancelled, and what was written by itself is rolled back."""
         held, rows = self._held, self._rows
         if rows is None:
             return
@@ -164,6 +180,9 @@ class Steps:
                 await session.do(lambda: line.run(close), Stake.READ)
         finally:
             held.vacate()
+            own, self._own = self._own, False
+            if own and not session.closed:
+                await held.give_up(held.undo)
 
 
 async def _plainly(held: Held, fn: Callable[..., Any], *args: Any) -> Any:
@@ -173,71 +192,81 @@ async def _plainly(held: Held, fn: Callable[..., Any], *args: Any) -> Any:
 
 
 class HeldCopy:
-    """A COPY. raw: the driver's own object for it."""
+    """A COPY. raw: the driver's own object for it. In autocommit, what it writes is committed in a step of its own."""
 
     def __init__(self, cursor: HeldCursor, statement: Any, params: Any, writer: Any) -> None:
-        self._cursor = cursor
+        self._held = cursor.held
         self._text = cursor.text(statement, params)
         self._block = cursor.raw.copy(statement, params, writer=writer)
-        self._stake = self._end_stake = Stake.READ
+        self._stake = Stake.READ
+        self._own = False
         self.raw: Any = None
 
     async def enter(self) -> None:
         """Send the COPY."""
-        held = self._cursor.held
+        held, block = self._held, self._block
         line = held.line
         await held.free()
         if not held.autocommit:
             await held.begin()
-        self._end_stake, _, _ = held.noted(self._text)
-        block = self._block
+        self._stake, _, _ = held.noted(self._text)
+        if held.writes_alone(self._stake):
+            await held.begin_alone(self._text)
+            self._own = True
         held.occupy("copy()")
         try:
             opened = block.__aenter__ if held.is_async else block.__enter__
-            self.raw = await held.session.do(lambda: line.run(opened), self._end_stake)
-        except BaseException:
+            self.raw = await held.session.do(lambda: line.run(opened), self._stake)
+        except BaseException as error:
             held.vacate()
+            await self._end(error)
             raise
-        # Nothing that comes in is stored before its end was sent; what goes out may store something as it goes.
-        reads = self._end_stake is Stake.READ
-        self._stake = Stake.TRANSACTION if copies_in(self._cursor.raw) and not reads else self._end_stake
 
     async def step(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Read or write a part of it."""
-        held = self._cursor.held
-        line = held.line
-        return await held.session.do(lambda: line.run(fn, *args), self._stake)
+        """Read or write a part of it, or end it."""
+        line = self._held.line
+        return await self._held.session.do(lambda: line.run(fn, *args), self._stake)
 
     async def write(self, data: Any) -> None:
         """Write data that was formatted."""
         if data:
             await self.step(self.raw.writer.write, data)
 
-    async def end(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Do what ends it."""
-        held = self._cursor.held
-        line = held.line
-        return await held.session.do(lambda: line.run(fn, *args), self._end_stake)
-
     async def leave(self, error: BaseException | None) -> None:
         """End it: with all that was written, or with nothing because of *error*."""
-        held, block = self._cursor.held, self._block
+        try:
+            await self._finish(error)
+        except BaseException as late:
+            self._held.vacate()
+            await self._end(late)
+            raise
+        self._held.vacate()
+        await self._end(error)
+
+    async def _finish(self, error: BaseException | None) -> None:
+        held, block = self._held, self._block
         session = held.session
         leave = block.__aexit__ if held.is_async else block.__exit__
-        try:
-            if session.over:
-                raise released()
-            if error is None:
-                await self.end(leave, None, None, None)
-                return
-            why = (type(error), error, error.__traceback__)
-            if not isinstance(error, Exception) and not session.closed:
-                held.line.terminate()
-            if session.closed:
-                held.finish()
-                await _plainly(held, leave, *why)
-            else:
-                line = held.line
-                await session.do(lambda: line.run(leave, *why), Stake.READ)
-        finally:
-            held.vacate()
+        if session.over:
+            raise released()
+        if error is None:
+            await self.step(leave, None, None, None)
+            return
+        why = (type(error), error, error.__traceback__)
+        if not isinstance(error, Exception) and not session.closed:
+            held.line.terminate()
+        if session.closed:
+            held.finish()
+            await _plainly(held, leave, *why)
+        else:
+            line = held.line
+            await session.do(lambda: line.run(leave, *why), Stake.READ)
+
+    async def _end(self, error: BaseException | None) -> None:
+        """End the transaction around it, if it is its own."""
+        held = self._held
+        own, self._own = self._own, False
+        if own and error is None:
+            await held.end()
+        elif own and error is not None:
+            await held.abandon(error, held.undo)

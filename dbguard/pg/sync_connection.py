@@ -210,13 +210,13 @@ class Pipeline(PipelineNames, DriverPipeline):  # type: ignore[override]  # as a
 
     def sync(self) -> None:
         """Wait until the server has answered all that was queued."""
-        now(self._held.synchronize())
+        now(self._held.pipes.synchronize())
 
     def __enter__(self) -> Self:
-        now(self._held.pipe())
+        now(self._held.pipes.enter())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now(self._held.unpipe(error))
+        now(self._held.pipes.leave(error))

@@ -173,4 +173,4 @@ class Copy(CopyNames, DriverCopy):  # type: ignore[override]  # what psycopg's o
 
     def finish(self, exc: BaseException | None) -> None:
         """End it; as `psycopg.Copy.finish`. The block does so, too."""
-        now(self._inner.end(self._inner.raw.finish, exc))
+        now(self._inner.step(self._inner.raw.finish, exc))

@@ -99,6 +99,6 @@ async def _send(held: Held, text: str) -> None:
     """Send a command that ends a transaction for good, on this session or another one."""
     line = held.line
     await held.free()
-    async with held.plain():
+    async with held.pipes.outside():
         stake, whole, single = held.noted(text)
         await held.session.do(lambda: line.execute(text), stake, whole=whole, single=single)

@@ -35,6 +35,7 @@ class PlainSession:
         self.lease = SimpleNamespace(touched=Touch.NOTHING, raw_touched=False)
         self.node = SimpleNamespace(name="a")
         self.limit = (30.0, "the default timeout")
+        self.tokens: Any = None
         self.over = self.failed = self.writes = False
         self.running = 0
         self.done: list[Stake] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -202,7 +203,7 @@ async def test_many_rows_are_copied_in_pieces(con: Any, kept: Any) -> None:
     await got(con.commit())
 
     assert kept() == [(20_000,)]
-    assert 2 < session_of(con).done.count(Stake.TRANSACTION) < 50
+    assert 2 < session_of(con).done.count(Stake.WRITE) < 50
 
 
 async def test_an_exception_in_a_copy_stores_nothing(held: Any, kept: Any) -> None:
@@ -214,17 +215,34 @@ async def test_an_exception_in_a_copy_stores_nothing(held: Any, kept: Any) -> No
 
     assert kept() == [(0,)]
     assert session_of(con).running == 0
-    assert session_of(con).done == [Stake.WRITE, Stake.READ]
     await got(con.execute(INSERT, (1,)))
 
 
-async def test_a_copy_in_autocommit_is_a_write_at_its_end_alone(held: Any, kept: Any) -> None:
+async def test_what_takes_several_steps_in_autocommit_is_committed_in_one_of_its_own(held: Any, kept: Any) -> None:
     con = await held(autocommit=True)
     async with block(con.cursor().copy("COPY kept FROM STDIN")) as copy:
         await got(copy.write("1\ta\n"))
-
     assert kept() == [(1,)]
-    assert session_of(con).done == [Stake.WRITE, Stake.TRANSACTION, Stake.WRITE]
+    assert session_of(con).done.count(Stake.COMMIT) == 1
+
+    rows = con.cursor().stream("INSERT INTO kept VALUES (2, 'b'), (3, 'c') RETURNING n")
+    assert await each(rows) == [(2,), (3,)]
+    assert kept() == [(3,)]
+    assert session_of(con).done.count(Stake.COMMIT) == 2
+
+    rows = con.cursor().stream("INSERT INTO kept VALUES (4, 'd'), (5, 'e') RETURNING n")
+    await (anext(rows) if hasattr(rows, "__anext__") else asyncio.to_thread(next, rows))
+    await got(rows.aclose() if hasattr(rows, "aclose") else rows.close())
+    assert kept() == [(3,)]
+    assert session_of(con).done.count(Stake.COMMIT) == 2
+    assert con.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+async def test_a_stream_is_one_transaction(held: Any) -> None:
+    con = await held(autocommit=True)
+
+    with pytest.raises(psycopg.NotSupportedError, match="one transaction by themselves"):
+        await each(con.cursor().stream("CALL p()"))
 
 
 async def test_a_copy_that_is_left_early_lets_the_connection_go_on(con: Any) -> None:
@@ -419,6 +437,20 @@ async def test_json_and_adapters(con: Any) -> None:
     cursor = await got(con.execute("SELECT %s", (Jsonb(1),)))
     assert await got(cursor.fetchone()) == ([1],)
     assert session_of(con).touched is Touch.LOST
+
+
+async def test_a_write_in_autocommit_with_a_token_is_a_block(held: Any, kept: Any) -> None:
+    con = await held(autocommit=True)
+    session_of(con).tokens = SimpleNamespace(on=True)
+    await got(con.execute(INSERT, (1,)))
+    assert (kept(), session_of(con).done) == ([(1,)], [Stake.READ, Stake.WRITE, Stake.COMMIT])
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        await got(con.execute(INSERT, (1,)))
+    assert con.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    await got(con.execute("SELECT 1"))
+    assert session_of(con).done[-1] is Stake.READ
+    assert session_of(con).done.count(Stake.COMMIT) == 1
 
 
 async def test_types_are_fetched_and_registered(con: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import IsolationLevel, Rollback, Xid, sql
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 from psycopg.transaction import OutOfOrderTransactionNesting
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ __all__ = [
     "WatchedAdapters",
     "Xid",
     "begin_of",
-    "copies_in",
     "is_idle",
     "not_ours",
     "quoted",
@@ -137,11 +136,6 @@ def two_phase(action: str, xid: Any) -> str:
 def quoted(name: str, raw: Any) -> str:
     """Return *name* as an identifier, for psycopg's connection *raw*."""
     return sql.Identifier(name).as_string(raw)
-
-
-def copies_in(cursor: Any) -> bool:
-    """Whether the COPY that was begun on psycopg's *cursor* takes data in."""
-    return cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.COPY_IN
 
 
 def is_idle(raw: Any) -> bool:
