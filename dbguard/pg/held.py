@@ -1,7 +1,7 @@
 """`Held`: a leased connection in the application's hands, in psycopg's meaning, for tasks and for threads alike.
 
 The driver's connection is in autocommit; the BEGIN that psycopg would send before a statement is sent here, so that what is
-at stake is known of every statement before it leaves. In a pipeline, too, transactions begin and end outside of it: the
+at stake is known of every statement before it leaves. A write in autocommit that takes several steps (COPY, `stream`), or
 that carries a token, is put into a transaction of its own.
 """
 
