@@ -19,10 +19,10 @@ from dbguard.drivers.psycopg.connection import (
     IsolationLevel,
     ProgrammingError,
     WatchedAdapters,
-    begin_of,
     is_idle,
     status_name,
 )
+from dbguard.drivers.psycopg.transaction import Block
 from dbguard.pg.pipes import Pipes
 from dbguard.pg.reading import HeldCursor, HeldServerCursor, Steps
 
@@ -31,29 +31,7 @@ if TYPE_CHECKING:
 
     from dbguard.session import Session
 
-__all__ = ["Block", "Held"]
-
-
-class Block:
-    """A transaction on a line: what a session begins, commits and rolls back. begin: the text of its BEGIN."""
-
-    __slots__ = ("_line", "begin")
-
-    def __init__(self, line: Any, begin: str) -> None:
-        self._line = line
-        self.begin = begin
-
-    async def start(self) -> None:
-        """Send BEGIN."""
-        await self._line.execute(self.begin)
-
-    async def commit(self) -> Any:
-        """Send COMMIT."""
-        return await self._line.execute("COMMIT")
-
-    async def rollback(self) -> None:
-        """Send ROLLBACK."""
-        await self._line.execute("ROLLBACK")
+__all__ = ["Held"]
 
 
 def _driven(work: Any) -> None:
@@ -96,7 +74,16 @@ class Held:
         self.quit = False
         self.pipes = Pipes(self)
         self._adapters: WatchedAdapters | None = None
-        self._block = Block(session.con, "BEGIN")
+        self._block = self._new_block()
+
+    def _new_block(self) -> Block:
+        level = self.isolation_level
+        return Block(
+            self.line,
+            isolation=None if level is None else level.name,
+            readonly=self.read_only,
+            deferrable=self.deferrable,
+        )
 
     @property
     def line(self) -> Any:
@@ -250,7 +237,7 @@ class Held:
             session.begins(read_only=bool(self.read_only))
             session.failed = False
             session.writes = session.lease.raw_touched  # what came before has ended, as far as that is known
-            self._block = Block(self.line, begin_of(self.isolation_level, self.read_only, self.deferrable))
+            self._block = self._new_block()
             await session.do(self._block.start, Stake.READ)
         self.open = True
 

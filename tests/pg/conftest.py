@@ -86,7 +86,7 @@ class PlainSession:
         if self.failed:
             await self.rollback(inner)
             raise psycopg.errors.InFailedSqlTransaction("rolled back")
-        tag = await self.do(inner.commit, Stake.COMMIT)
+        tag = await self.do(lambda: self._line.execute("COMMIT"), Stake.COMMIT)
         assert tag == "COMMIT"
 
     async def rollback(self, inner: Any) -> None:

@@ -7,7 +7,7 @@ from psycopg import sql
 
 from dbguard.core.classify import Classifier
 from dbguard.core.statement import Kind
-from dbguard.drivers.psycopg.connection import begin_of, text_of
+from dbguard.drivers.psycopg.connection import text_of
 
 kind = Classifier().classify
 
@@ -55,9 +55,3 @@ def test_without_parameters_a_remainder_is_still_read(query: str) -> None:
 
 def test_a_call_behind_a_percent_sign_is_seen() -> None:
     assert kind(text_of("SELECT 1 %(f(1))", places=False)).kind is not Kind.READ
-
-
-def test_begin_says_what_was_set() -> None:
-    assert begin_of(None, None, None) == "BEGIN"
-    assert begin_of(4, True, False) == "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY NOT DEFERRABLE"
-    assert begin_of(2, False, True) == "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE DEFERRABLE"

@@ -41,7 +41,6 @@ __all__ = [
     "Unprepared",
     "WatchedAdapters",
     "Xid",
-    "begin_of",
     "is_idle",
     "not_ours",
     "quoted",
@@ -114,18 +113,6 @@ def text_of(query: Any, context: Any = None, *, places: bool) -> str:
     if places or "%" not in text:
         return text
     return _LIKE_A_PLACE.sub("% ", _DOUBLED.sub("%%%%", text))
-
-
-def begin_of(isolation: Any, read_only: bool | None, deferrable: bool | None) -> str:  # noqa: FBT001  as psycopg's own attributes
-    """Return the BEGIN of a transaction with these attributes of a connection; None: the server's default."""
-    parts = ["BEGIN"]
-    if isolation is not None:
-        parts.append(f"ISOLATION LEVEL {IsolationLevel(isolation).name.replace('_', ' ')}")
-    if read_only is not None:
-        parts.append("READ ONLY" if read_only else "READ WRITE")
-    if deferrable is not None:
-        parts.append("DEFERRABLE" if deferrable else "NOT DEFERRABLE")
-    return " ".join(parts)
 
 
 def two_phase(action: str, xid: Any) -> str:
