@@ -153,7 +153,7 @@ class AsyncCopy(CopyNames, DriverAsyncCopy):  # type: ignore[override]  # what p
 
     async def read(self) -> Buffer:
         """Return the next piece of data; empty after the last."""
-        return await self._inner.step(self._inner.raw.read)  # type: ignore[no-any-return]
+        return await self._inner.read()  # type: ignore[no-any-return]
 
     async def rows(self) -> AsyncIterator[tuple[Any, ...]]:
         """Go through the rows."""
@@ -162,7 +162,7 @@ class AsyncCopy(CopyNames, DriverAsyncCopy):  # type: ignore[override]  # what p
 
     async def read_row(self) -> tuple[Any, ...] | None:
         """Return the next row; None after the last."""
-        return await self._inner.step(self._inner.raw.read_row)  # type: ignore[no-any-return]
+        return await self._inner.read_row()
 
     async def write(self, buffer: Buffer | str) -> None:
         """Write a piece of data."""

@@ -150,7 +150,7 @@ class Copy(CopyNames, DriverCopy):  # type: ignore[override]  # what psycopg's o
 
     def read(self) -> Buffer:
         """Return the next piece of data; empty after the last."""
-        return now(self._inner.step(self._inner.raw.read))  # type: ignore[no-any-return]
+        return now(self._inner.read())  # type: ignore[no-any-return]
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Go through the rows."""
@@ -159,7 +159,7 @@ class Copy(CopyNames, DriverCopy):  # type: ignore[override]  # what psycopg's o
 
     def read_row(self) -> tuple[Any, ...] | None:
         """Return the next row; None after the last."""
-        return now(self._inner.step(self._inner.raw.read_row))  # type: ignore[no-any-return]
+        return now(self._inner.read_row())
 
     def write(self, buffer: Buffer | str) -> None:
         """Write a piece of data."""

@@ -195,6 +195,37 @@ async def test_copy_in_and_out(con: Any, kept: Any) -> None:
     assert kept() == [(3,)]
 
 
+@pytest.mark.parametrize("format_", ["text", "binary"])
+async def test_many_rows_come_in_few_steps(con: Any, format_: str) -> None:
+    query = f"COPY (SELECT n, n || 'é' FROM generate_series(1, 5000) AS g(n)) TO STDOUT (FORMAT {format_})"
+    async with block(con.cursor().copy(query)) as copy:
+        copy.set_types(["int4", "text"])
+        assert await each(copy.rows()) == [(n, f"{n}é") for n in range(1, 5001)]
+        assert await got(copy.read_row()) is None
+        assert not await got(copy.read())
+    rows = con.cursor().stream("SELECT n FROM generate_series(0, 4999) AS g(n)")
+    assert [n for (n,) in await each(rows)] == list(range(5000))
+
+    assert len(session_of(con).done) < 2500
+
+
+async def test_rows_before_an_error_are_handed_out_first(con: Any) -> None:
+    rows = con.cursor(row_factory=scalar_row).stream("SELECT 6 / (3 - n) FROM generate_series(0, 5) AS g(n)")
+    found = []
+    with pytest.raises(psycopg.errors.DivisionByZero):  # noqa: PT012  the loop is what is asked about
+        while True:
+            found.append(await anext(rows) if hasattr(rows, "__anext__") else next(rows))
+
+    assert found == [2, 3, 6]
+
+
+async def test_rows_that_come_slowly_are_handed_out_as_they_come(con: Any) -> None:
+    query = "SELECT n FROM generate_series(1, 4) AS g(n) WHERE pg_sleep(0.05) IS NOT NULL"
+
+    assert await each(con.cursor(row_factory=scalar_row).stream(query)) == [1, 2, 3, 4]
+    assert len(session_of(con).done) >= 6  # BEGIN, each row, the end
+
+
 async def test_many_rows_are_copied_in_pieces(con: Any, kept: Any) -> None:
     async with block(con.cursor().copy("COPY kept FROM STDIN (FORMAT binary)")) as copy:
         copy.set_types(["int4", "text"])
