@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from psycopg.types.json import Jsonb, set_json_dumps
 
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
+from dbguard.pg import reading
 from tests.pg.colours import block, each, got
 from tests.pg.test_transactions import INSERT, session_of
 
@@ -219,11 +221,13 @@ async def test_rows_before_an_error_are_handed_out_first(con: Any) -> None:
     assert found == [2, 3, 6]
 
 
-async def test_rows_that_come_slowly_are_handed_out_as_they_come(con: Any) -> None:
-    query = "SELECT n FROM generate_series(1, 4) AS g(n) WHERE pg_sleep(0.05) IS NOT NULL"
+async def test_rows_that_come_slowly_are_handed_out_as_they_come(con: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(reading, "monotonic", lambda: next(clock) * reading.AT_ONCE)
+    query = "SELECT n FROM generate_series(1, 4) AS g(n)"
 
     assert await each(con.cursor(row_factory=scalar_row).stream(query)) == [1, 2, 3, 4]
-    assert len(session_of(con).done) >= 6  # BEGIN, each row, the end
+    assert len(session_of(con).done) == 6  # BEGIN, each row, the end
 
 
 async def test_many_rows_are_copied_in_pieces(con: Any, kept: Any) -> None:
