@@ -158,14 +158,21 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         return self._callbacks.get(callback, callback)
 
     async def add_listener(self, channel: str, callback: Callable[..., Any]) -> None:
-        """Listen to a channel; as `asyncpg.Connection.add_listener`. *callback* gets this connection."""
-        self._session.touch(Touch.SETTINGS)
+        """Listen to a channel; as `asyncpg.Connection.add_listener`. *callback* gets this connection.
+
+        If the connection is lost, as in a failover, `dbguard.events.NotificationGap` tells that some may be missed.
+        """
+        session = self._session
+        session.touch(Touch.SETTINGS)
         call = self._handed(callback)
-        await self._session.do(lambda: self._session.con.add_listener(channel, call), Stake.READ)
+        await session.do(lambda: session.con.add_listener(channel, call), Stake.READ)
+        session.listening.begin(channel, callback)
 
     async def remove_listener(self, channel: str, callback: Callable[..., Any]) -> None:
         """Stop listening; as `asyncpg.Connection.remove_listener`."""
-        await self._session.do(lambda: self._session.con.remove_listener(channel, self._handed(callback)), Stake.READ)
+        session = self._session
+        await session.do(lambda: session.con.remove_listener(channel, self._handed(callback)), Stake.READ)
+        session.listening.end(channel, callback)
 
     def add_log_listener(self, callback: Callable[..., Any]) -> None:
         """Hear of the server's notices; as `asyncpg.Connection.add_log_listener`."""
@@ -242,6 +249,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     async def reset(self, *, timeout: float | None = None) -> None:
         """As `asyncpg.Connection.reset`."""
         await self._session.do(lambda: self._session.con.reset(timeout=timeout), Stake.READ)
+        self._session.stop_listening()
 
     def get_reset_query(self) -> str:
         """As `asyncpg.Connection.get_reset_query`."""
@@ -271,12 +279,14 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
         """Close the connection; its place in the pool is filled by a new one."""
         self._session.touch(Touch.LOST)
         if not self.is_closed():
+            self._session.stop_listening()
             await self._session.do(self._session.con.close, Stake.READ, timeout)
 
     def terminate(self) -> None:
         """Terminate the connection at once, without waiting for the server."""
         self._session.touch(Touch.LOST)
         if not self.is_closed():
+            self._session.stop_listening()
             self._session.con.terminate()
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "NodeFenced",
     "NodeMisconfigured",
     "NodeUp",
+    "NotificationGap",
     "OutcomeLeftOpen",
     "OutcomeResolved",
     "PrimaryChanged",
@@ -366,6 +367,30 @@ class ConnectionDropped(Event):
         """Return the line for the log."""
         where = self.taken_at or "a place that asyncio's debug mode would tell"
         return f"a connection to {self.node}, taken at {where}, was dropped without release(): it was terminated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationGap(Event):
+    """A connection that listened was lost: what is notified until the application listens again, it does not hear.
+
+    node: where it led. channels: what it listened to. pid: its process on the server.
+    why: ``ended by the guard``, because its server is not the primary any more or does not answer, or ``lost``.
+    """
+
+    level: ClassVar[int] = logging.WARNING
+    node: str
+    channels: tuple[str, ...]
+    pid: int
+    why: str
+
+    def text(self) -> str:
+        """Return the line for the log."""
+        channels = ", ".join(self.channels)
+        return f"notifications on {channels} may be missed: a connection to {self.node} that listened (pid {self.pid}) was {self.why}"
+
+    def alike(self) -> object | None:
+        """Many connections may listen to the same."""
+        return self.node, self.channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""Drop-in: every public name of `asyncpg.Pool` and `asyncpg.Connection` is decided upon.
+"""Drop-in: every public name of asyncpg's classes, and every argument of its functions, is decided upon.
 
 Each name has asyncpg's signature, and is used once on a plain pool, on a guard and on a guard that wraps a pool, with the
-same result; or it raises and says the way out. A name that a new asyncpg brings fails here until it is decided upon.
+same result; or it raises and says the way out. What a new asyncpg brings fails here until it is decided upon: a name, a
+parameter, a way to use an object (``async with``, ``await``, ``async for``), a class.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from asyncpg.cursor import Cursor, CursorFactory
+from asyncpg.cursor import Cursor, CursorFactory, CursorIterator
+from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 from asyncpg.prepared_stmt import PreparedStatement
 
 import dbguard
 from dbguard import prepared
+from dbguard.calls import Acquiring
+from dbguard.drivers.asyncpg.dial import OWN_ARGUMENTS, POOL_ARGUMENTS, known_arguments
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -34,6 +38,29 @@ PAIRS = [
     (PreparedStatement, prepared.PreparedStatement),
     (Cursor, prepared.Cursor),
 ]
+USED = [
+    *PAIRS,
+    (CursorFactory, prepared.CursorFactory),
+    (CursorIterator, prepared.CursorIterator),
+    (PoolAcquireContext, Acquiring),
+]
+"""Those, and what their methods return: what can be done with it without a name."""
+SYNTAX = {
+    *(
+        "__aenter__",
+        "__aexit__",
+        "__await__",
+        "__aiter__",
+        "__anext__",
+        "__enter__",
+        "__exit__",
+        "__iter__",
+        "__next__",
+    ),
+    *("__call__", "__len__", "__getitem__", "__contains__", "__bool__"),
+}
+OWN_BOOKS = {"connection", "done", "pool", "timeout"}
+"""Attributes of what `Pool.acquire` returns, with which asyncpg keeps its books: they are not documented."""
 MORE = {("Guard", "close"): {"timeout"}}
 """Parameters that dbguard adds: keyword-only, with a default."""
 
@@ -552,7 +579,31 @@ async def test_a_path_can_be_copied_to_and_from(ours: dbguard.Guard, table: str,
         await ours.execute(f"DELETE FROM {table} WHERE id > 10")
 
 
-def test_a_cursor_factory_is_what_the_driver_has() -> None:
-    assert {name for name in dir(CursorFactory) if name in ("__aiter__", "__await__")} <= set(
-        dir(prepared.CursorFactory)
-    )
+@pytest.mark.parametrize(("theirs", "ours"), [pytest.param(a, b, id=a.__name__) for a, b in USED])
+def test_whatever_can_be_done_with_theirs_can_be_done_with_ours(theirs: type, ours: type) -> None:
+    assert SYNTAX.intersection(dir(theirs)) <= set(dir(ours))
+
+
+def test_what_a_method_returns_has_no_names_that_were_not_decided_upon() -> None:
+    assert public(CursorFactory) == public(CursorIterator) == []
+    assert set(public(PoolAcquireContext)) == OWN_BOOKS
+    assert set(public(PoolConnectionProxy)) == set(public(asyncpg.Connection))
+
+
+def test_every_argument_of_their_functions_is_decided_upon() -> None:
+    of_connect = set(inspect.signature(asyncpg.connect).parameters)
+    of_pools = set(inspect.signature(asyncpg.create_pool).parameters) - of_connect - {"connect_kwargs"}
+
+    # What is new for connections is passed on; what is new for pools must be given to the pool, or answered by the guard.
+    assert of_pools == (POOL_ARGUMENTS | OWN_ARGUMENTS) - of_connect
+    assert known_arguments() == of_connect | of_pools
+
+
+def test_no_class_of_theirs_is_new() -> None:
+    plain = [name for name in asyncpg.__all__ if not issubclass_of_error(getattr(asyncpg, name))]
+
+    assert sorted(plain) == ["Connection", "Pool", "Record", "connect", "create_pool"]
+
+
+def issubclass_of_error(thing: Any) -> bool:
+    return inspect.isclass(thing) and issubclass(thing, Exception | asyncpg.PostgresLogMessage)

@@ -249,8 +249,8 @@ class WrappedPool(Books):
         except asyncio.CancelledError:
             con.terminate()
             raise
-        except Exception:  # noqa: BLE001  asyncpg has terminated it, or was done with it before
-            return
+        except Exception:  # noqa: BLE001  whatever it was, it is not used again; asyncpg's own warnings may be errors, too
+            con.terminate()
 
     def expire(self, how: Drain) -> tuple[int, int]:
         """End what was born under an older epoch; where some may be kept, each is looked at when it is checked out."""

@@ -12,6 +12,7 @@
     test_in_flight.py       what becomes of the work that is under way on a node that freezes or is fenced
     test_gate.py            who waits, and how they go on; a pause for a switchover; a primary that flaps
     test_episodes.py        what the log says of one
+    test_listening.py       what becomes of LISTEN
 
 * `home`: a cluster for the forms of one file, which follow each other; its commits wait for a replica, so that nothing
   acknowledged is lost with its primary. Whole at the beginning of each test, whoever is the primary then.
