@@ -133,9 +133,14 @@ async def test_only_a_loss_is_told(
         await tried(guard)
         await guard.close(timeout=0)
     else:
-        async with asyncpg.create_pool(calm_cluster.dsn("a"), min_size=1, max_size=4) as pool:
+        pool = await asyncpg.create_pool(calm_cluster.dsn("a"), min_size=1, max_size=4)
+        try:
             guard = await dbguard.Guard.wrap(pool, on_event=events.append).open()
             await tried(guard)
             await guard.close(timeout=0)
+            async with asyncio.timeout(10):
+                await pool.close()
+        finally:
+            pool.terminate()
     await asyncio.sleep(0)
     assert gaps(events) == []
