@@ -12,7 +12,7 @@ from dbguard.core.state import GuardState
 from dbguard.drivers.catalogue import read_catalogue
 from dbguard.drivers.control import OwnControl
 from dbguard.drivers.marks import Marks
-from dbguard.drivers.psycopg.dial import Dialer, dialer_of_pool, own_dialer
+from dbguard.drivers.psycopg.dial import OF_CONNECT, Dialer, dialer_of_pool, of_tasks, own_dialer
 from dbguard.drivers.psycopg.driver import Psycopg
 from dbguard.drivers.psycopg.line import AsyncLine, SyncLine
 from dbguard.drivers.psycopg.pool import OwnPool
@@ -87,7 +87,11 @@ def wire(
         else:
             keywords = libpq_keywords(settings.connection, node)
             dialers[name] = dialer = own_dialer(
-                keywords, settings.connection.server_settings, aside=threads is not None
+                keywords,
+                settings.connection.server_settings,
+                kwargs=arguments.get("kwargs"),
+                kind=of_tasks(arguments.get("connection_class")),
+                aside=threads is not None,
             )
             within = settings.connection.connect_timeout
             pools[name] = opened = OwnPool(
@@ -122,7 +126,8 @@ def wire(
 
 def _dial(dialer: Dialer, arguments: Mapping[str, Any], colour: Colour, within: float) -> Callable[[], Awaitable[Any]]:
     """Return what dials for a pool of the guard's own: awaited by a task, or blocking a thread."""
-    given = dict(arguments.get("kwargs") or {}) | {"autocommit": True}
+    kwargs = arguments.get("kwargs") or {}
+    given = {name: kwargs[name] for name in kwargs.keys() & OF_CONNECT} | {"autocommit": True}
     kind = arguments.get("connection_class")
 
     async def awaited() -> Any:

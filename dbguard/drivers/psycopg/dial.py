@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dbguard.drivers.psycopg.line import Row
 
-__all__ = ["Dialer", "dialer_of_pool", "own_dialer"]
+__all__ = ["OF_CONNECT", "Dialer", "dialer_of_pool", "of_tasks", "own_dialer"]
 
 OF_CONNECT = frozenset({"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"})
 """Arguments of `psycopg.AsyncConnection.connect` that are no parameters of libpq's."""
@@ -203,22 +203,35 @@ class Dialer:
         }
 
 
-def own_dialer(keywords: Mapping[str, Any], server_settings: Mapping[str, str], *, aside: bool = False) -> Dialer:
+def own_dialer(
+    keywords: Mapping[str, Any],
+    server_settings: Mapping[str, str],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    kind: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+    aside: bool = False,
+) -> Dialer:
     """Return the dialer for a node of the guard's own.
 
     keywords: parameters of libpq's, with host and port; their values may be functions, plain or async, which are asked at each
     dial. aside: plain ones are called in threads, for the loop is shared by all nodes, and is not the application's.
-    server_settings: the application's, which win over `SERVER_SETTINGS`. A proxy that refuses what a server is told at connecting (PgBouncer does)
-    is not told any more, but for what the application says itself.
+    server_settings: the application's, which win over `SERVER_SETTINGS`. kwargs: what it gave in the words of
+    `psycopg.AsyncConnection.connect`, of which parameters of libpq's win over all of these. kind: the class of the connections.
+
+    A proxy that refuses what a server is told at connecting (PgBouncer does) is not told any more, but for what the
+    application says itself.
     """
+    given = {name: value for name, value in (kwargs or {}).items() if name not in OF_CONNECT}
 
     async def say(plain: bool) -> dict[str, Any]:  # noqa: FBT001  as Dialer calls it
-        settings = dict(server_settings) if plain else {**SERVER_SETTINGS, **server_settings}
+        told = _as_parameters(dict(server_settings) if plain else {**SERVER_SETTINGS, **server_settings})
         # PGTARGETSESSIONATTRS and PGHOSTADDR are not for nodes: which server it should be is said, its role is found out.
-        said = {"target_session_attrs": "any", "hostaddr": "", **keywords, **_as_parameters(settings)}
+        said = {"target_session_attrs": "any", "hostaddr": "", **keywords, **told, **given}
+        if "options" in told and "options" in given:
+            said["options"] = f"{told['options']} {given['options']}"
         return {name: await _called(value, aside=aside) for name, value in said.items()}
 
-    return Dialer(say)
+    return Dialer(say, kind=kind)
 
 
 def dialer_of_pool(pool: Any) -> Dialer:
@@ -226,8 +239,7 @@ def dialer_of_pool(pool: Any) -> Dialer:
 
     What it has as functions (psycopg_pool 3.3) is asked at each dial, for a pool of threads in a thread.
     """
-    kind = pool.connection_class
-    mine = issubclass(kind, psycopg.AsyncConnection)
+    mine = issubclass(pool.connection_class, psycopg.AsyncConnection)
 
     async def say(_: bool) -> dict[str, Any]:  # noqa: FBT001  as Dialer calls it
         conninfo = await _called(pool.conninfo, aside=not mine) or ""
@@ -242,7 +254,15 @@ def dialer_of_pool(pool: Any) -> Dialer:
         # libpq's own words repeat what it could not read, which may be a part of the password.
         raise psycopg.ProgrammingError("the conninfo of the pool cannot be read")
 
-    return Dialer(say, kind=kind if mine else psycopg.AsyncConnection)
+    return Dialer(say, kind=of_tasks(pool.connection_class))
+
+
+def of_tasks(kind: type[Any] | None) -> type[psycopg.AsyncConnection[Any]]:
+    """Return the class of connections with which monitor and claims dial, where the application's own dial with *kind*.
+
+    The same, since it may know how to log in; psycopg's own beside one that is for threads, or none.
+    """
+    return kind if kind is not None and issubclass(kind, psycopg.AsyncConnection) else psycopg.AsyncConnection
 
 
 def _limited(said: Mapping[str, Any], timeout: float) -> dict[str, Any]:

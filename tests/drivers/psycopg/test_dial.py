@@ -83,6 +83,15 @@ async def test_settings_of_the_applications_win_whatever_is_in_them(single: Clus
     assert await asked(dialer, "SHOW lock_timeout") == "1234ms"
 
 
+async def test_the_monitor_logs_in_with_what_was_given_for_the_pools(locked: Cluster) -> None:
+    keywords = {"host": "127.0.0.1", "port": locked.primary.port, "user": "postgres", "dbname": "postgres"}
+    given = {"password": SECRET, "options": "-c lock_timeout=1234", "autocommit": False, "prepare_threshold": 1}
+    dialer = own_dialer(keywords, {}, kwargs=given)
+
+    assert await asked(dialer, "SHOW lock_timeout") == "1234ms"
+    assert await asked(dialer, "SHOW tcp_keepalives_count") == SERVER_SETTINGS["tcp_keepalives_count"]
+
+
 async def test_what_the_environment_says_of_servers_is_not_for_nodes(
     single: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
