@@ -162,31 +162,37 @@ class Line:
         self._ended = True
         self._cord.cut()  # of one that was left nothing is cut: it may be somebody else's by now
 
-    def leave(self, then: Callable[[], object]) -> None:
-        """Give it up, and call *then* once nothing runs on it: at once, or where the last that runs is over, which is cut.
+    def leave(self, then: Callable[[], object]) -> bool:
+        """Give it up; returns whether nothing runs on it. What still runs is cut, and *then* is called once that is over.
 
-        psycopg's connection is left open, for its pool to have back; `finish` closes it.
+        psycopg's connection is left open, for its pool to have back. False of one that was left before.
         """
         with self._lock:
             if self._left:
-                return
+                return False
             self._left = True
             busy = self._running > 0
             if busy:
                 self._then = then
+                self._ended = True
                 self._cord.cut()
         self._cord.close()
         self.raw.remove_notice_handler(self._notice)
-        if not busy:
-            then()
+        return not busy
 
     def close(self) -> None:
         """Give it up and close the connection, with a last word to the server if it hears one; waits for nobody."""
-        self.leave(self.finish)
+        if self.leave(self.finish):
+            self.finish()
 
     def finish(self) -> None:
         """Close psycopg's connection. Nothing runs on it."""
         self.raw.pgconn.finish()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was cut, so that it cannot be used by anybody any more."""
+        return self._ended
 
 
 class SyncLine(Line):

@@ -1,25 +1,18 @@
-"""Pools of psycopg's connections that the guard opened itself, for tasks and for threads.
-
-A lease that comes back goes to who waits longest, or waits itself, the one used last on top. Dials run beside the calls,
-so that who waits can be called off, and gets what comes first: a new connection, or one that is given back.
-"""
+"""Pools of psycopg's connections that the guard opened itself, for tasks and for threads."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.pacing import Pacing
 from dbguard.drivers.psycopg.birth import Birth, is_full
-from dbguard.drivers.psycopg.failures import dress
-from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Books, Lease, Tag
+from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Tag
+from dbguard.drivers.psycopg.lending import Lending
 from dbguard.drivers.psycopg.upkeep import called, cleaned, in_autocommit
-from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -28,7 +21,6 @@ if TYPE_CHECKING:
     from dbguard.core.topology import Drain, Sighting
     from dbguard.drivers.base import Colour, Waiter
     from dbguard.drivers.psycopg.line import Line
-    from dbguard.errors import DbGuardError
 
 __all__ = ["OwnPool"]
 
@@ -38,7 +30,7 @@ REFILL_AGAIN = 2.0
 log = logging.getLogger("dbguard")
 
 
-class OwnPool(Books):
+class OwnPool(Lending):
     """A pool that the guard opened itself, for one node.
 
     dial: connects, in autocommit. line: what a connection is used by, of the colour's kind.
@@ -93,14 +85,11 @@ class OwnPool(Books):
             configure=configure,
             asks=lambda line: self._bound(line, ask_within),
         )
-        self._free: deque[Lease] = deque()
-        self._waiters: deque[Waiter] = deque()
         self._taken = 0  # connections that there are or will be: out, free, being reset or dialled
         self._dialling = 0
         self._least = 0  # how many to dial though nobody waits
         self._refill_at = math.inf
         self._paused = False
-        self._closing = False
 
     @property
     def idle(self) -> int:
@@ -121,17 +110,6 @@ class OwnPool(Books):
         """Return a lease that is at hand, the one used last first."""
         return None if self._checkout is not None else self._take_free()
 
-    def _take_free(self) -> Lease | None:
-        while True:
-            try:
-                lease = self._free.pop()
-            except IndexError:
-                return None
-            # psycopg does not notice that an idle connection was lost, and nothing was sent on it yet.
-            if not (lease.con.is_closed() or lease.con.is_dead()) and self._lend(lease):
-                return lease
-            self._discard(lease)
-
     async def take(self) -> Lease:
         """Return a lease; dials where none is free and the pool is not full. The caller bounds it, by cancelling."""
         while True:
@@ -151,39 +129,6 @@ class OwnPool(Books):
             self.give(lease, Touch.LOST)
             raise
         return True
-
-    async def _wait(self) -> Lease:
-        """Wait for a lease to be given back or dialled; raises what the dial raised."""
-        while True:
-            with self._lock:
-                if self._closing:
-                    raise _closed("this call waited for a connection")
-                waiter = None
-                if not self._free:
-                    waiter = self._colour.waiter()
-                    self._waiters.append(waiter)
-            if waiter is None:
-                lease = self._take_free()
-            else:
-                lease = await self._at(waiter)
-            if lease is not None:
-                return lease
-
-    async def _at(self, waiter: Waiter) -> Lease | None:
-        self._wake()
-        try:
-            lease: Lease = await waiter.wait()
-        except BaseException:
-            lost = waiter.taken()
-            if lost is not None:
-                self._pass(lost)
-            with self._lock, contextlib.suppress(ValueError):  # who brings something takes it off the list
-                self._waiters.remove(waiter)
-            raise
-        if not lease.con.is_closed() and self._lend(lease):
-            return lease
-        self._discard(lease)
-        return None
 
     # ------------------------------------------------------------------ dialling
 
@@ -256,8 +201,8 @@ class OwnPool(Books):
                 if full:
                     self.node.soften(self.clock())
                 comes = full and self._taken and self.full
-                while self._waiters and not comes:
-                    comes = self._waiters.popleft().fail(error)
+            if not comes:
+                self._refuse(error)
         self._wake()
 
     # ------------------------------------------------------------------ giving back
@@ -314,12 +259,8 @@ class OwnPool(Books):
         """Hand a clean lease on: to who waits longest, or keep it at hand."""
         with self._lock:
             keep = not self._closing and self.fits(lease.tag) and not lease.con.is_closed()
-            while keep and self._waiters:
-                if self._waiters.popleft().give(lease):
-                    break
-            else:
-                if keep:
-                    self._free.append(lease)
+            if keep and not self._hand(lease):
+                self._free.append(lease)
         if keep:
             self._tell()
         else:
@@ -345,21 +286,6 @@ class OwnPool(Books):
             if how == "now":
                 self.end_in_use()
         return idle, in_use
-
-    def _sift(self, stays: Callable[[Lease], bool]) -> int:
-        """Close what is at hand and shall not stay there; returns how many."""
-        gone = 0
-        for _ in range(len(self._free)):
-            try:
-                lease = self._free.popleft()
-            except IndexError:  # another thread takes them
-                break
-            if stays(lease):
-                self._free.append(lease)
-            else:
-                self._discard(lease)
-                gone += 1
-        return gone
 
     def rest(self) -> None:
         """Close what was lost, or not used for *max_idle* seconds, down to *keep*; called after each round of probes.
@@ -417,22 +343,3 @@ class OwnPool(Books):
         self._close_out()
         self._interrupt()
         self._hurry()
-
-    def _close_out(self) -> None:
-        """Close what is out, as soon as nothing runs on it: it may never be given back."""
-        for lease in list(self.out):
-            lease.con.close()
-
-    def _shut(self) -> None:
-        """Lend nothing any more, and send those home who wait."""
-        with self._lock:
-            self._closing = True
-            waiters = list(self._waiters)
-            self._waiters.clear()
-        for waiter in waiters:
-            waiter.fail(_closed("this call waited for a connection"))
-        self._sift(lambda _: False)
-
-
-def _closed(when: str) -> DbGuardError:
-    return dress(GuardClosed(f"the guard was closed while {when}"))

@@ -156,8 +156,8 @@ async def test_it_is_closed_only_when_nothing_runs_on_it(side: Any, make_line: A
 
     blocked = side.start(line.run(blocks if side.threads else waits))
     await until(line.is_in_transaction)
-    line.leave(finish)
-    line.leave(lambda: said.append("twice"))
+    assert not line.leave(finish)
+    assert not line.leave(lambda: said.append("twice"))
     with pytest.raises(psycopg.OperationalError):
         await blocked
 
@@ -167,12 +167,11 @@ async def test_it_is_closed_only_when_nothing_runs_on_it(side: Any, make_line: A
 
 async def test_one_that_was_left_is_not_ended_any_more(side: Any, make_line: Any, single: Cluster) -> None:
     line = await make_line(single.primary.port)
-    raw, left = line.raw, []
+    raw = line.raw
 
-    line.leave(lambda: left.append(True))
+    assert line.leave(lambda: None)
     line.terminate()
 
-    assert left == [True]
     assert line.is_closed()
     again = side.line(raw, lambda _: None)
     assert await side.run(again.fetchval("SELECT 1")) == 1

@@ -1,0 +1,135 @@
+"""Who gets which lease: what is at hand, and who waits.
+
+A lease that comes back goes to who waits longest, or waits itself, the one used last on top. What brings others runs beside
+the calls, so that who waits can be called off, and gets what comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dbguard.drivers.psycopg.failures import dress
+from dbguard.drivers.psycopg.lease import Books, Lease
+from dbguard.errors import GuardClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbguard.core.route import Node
+    from dbguard.drivers.base import Colour, Waiter
+    from dbguard.errors import DbGuardError
+
+__all__ = ["Lending"]
+
+
+class Lending(Books):
+    """The part of a pool that lends what is there."""
+
+    def __init__(self, node: Node, *, colour: Colour, clock: Callable[[], float], size: int) -> None:
+        super().__init__(node, colour=colour, clock=clock, size=size)
+        self._free: deque[Lease] = deque()
+        self._waiters: deque[Waiter] = deque()
+        self._closing = False
+
+    def _wake(self) -> None:
+        """Bring what those who wait need, as far as that may be done."""
+        raise NotImplementedError
+
+    def _pass(self, lease: Lease) -> None:
+        """Hand a clean lease on, or keep it at hand, or give it up."""
+        raise NotImplementedError
+
+    def _discard(self, lease: Lease) -> None:
+        """End a connection that is not out."""
+        raise NotImplementedError
+
+    def _take_free(self) -> Lease | None:
+        """Return a lease that is at hand, the one used last first."""
+        while True:
+            try:
+                lease = self._free.pop()
+            except IndexError:
+                return None
+            # psycopg does not notice that an idle connection was lost, and nothing was sent on it yet.
+            if not (lease.con.is_closed() or lease.con.is_dead()) and self._lend(lease):
+                return lease
+            self._discard(lease)
+
+    async def _wait(self) -> Lease:
+        """Wait for a lease to be given back or brought; raises what kept that from being done."""
+        while True:
+            waiter = None
+            with self._lock:
+                if self._closing:
+                    raise _closed()
+                if not self._free:
+                    waiter = self._colour.waiter()
+                    self._waiters.append(waiter)
+            lease = self._take_free() if waiter is None else await self._at(waiter)
+            if lease is not None:
+                return lease
+
+    async def _at(self, waiter: Waiter) -> Lease | None:
+        self._wake()
+        try:
+            lease: Lease = await waiter.wait()
+        except BaseException:
+            lost = waiter.taken()
+            if lost is not None:
+                self._pass(lost)
+            with self._lock, contextlib.suppress(ValueError):  # who brings something takes it off the list
+                self._waiters.remove(waiter)
+            raise
+        if not lease.con.is_closed() and self._lend(lease):
+            return lease
+        self._discard(lease)
+        return None
+
+    def _hand(self, lease: Lease) -> bool:
+        """Hand a clean lease to who waits longest; say whether anybody waits. Under the lock."""
+        while self._waiters:
+            if self._waiters.popleft().give(lease):
+                return True
+        return False
+
+    def _refuse(self, error: Exception) -> bool:
+        """Tell who waits longest that nothing comes; say whether anybody waits."""
+        with self._lock:
+            while self._waiters:
+                if self._waiters.popleft().fail(error):
+                    return True
+        return False
+
+    def _sift(self, stays: Callable[[Lease], bool]) -> int:
+        """End what is at hand and shall not stay there; returns how many."""
+        gone = 0
+        for _ in range(len(self._free)):
+            try:
+                lease = self._free.popleft()
+            except IndexError:  # another thread takes them
+                break
+            if stays(lease):
+                self._free.append(lease)
+            else:
+                self._discard(lease)
+                gone += 1
+        return gone
+
+    def _shut(self) -> None:
+        """Lend nothing any more, and send those home who wait."""
+        with self._lock:
+            self._closing = True
+        while self._refuse(_closed()):
+            continue
+        self._sift(lambda _: False)
+
+    def _close_out(self) -> None:
+        """Give up what is out, as soon as nothing runs on it: it may never be given back."""
+        for lease in list(self.out):
+            lease.con.close()
+
+
+def _closed() -> DbGuardError:
+    return dress(GuardClosed("the guard was closed while this call waited for a connection"))
