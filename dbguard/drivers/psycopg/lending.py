@@ -123,12 +123,6 @@ class Lending(Books):
             self._closing = True
         while self._refuse(_closed()):
             continue
-        self._sift(lambda _: False)
-
-    def _close_out(self) -> None:
-        """Give up what is out, as soon as nothing runs on it: it may never be given back."""
-        for lease in list(self.out):
-            lease.con.close()
 
 
 def _closed() -> DbGuardError:

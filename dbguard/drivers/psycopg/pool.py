@@ -343,3 +343,13 @@ class OwnPool(Lending):
         self._close_out()
         self._interrupt()
         self._hurry()
+
+    def _shut(self) -> None:
+        """Lend nothing any more, and close what is at hand."""
+        super()._shut()
+        self._sift(lambda _: False)
+
+    def _close_out(self) -> None:
+        """Close what is out, as soon as nothing runs on it: its user may never give it back."""
+        for lease in list(self.out):
+            lease.con.close()
