@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
 from sqlalchemy.ext import asyncio as sa_asyncio
-from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
 
-from dbguard.core.failure import Family
-from dbguard.core.sqlstates import RECOVERY_REFUSALS
-from dbguard.drivers.asyncpg.failures import AsyncpgDriver
+from dbguard.core.failure import Family, Phase
 from dbguard.errors import ConfigError, DbGuardError, NotAttempted, OutcomeUnknown
 from dbguard.guard import Guard
+from dbguard.integrations.sqlalchemy.drivers import DOUBT, Asyncpg
 from dbguard.integrations.sqlalchemy.errors import NotARead, dress
 
 if TYPE_CHECKING:
@@ -28,8 +26,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from sqlalchemy.pool import PoolProxiedConnection
+    from sqlalchemy.pool import Pool, PoolProxiedConnection
 
+    from dbguard.core.failure import Failure
     from dbguard.texts import Text
 
 __all__ = ["ASKED", "Lead", "create_async_engine", "lead_of", "replica_engine"]
@@ -42,12 +41,6 @@ ASKED = "dbguard_asked"
 
 READ_ONLY = "25006"
 """A write refused as read-only: by a standby, or by a primary that was told to refuse them."""
-
-DOUBT = 1.0
-"""Seconds after a write was refused as read-only in which connections are asked before they are used: longer than the
-guard's probes take to find out whether the primary was demoted behind them, as can be where a pooler keeps them open."""
-
-NO_STANDBY = "SELECT WHERE NOT pg_is_in_recovery()"
 
 OURS = {
     "creator": "the guard connects",
@@ -80,8 +73,8 @@ def create_async_engine(guard: Guard, *, role: str = "primary", **arguments: Any
         raise ConfigError(f"the guard chooses the address: connect_args should not give {' and '.join(addressed)}")
     lead = Lead(guard, role, arguments)
     engine = sa_asyncio.create_async_engine(
-        "postgresql+asyncpg://",
-        **{**lead.arguments, "poolclass": lead.poolclass(arguments.get("poolclass", AsyncAdaptedQueuePool))},
+        lead.driver.url,
+        **{**lead.arguments, "poolclass": lead.poolclass(arguments.get("poolclass", lead.driver.poolclass))},
     )
     lead.take(engine.sync_engine)
     return engine.execution_options(postgresql_readonly=True) if role == "replica" else engine
@@ -117,6 +110,7 @@ class Lead:
 
     def __init__(self, guard: Guard, role: str, arguments: Mapping[str, Any]) -> None:
         self.role = role
+        self.driver = Asyncpg
         self.connector = guard.connector(role)
         self.arguments = dict(arguments) if role == "primary" else _for_replicas(arguments)
         self.written: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -154,7 +148,7 @@ class Lead:
 
         class Led(base):  # type: ignore[valid-type,misc]  # any pool class of the application's
             def connect(self) -> PoolProxiedConnection:
-                return _connect(super().connect, self._dialect)
+                return lead._connect(super().connect, self._dialect)
 
             def dispose(self) -> None:
                 super().dispose()
@@ -169,12 +163,29 @@ class Lead:
 
     # ------------------------------------------------------------------ connections
 
+    def _connect(self, connect: Callable[[], PoolProxiedConnection], dialect: Dialect) -> PoolProxiedConnection:
+        """Call *connect* until it gives a connection that was not lost meanwhile, `TRIES` times at most."""
+        for tried in range(1, TRIES + 1):
+            try:
+                return connect()
+            except (exc.InvalidRequestError, exc.DBAPIError) as error:
+                # "This connection is closed": SQLAlchemy has dialled twice what was lost at once. Or asking its version failed.
+                lost = isinstance(error, exc.InvalidRequestError) or error.connection_invalidated
+                if not lost or tried == TRIES:
+                    raise
+            except Exception as error:
+                if self.driver.family(error) is not Family.HARD:
+                    raise
+                if tried == TRIES:
+                    raise dialect.loaded_dbapi.OperationalError(str(error), error) from error
+        raise AssertionError("the last try has returned or raised")
+
     def _dial(self, dialect: Dialect, _record: object, args: Any, given: Any) -> Any:
         async def create(*args: Any, **given: Any) -> Any:
             try:
                 return await self.connector(*args, **given)
             except Exception as error:
-                if not isinstance(error, DbGuardError) and _family(error) is Family.NEUTRAL:
+                if not isinstance(error, DbGuardError) and self.driver.family(error) is Family.NEUTRAL:
                     raise
                 if isinstance(error, ConfigError):
                     raise
@@ -186,7 +197,7 @@ class Lead:
         """Let nothing out of the pool that has ended or leads elsewhere: SQLAlchemy dials anew then."""
         if not self.connector.serves(record.driver_connection):
             raise exc.DisconnectionError(f"ended, or led elsewhere than to a {self.role}")
-        if time.monotonic() < self._doubted_until and not con.run_async(_is_writable):
+        if time.monotonic() < self._doubted_until and not self.driver.is_writable(con):
             raise exc.DisconnectionError("leads to a standby by now")
 
     def _dispose(self, *, close: bool) -> None:
@@ -229,21 +240,24 @@ class Lead:
         if con is None or con.closed or con.invalidated or not isinstance(original, Exception):
             return self._not_connected(context, original) if con is None and not context.is_pre_ping else None
         raw = con.connection.driver_connection
-        sqlstate = getattr(original, "sqlstate", None)
-        if sqlstate in RECOVERY_REFUSALS and _in_standby(raw):
+        failure = self.driver.failure(original, raw)
+        unknown = self._is_unknown(context, con, failure)
+        if self.role == "primary":
+            refused = failure.sqlstate == READ_ONLY and failure.phase is Phase.ERROR
+            demoted = failure.family is Family.ROLE and self.driver.in_standby(raw)
+            if refused and not demoted:
+                self._doubted_until = time.monotonic() + DOUBT
+        else:
+            refused = demoted = False  # what is refused there is no news of the node
+        if unknown or demoted or (failure.broken and not failure.timed_out):
             context.is_disconnect = True
-        unknown = self._is_unknown(context, con, original)
-        if unknown:
-            context.is_disconnect = True
-        if sqlstate == READ_ONLY and self.role == "primary":
-            self._doubted_until = time.monotonic() + DOUBT
-        if context.is_disconnect or sqlstate == READ_ONLY:
+        if context.is_disconnect or refused:
             self.connector.doubt()
         if context.is_disconnect and not self.connector.is_news(raw):
             # The guard has ended what led there, or will: connections made since then are good.
             context.invalidate_pool_on_disconnect = False
         if not unknown:
-            return None
+            return _wrapped(context, original) if failure.broken and not failure.timed_out else None
         what = "the COMMIT" if context.statement is None else "the statement"
         error = OutcomeUnknown(
             f"{what} was sent and its answer was lost: it may have been applied; look before repeating it",
@@ -252,12 +266,12 @@ class Lead:
         )
         return dress(error, original, invalidated=True)
 
-    def _is_unknown(self, context: ExceptionContext, con: Connection, original: Exception) -> bool:
-        """Whether something was lost of which nobody knows whether it was applied: a commit, or what commits by itself."""
-        if con not in self.written or not (context.is_disconnect or isinstance(original, TimeoutError)):
+    def _is_unknown(self, context: ExceptionContext, con: Connection, failure: Failure) -> bool:
+        """Whether nobody knows whether something was applied that was lost: a commit, or what commits by itself."""
+        if con not in self.written or failure.phase is not Phase.SENT or not (failure.broken or context.is_disconnect):
             return False
         if context.statement is None:
-            return _was_sent(original) and _is_of_a_commit(original)
+            return _is_of_a_commit(context.original_exception)
         text = self._text(context.statement)
         return not text.reads and (_is_autocommit(con) or text.controls)
 
@@ -266,63 +280,29 @@ class Lead:
         cause = original if isinstance(original, DbGuardError) else original.__cause__ or original
         if isinstance(cause, DbGuardError):
             return dress(cause, original, invalidated=False)
-        if context.sqlalchemy_exception is None or _family(cause) in (Family.CONFIG, Family.NEUTRAL):
+        if context.sqlalchemy_exception is None or self.driver.family(cause) in (Family.CONFIG, Family.NEUTRAL):
             return None
         error = NotAttempted(f"no connection to a {self.role}: {original}", retry_after=1.0)
         return dress(error, original, invalidated=False)
 
 
-def _connect(connect: Callable[[], PoolProxiedConnection], dialect: Dialect) -> PoolProxiedConnection:
-    """Call *connect* until it gives a connection that was not lost meanwhile, `TRIES` times at most."""
-    for tried in range(1, TRIES + 1):
-        try:
-            return connect()
-        except (exc.InvalidRequestError, exc.DBAPIError) as error:
-            # "This connection is closed": SQLAlchemy has dialled twice what was lost at once. Or asking its version failed.
-            lost = isinstance(error, exc.InvalidRequestError) or error.connection_invalidated
-            if not lost or tried == TRIES:
-                raise
-        except Exception as error:
-            if _family(error) is not Family.HARD:
-                raise
-            if tried == TRIES:
-                raise dialect.loaded_dbapi.OperationalError(str(error), error) from error
-    raise AssertionError("the last try has returned or raised")
+def _wrapped(context: ExceptionContext, original: Exception) -> BaseException | None:
+    """Return SQLAlchemy's error for one that ended a connection and that its dialect does not know; None if it does."""
+    if context.sqlalchemy_exception is not None:
+        return None
+    hide = context.engine is not None and context.engine.hide_parameters
+    return exc.OperationalError(
+        context.statement, context.parameters, original, hide_parameters=hide, connection_invalidated=True
+    )
 
 
-def _family(error: BaseException) -> Family:
-    return AsyncpgDriver.name_dial(error, "").family
-
-
-def _was_sent(original: Exception) -> bool:
-    """Whether an error that ended a connection came after something was sent on it.
-
-    asyncpg's interface error says that the connection was closed before.
-    """
-    return type(original).__name__ != "InterfaceError"
-
-
-def _is_of_a_commit(original: Exception) -> bool:
+def _is_of_a_commit(original: BaseException) -> bool:
     """Whether it was a COMMIT that failed, and not a ROLLBACK or a BEGIN: SQLAlchemy names no statement for either.
 
     `Dialect.do_commit` is what it calls for one. An event before each commit would tell as well, at a cost for all.
     """
     frames = traceback.walk_tb(original.__traceback__)
     return any(frame.f_code.co_name.startswith(("do_commit", "do_prepare")) for frame, _ in frames)
-
-
-def _in_standby(raw: Any) -> bool:
-    return not raw.is_closed() and getattr(raw.get_settings(), "in_hot_standby", None) == "on"
-
-
-async def _is_writable(raw: Any) -> bool:
-    """Ask the server behind a connection whether it is no standby; one that does not answer is none to be used."""
-    try:
-        return bool(await raw.execute(NO_STANDBY, timeout=DOUBT) == "SELECT 1")
-    except Exception as error:
-        if _family(error) is not Family.HARD:
-            raise
-        return False
 
 
 def _is_autocommit(con: Connection) -> bool:
