@@ -12,14 +12,14 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise ModuleNotFoundError(
-        "dbguard.integrations.sqlalchemy needs SQLAlchemy 2: pip install 'sqlalchemy[asyncio]>=2.0.20', or dbguard with "
+        "dbguard.integrations.sqlalchemy needs SQLAlchemy 2: pip install 'sqlalchemy[asyncio]>=2.0.22', or dbguard with "
         "its extra `sqlalchemy`",
         name="sqlalchemy",
     ) from error
 if int(sqlalchemy.__version__.split(".")[0]) < 2:
     raise ImportError(
         f"dbguard.integrations.sqlalchemy needs SQLAlchemy 2, and {sqlalchemy.__version__} is installed: "
-        "pip install 'sqlalchemy[asyncio]>=2.0.20'",
+        "pip install 'sqlalchemy[asyncio]>=2.0.22'",
         name="sqlalchemy",
     )
 
