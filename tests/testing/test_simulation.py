@@ -20,7 +20,7 @@ from dbguard.testing.simulation.shrink import shrink
 SEEDS, OF_THE_ENGINE = 10_000, 300
 """How many are run here; the command runs as many as it is told to."""
 
-RULES = ("repeat", "fence", "gate", "number", "budget", "deadline", "nothing", "renewal")
+RULES = ("repeat", "fence", "gate", "number", "budget", "deadline", "nothing", "renewal", "branch")
 """Defects that a thousand seeds must find; the rarer ones have a seed in `test_simulation_seeds`."""
 
 JOBS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, os.cpu_count() or 1)

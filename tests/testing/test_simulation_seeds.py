@@ -19,12 +19,24 @@ FOUND = [
     (1659, "pin", "stale", "a write of unknown fate keeps its context's reads on the primary"),
     (3006, "office", "duplicate", "a claim is answered by the server that holds the office alone"),
     (165, "nothing", "lost", "a claim never takes its own row for the write"),
+    (44, "branch", "silent", "a reign begins where its timeline branched off, not where its primary was first seen"),
+]
+FOUND_BY_THE_ENGINE = [
+    (2701, "branch", "silent", "so, too, behind a name that was moved, where the new primary has written for a while"),
 ]
 
 
-@pytest.mark.parametrize(("seed", "defect", "promise", "rule"), FOUND, ids=[row[1] for row in FOUND])
+@pytest.mark.parametrize(
+    ("seed", "defect", "promise", "rule", "engine"),
+    [
+        pytest.param(*row, engine, id=row[1] + "-engine" * engine)
+        for rows, engine in ((FOUND, False), (FOUND_BY_THE_ENGINE, True))
+        for row in rows
+    ],
+)
 def test_seed_keeps_every_promise_and_breaks_one_with_its_defect(
-    seed: int, defect: str, promise: str, rule: str
+    seed: int, defect: str, promise: str, rule: str, *, engine: bool
 ) -> None:
-    assert simulate(seed).violations == ()
-    assert promise in {violation.promise for violation in simulate(seed, defect=defect).violations}, rule
+    assert simulate(seed, engine=engine).violations == ()
+    broken = {violation.promise for violation in simulate(seed, defect=defect, engine=engine).violations}
+    assert promise in broken, rule

@@ -20,6 +20,7 @@ from dbguard.core.plan import Pause
 from dbguard.core.retry import Act, Purse, Verdict
 from dbguard.core.route import Node as RoutedNode
 from dbguard.core.state import GuardState
+from dbguard.core.succession import Claim
 from dbguard.core.topology import Role
 from dbguard.runtime import monitor
 from dbguard.testing.simulation import monitor as twin
@@ -153,6 +154,11 @@ def _believe_any(node: object, instance: object) -> bool:  # noqa: ARG001  every
     return True
 
 
+def _begins_where_it_stands(claim: Claim, after: Reign) -> int | None:  # noqa: ARG001  whatever it follows
+    """Take the first position that was seen for a reign's beginning."""
+    return claim.position
+
+
 DEFECTS: dict[str, Defect] = {
     "repeat": Defect("duplicate", "everything is repeated", patch=lambda: patch.object(plan, "judge", _repeat)),
     "fence": Defect("lost", "an old primary is written to", state=_Unfenced),
@@ -174,6 +180,11 @@ DEFECTS: dict[str, Defect] = {
         "fenced",
         "a new connection is used although its name leads elsewhere by now",
         patch=lambda: patch.object(RoutedNode, "is_here", _believe_any),
+    ),
+    "branch": Defect(
+        "silent",
+        "a reign is taken to begin where its primary was first seen",
+        patch=lambda: patch.object(Claim, "begins", _begins_where_it_stands),
     ),
     "renewal": Defect("dead", "a primary behind a name that was moved is never found", patch=_no_renewal),
 }
