@@ -1,6 +1,7 @@
 """Guards over real clusters, and bounded waiting.
 
 * `open_guard(cluster, ...)`: a guard over all nodes of a cluster, closed at the end; their names are the cluster's.
+* `facade`: which kind of guard that is (`facades`); asyncpg's, unless a test is for others as well.
 * `events`: what all guards of the test have told, in order.
 * `until(condition)`: waits for a condition, plain or async; fails after some seconds.
 * `settled(guard)`: waits until the guard knows a primary and every other node is a replica that serves reads.
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import dbguard
 from tests import waiting
+from tests.integration.facades import FACADES, kind_of, waited
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    import dbguard
     from dbguard.events import Event
     from dbguard.testing.cluster import Cluster
 
@@ -83,9 +85,15 @@ def configured() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
+def facade(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", FACADES[0])
+
+
+@pytest.fixture
 async def open_guard(
-    configured: Callable[..., dict[str, Any]], events: list[Event]
-) -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]:
+    configured: Callable[..., dict[str, Any]], events: list[Event], facade: str
+) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    kind = kind_of(facade)
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
@@ -94,10 +102,10 @@ async def open_guard(
             config: dict[str, Any] | None = None,
             settle: bool = True,
             **arguments: Any,
-        ) -> dbguard.Guard:
-            guard = dbguard.Guard(configured(cluster, *names, **(config or {})), on_event=events.append, **arguments)
-            await guard.open()
-            stack.push_async_callback(guard.close, timeout=1.0)
+        ) -> Any:
+            guard = kind(configured(cluster, *names, **(config or {})), on_event=events.append, **arguments)
+            await waited(guard.open)
+            stack.push_async_callback(waited, guard.close, timeout=1.0)
             if settle:
                 await _settled(guard)
             return guard

@@ -11,6 +11,7 @@ import pytest
 
 from dbguard.events import NodeFenced
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
+from tests.integration.facades import every_facade
 from tests.integration.failover.conftest import prepare
 from tests.integration.failover.workload import acknowledge_alone, promote
 
@@ -40,6 +41,7 @@ def role(guard, name):
     return next(node.role for node in guard.status().nodes if node.name == name)
 
 
+@every_facade
 @pytest.mark.parametrize("what", ["all of it", "replies"])
 async def test_black_holed_while_another_is_promoted_then_healed(proxied, work, until, events, what):
     """The old primary lives, is read-write and acknowledges everything: as soon as it is reachable, it is fenced."""

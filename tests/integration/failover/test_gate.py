@@ -9,6 +9,10 @@ import pytest
 
 import dbguard
 from dbguard.events import Flapping, GateChanged, WritesPaused, WritesResumed
+from tests.integration.facades import every_facade, waited
+from tests.integration.failover.workload import promote
+
+act = asyncio.to_thread
 
 WHERE = "SELECT current_setting('cluster_name')"
 INSERT = "INSERT INTO written VALUES ($1)"
@@ -140,6 +144,25 @@ async def test_a_switchover_in_a_pause_costs_nobody_an_error(cluster_factory, op
     for wrong in (0, -1, float("inf")):
         with pytest.raises(ValueError, match="at_most"):
             await guard.pause(at_most=wrong)
+
+
+@every_facade
+async def test_a_switchover_in_a_pause_under_work_is_told_to_nobody(home, work, until):
+    """Nothing is under way on the old primary when it goes, so that nothing is of unknown fate."""
+    old = home.primary.name
+    assert await waited(work.guard.pause, timeout=10, at_most=120) == 0
+    await work.stands_still()
+    await act(home.stop_node, old, "fast")
+    new = await act(promote, home)
+    await until(lambda: work.guard.status().primary == new)
+    await work.reads_go_on()
+    assert work.guard.status().writes == "paused"
+
+    work.guard.resume()
+
+    since = await work.flows()
+    await work.judge(unknown=0)
+    assert work.writers_at(since=since) == {new}
 
 
 async def test_who_waits_is_told_at_once_that_writes_are_refused_and_that_no_node_answers(

@@ -10,6 +10,7 @@ import pytest
 
 import dbguard
 from dbguard.events import Drained, GateChanged, NodeFenced, PrimaryChanged
+from tests.integration.facades import every_facade, words_for, words_of
 from tests.integration.failover.conftest import prepare
 from tests.integration.failover.pooler import Pooler
 from tests.integration.failover.workload import acknowledge_alone, promote
@@ -104,6 +105,7 @@ async def test_a_guard_that_starts_beside_one_takes_the_newer(home, open_guard, 
     assert work.writers_at(since=0.0) == {new}
 
 
+@every_facade
 async def test_demoted_and_reachable(home, work, settled):
     """The trap: the node answers, connections to it can be opened, and every write on it is refused with 25006."""
     old, new = home.primary.name, home.replicas[0].name
@@ -130,14 +132,16 @@ async def test_demoted_and_reachable_is_noticed_by_the_first_call(home, open_gua
     assert len([e for e in events if isinstance(e, GateChanged) and "25006" in e.why]) <= 1
 
 
-async def test_demoted_behind_connections_that_were_open_all_the_time(home, open_guard, at_work, until, events):
+@every_facade
+async def test_demoted_behind_connections_that_were_open_all_the_time(home, open_guard, at_work, until, events, facade):
     """A pooler keeps its clients' connections: they were told of a primary, and 25006 is all that says otherwise."""
     old, new = home.primary.name, home.replicas[0].name
     async with Pooler("127.0.0.1", home.primary.port) as pooler:
         nodes = [{"name": node.name, "host": node.host, "port": node.port} for node in home.nodes]
         next(node for node in nodes if node["name"] == old)["port"] = pooler.port
-        guard = await open_guard(home, config=RARELY | {"nodes": nodes}, statement_cache_size=0)
-        assert await guard.fetchval(INSERT, 0) == old
+        guard = await open_guard(home, config=RARELY | {"nodes": nodes}, **words_for(facade).unprepared)
+        words = words_of(guard)
+        assert await words.asked(words.value(INSERT, 0)) == old
         await act(home.wait_for, new, "SELECT count(*) = 1 FROM written")
         events.clear()
 
@@ -146,8 +150,8 @@ async def test_demoted_behind_connections_that_were_open_all_the_time(home, open
 
         async def is_followed():
             try:
-                return await guard.fetchval(INSERT, 0) == new
-            except (asyncpg.ReadOnlySQLTransactionError, dbguard.OutcomeUnknown):
+                return await words.asked(words.value(INSERT, 0)) == new
+            except (words.read_only, dbguard.OutcomeUnknown):
                 return False  # until a probe has asked why; what is under way just then is ended
 
         await until(is_followed)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from dbguard.events import GateChanged, NodeDown, NodeFenced, PrimaryChanged, RoleChanged
+from tests.integration.facades import every_facade
 from tests.integration.failover.conftest import prepare
 from tests.integration.failover.workload import WRITERS, acknowledge_alone, promote
 
@@ -58,6 +59,7 @@ async def test_killed_and_another_promoted(cluster_factory, open_guard, at_work,
     )
 
 
+@every_facade
 async def test_stopped_cleanly_and_another_promoted(home, work):
     await act(home.stop_node, home.primary, "fast")
     new = await act(promote, home)
@@ -67,6 +69,7 @@ async def test_stopped_cleanly_and_another_promoted(home, work):
     assert work.writers_at(since=since) == {new}
 
 
+@every_facade
 async def test_frozen_while_another_is_promoted_then_thawed(home, work, until, events):
     """Its connections stay open and nothing answers; when it wakes up it is a primary as before, and may not be used."""
     old = home.primary.name
@@ -87,6 +90,7 @@ async def test_frozen_while_another_is_promoted_then_thawed(home, work, until, e
     assert [event.node for event in told(events, NodeFenced)] == [old]
 
 
+@every_facade
 async def test_the_old_primary_comes_back_as_a_replica_and_serves_reads(home, work, until, settled):
     old = home.primary.name
     await act(home.kill, old)
@@ -98,8 +102,8 @@ async def test_the_old_primary_comes_back_as_a_replica_and_serves_reads(home, wo
     seen = set()
 
     async def all_serve():
-        async with work.guard.causal():
-            seen.add(await work.guard.fetchval(WHERE))
+        async with work.words.causal():
+            seen.add(await work.value(WHERE))
         return seen == {"a", "b", "c"} - {new}
 
     await until(all_serve)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from dbguard.events import GateChanged, NodeMisconfigured, PrimaryChanged
+from tests.integration.facades import every_facade
 from tests.integration.failover.workload import WRITERS
 
 act = asyncio.to_thread
@@ -62,6 +63,7 @@ async def test_all_nodes_off_and_back(home, work, settled):
     await work.judge()
 
 
+@every_facade
 async def test_no_primary_for_longer_than_calls_may_wait_then_back(home, open_guard, at_work, until, events):
     """Waiting ends, and calls fail at once; the search goes on, and so do reads."""
     guard = await open_guard(home, config={"failover": {"max_wait": 1}})
@@ -96,6 +98,7 @@ async def test_no_primary_for_seconds_is_a_pause_that_every_deadline_bears(home,
     await work.judge()
 
 
+@every_facade
 async def test_all_backends_terminated_is_no_error_for_reads_and_told_truthfully_for_writes(home, work, settled):
     await settled(work.guard)
     for _ in range(10):

@@ -6,6 +6,8 @@
     await work.flows()                    # writes that begin from now on are acknowledged
     await work.judge()
 
+It works over each facade (`tests.integration.facades`): over `SyncGuard` its writers and readers are threads.
+
 Four writers write values that nobody else writes (0 is left to tests), each in a way of its own: a call, a transaction function, a block, and
 COPY. Each reads what it wrote. Two readers read. What each was told is a history, which the checkers of `chaos` judge:
 nothing lost, nothing twice, nothing that was said to have failed, no writer that misses its own write. Beside that no
@@ -17,18 +19,17 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import asyncpg
+from typing import TYPE_CHECKING, Any
 
 import dbguard
 from chaos.checkers import Duplicated, Lost, Phantom, Stale, State
 from chaos.history import Kind, Operation, Outcome
 from chaos.journal import Journal
+from tests.integration.facades import words_of
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from chaos.checkers import Checker
     from chaos.history import History
@@ -51,15 +52,17 @@ ALL = "SELECT current_setting('cluster_name') FROM (SELECT count(*) FROM written
 class Workload:
     """Writers and readers, and what each was told.
 
-    reads: arguments of `guard.using` for the reads of readers. Default none.
+    words: the guard's, for what a test asks itself. reads: arguments of `guard.using` for the reads of readers. Default none.
     """
 
-    def __init__(self, guard: dbguard.Guard, cluster: Cluster, **reads: str) -> None:
+    def __init__(self, guard: Any, cluster: Cluster, **reads: str) -> None:
         self.guard = guard
         self.cluster = cluster
-        self._reads = guard.using(**reads)
-        self._journal = Journal(0.0)  # so that its times are those of the guard's events
-        self._tasks: list[asyncio.Task[None]] = []
+        self.words = words_of(guard)
+        self._reads = words_of(guard.using(**reads))
+        # Its times are those of the guard's events. Nothing is written to a file, so that threads may share it.
+        self._journal = Journal(0.0)
+        self._tasks: list[asyncio.Future[None]] = []
         self._over = False
 
     # ------------------------------------------------------------------ working
@@ -67,8 +70,8 @@ class Workload:
     def begin(self) -> None:
         """Let all work; needs a running loop."""
         ways = (self._call, self._function, self._block, self._copy)
-        self._tasks = [asyncio.create_task(self._write_on(number, way)) for number, way in enumerate(ways)]
-        self._tasks += [asyncio.create_task(self._read_on(number)) for number in range(READERS)]
+        works = [self._write_on(number, way) for number, way in enumerate(ways)]
+        self._tasks = self.words.work(works + [self._read_on(number) for number in range(READERS)])
 
     async def end(self) -> None:
         """Let each call under way end."""
@@ -76,51 +79,49 @@ class Workload:
         await asyncio.gather(*self._tasks)
 
     def cancel(self) -> None:
-        """End all that is still under way; for tests that have failed."""
+        """End all that is still under way; for tests that have failed. Threads end with the guard."""
+        self._over = True
         for task in self._tasks:
             task.cancel()
 
-    async def _call(self, value: int) -> str:
-        return await self.guard.fetchval(INSERT, value, "call")
+    async def _call(self, value: int) -> Any:
+        return await self.words.value(INSERT, value, "call")
 
-    async def _function(self, value: int) -> str:
-        async def insert(tx: dbguard.Connection) -> str:
-            await tx.execute(INSERT, -value, "function")
-            return await tx.fetchval(RENAME, value, -value)
+    async def _function(self, value: int) -> Any:
+        return await self.words.function((INSERT, -value, "function"), (RENAME, value, -value))
 
-        return await self.guard.run_in_transaction(insert)
+    async def _block(self, value: int) -> Any:
+        return await self._again(value, self.words.block((INSERT, -value, "block"), (RENAME, value, -value)))
 
-    async def _block(self, value: int) -> str:
+    async def _copy(self, value: int) -> Any:
+        return await self._again(value, self.words.copy("written", [(value, "copy")]))
+
+    async def _again(self, value: int, once: Coroutine[Any, Any, Any]) -> Any:
+        """Do what is not repeated. The driver's error says that nothing was committed: so it may be done again."""
         try:
-            async with self.guard.transaction() as tx:
-                await tx.execute(INSERT, -value, "block")
-                return await tx.fetchval(RENAME, value, -value)
+            return await once
         except dbguard.DbGuardError:
             raise
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            # A block is not repeated. The driver's error says that nothing was committed: so it may be done again.
+        except self.words.gone:
             return await self._call(value)
 
-    async def _copy(self, value: int) -> None:
-        await self.guard.copy_records_to_table("written", records=[(value, "copy")])
-
-    async def _write_on(self, number: int, way: Callable[[int], Awaitable[str | None]]) -> None:
+    async def _write_on(self, number: int, way: Callable[[int], Awaitable[Any]]) -> None:
         value = number
         while not self._over:
             value += WRITERS
-            async with self.guard.causal():
+            async with self.words.causal():
                 if await self._do(f"writer {number}", Kind.APPEND, value, lambda value=value: way(value)):
                     await self._do(f"writer {number}", Kind.READ, value, lambda value=value: self._mine(value))
-            await asyncio.sleep(0.005)
+            await self.words.rest(0.005)
 
-    async def _mine(self, value: int) -> asyncpg.Record:
-        return await self.guard.fetchrow(MINE, value)
+    async def _mine(self, value: int) -> tuple[Any, ...]:
+        return tuple(await self.words.row(MINE, value))
 
     async def _read_on(self, number: int) -> None:
         while not self._over:
-            async with self.guard.causal():
-                await self._do(f"reader {number}", Kind.READ, None, lambda: self._reads.fetchval(ALL))
-            await asyncio.sleep(0.005)
+            async with self.words.causal():
+                await self._do(f"reader {number}", Kind.READ, None, lambda: self._reads.value(ALL))
+            await self.words.rest(0.005)
 
     async def _do(self, client: str, kind: Kind, value: int | None, call: Callable[[], Awaitable[object]]) -> bool:
         """Make one call and write down what it was told; return whether it was done."""
@@ -133,8 +134,8 @@ class Workload:
         except Exception as e:  # noqa: BLE001  judged by the test
             outcome, error = Outcome.FAILED, f"{type(e).__name__}: {e}"
         else:
-            if isinstance(said, asyncpg.Record):
-                node, seen = said["node"], tuple(said["seen"] or ())
+            if isinstance(said, tuple):
+                node, seen = said[0], tuple(said[1] or ())
             elif isinstance(said, str):
                 node = said
         self._journal.operation(
@@ -191,6 +192,10 @@ class Workload:
     async def stands_still(self) -> None:
         """Wait until every writer waits for a primary."""
         await until(lambda: self.guard.status().waiting >= WRITERS)
+
+    async def value(self, query: str, *args: Any) -> Any:
+        """Ask the guard for one value, from the test's own task."""
+        return await self.words.asked(self.words.value(query, *args))
 
     async def judge(self, *, unknown: int = WRITERS, refused: str | None = None, exposed: float = 0.0) -> None:
         """End the work, and hold what was told against what the primary has.
