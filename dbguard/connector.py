@@ -1,56 +1,32 @@
-"""`guard.connector(role)`: connections for a pool of the application's, made to wherever they belong by now.
-
-The application keeps its pool object: ``asyncpg.create_pool(connect=guard.connector("primary"))``. Each new connection goes
-to the present primary, or to a fit replica, and is asked who it is before it is handed over. asyncpg does not tell a
-`connect` hook which pool it serves, so nothing can be drained through the pool: a connection that belongs there no more
-is terminated, and its pool dials another one at the next checkout.
-"""
+"""`guard.connector(role)` over asyncpg: ``asyncpg.create_pool(connect=guard.connector("primary"))``."""
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from dbguard.core.failure import Family
-from dbguard.core.topology import Role
+from dbguard.connecting import BaseConnector
 from dbguard.drivers.asyncpg.dial import Dialer
-from dbguard.drivers.asyncpg.failures import dress
-from dbguard.drivers.base import WrongNode
 from dbguard.drivers.probe import ask, sighting
-from dbguard.errors import ConfigError, GuardClosed, NoPrimary, NoReplica
-from dbguard.forked import watch
+from dbguard.errors import ConfigError
 from dbguard.wiring import connect_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dbguard.config.settings import Settings
+    from dbguard.connecting import Hold
     from dbguard.core.route import Node
-    from dbguard.core.topology import Instance
+    from dbguard.core.topology import Sighting
     from dbguard.runtime.engine import Engine
 
 __all__ = ["Connector"]
 
-LOOK = 0.5
-"""Seconds between two looks at the connections made, at most; a change of the topology wakes at once."""
 
-AGAIN = 0.05
-"""Seconds before another dial after one that has failed: as the monitor's own first pause."""
-
-
-class Made(NamedTuple):
-    """A connection that was made: to which node, and to which server of it."""
-
-    node: str
-    instance: Instance
-
-
-class Connector:
+class Connector(BaseConnector):
     """Makes connections for one role; made by `Guard.connector`, and called by the application's pool.
 
-    engine: returns the guard's; raises `GuardClosed` while it is not open. within: seconds that one connection may take,
-    waiting for a node included; *timeout* of the pool's own counts where it is shorter.
+    *timeout* of the pool's own counts where it is shorter than the guard's.
     """
 
     def __init__(
@@ -63,31 +39,15 @@ class Connector:
         within: float,
         fallback: bool,
     ) -> None:
-        self._role = role
-        self._engine = engine
-        self._within = within
-        self._fallback = fallback
         self._ask_within = settings.connection.connect_timeout
         self._settings = settings
         self._arguments = arguments
-        self._begin()
-        watch(self)
+        super().__init__(role, engine=engine, within=within, fallback=fallback)
 
     def _begin(self) -> None:
+        super()._begin()
         connection, nodes = self._settings.connection, self._settings.nodes
         self._dialers = {node.name: Dialer(connect_arguments(connection, node), self._arguments) for node in nodes}
-        self._made: weakref.WeakKeyDictionary[Any, Made] = weakref.WeakKeyDictionary()
-        self._watch: asyncio.Task[None] | None = None
-
-    def forked(self) -> None:
-        """Forget, in a forked child, what was made for the parent: names that were looked up there, and connections.
-
-        These lead nowhere any more. The child's own pool gets connections once the guard is opened in the child.
-        """
-        self._begin()
-
-    def __repr__(self) -> str:
-        return f"<dbguard.Connector to {self._role}>"
 
     async def __call__(self, dsn: str | None = None, **given: Any) -> Any:
         """Open a connection, as `asyncpg.connect`; what the pool gives wins over the guard's configuration.
@@ -102,137 +62,33 @@ class Connector:
                 f"the guard chooses the address: give create_pool(connect=guard.connector(...)) not {what}"
             )
         given.pop("loop", None)  # the guard's own looks names up
-        engine = self._engine()
-        clock = engine.state.clock
-        until = clock() + min(self._within, given.get("timeout") or self._within)
-        last: Exception | None = None
-        while True:
-            node = self._choose(engine)
-            if node is not None:
-                try:
-                    return await self._dial(engine, node, given)
-                except Exception as error:
-                    failure = engine.driver.name_dial(error, node.name)
-                    if failure.family is Family.CONFIG:
-                        raise
-                    engine.hurry()
-                    last = error
-            left = until - clock()
-            if left <= 0:
-                raise dress(self._nobody()) if last is None else last
-            await engine.room.pause(min(AGAIN if node is not None else LOOK, left))
-            if engine.closed:
-                raise dress(GuardClosed("the guard was closed while a connection was made"))
+        return await self._connect(given, given.get("timeout"))
 
-    def serves(self, con: Any) -> bool:
-        """Whether *con*, made here, is open and leads where a new one would be let by now; asks no server.
+    async def _reach(self, node: Node, given: dict[str, Any]) -> Any:
+        return await self._dialers[node.name].connect(given)
 
-        For a pool that can look at a connection before it hands it out. One to the primary does not serve while writes
-        are held back or refused, nor one to a replica that has stopped answering, fell behind or is not proven any more.
-        Nothing serves while the guard is closed.
-        """
-        made, engine = self._made.get(con), self._running()
-        if made is None or engine is None or con.is_closed() or self._is_misplaced(engine, made):
-            return False
-        state = engine.state
-        node = state.nodes[made.node]
-        if node is state.primary:
-            return state.gate.writable and (self._role == "primary" or not state.readers)
-        view = node.view
-        return (
-            self._role == "replica"
-            and view.reachable
-            and view.proven
-            and view.lag is not None
-            and view.lag <= state.reads.max_lag
-        )
+    async def _ask(self, engine: Engine, con: Any, node: Node) -> Sighting:
+        at = engine.state.clock()
+        return sighting(await ask(con, timeout=self._ask_within), node.name, at, fresh=True)
 
-    def is_news(self, con: Any) -> bool:
-        """Whether nothing was known yet that ends *con*, made here: others to its server may have ended as well."""
-        made, engine = self._made.get(con), self._running()
-        return made is not None and engine is not None and not self._is_misplaced(engine, made)
+    def _hold(self, con: Any) -> Hold:
+        return _Held(con)
 
-    def node_of(self, con: Any) -> str | None:
-        """Return the name of the node that *con* was made to; None once it was seen to have ended."""
-        made = self._made.get(con)
-        return None if made is None else made.node
+    def _is_closed(self, con: Any) -> bool:
+        return bool(con.is_closed())
 
-    def doubt(self) -> None:
-        """Let all nodes be asked at once who they are: a connection was lost, or a server said that it is a standby."""
-        engine = self._running()
-        if engine is not None:
-            engine.hurry()
 
-    def _running(self) -> Engine | None:
-        """Return the guard's engine; None while it is closed."""
-        try:
-            engine = self._engine()
-        except GuardClosed:
-            return None
-        return None if engine.closed else engine
+class _Held:
+    """A connection of asyncpg's, which ends by itself; only known weakly, so that one that is dropped is collected."""
 
-    def _nobody(self) -> NoPrimary | NoReplica:
-        error = NoPrimary if self._role == "primary" else NoReplica
-        return error(f"no {self._role} within {self._within:g} s to connect to", retry_after=1.0)
+    def __init__(self, con: Any) -> None:
+        self._con = weakref.ref(con)
 
-    def _choose(self, engine: Engine) -> Node | None:
-        state = engine.state
-        if self._role == "replica":
-            fit = state.readers
-            if fit:
-                fewest = min(self._out(node) for node in fit)
-                least = [node for node in fit if self._out(node) == fewest]
-                return least[int(state.rng.random() * len(least))]
-            if not self._fallback:
-                return None
-        return state.primary if state.gate.writable else None
-
-    def _out(self, node: Node) -> float:
-        """Return how many connections there are to *node*, per weight."""
-        return sum(made.node == node.name and not con.is_closed() for con, made in self._made.items()) / node.weight
-
-    async def _dial(self, engine: Engine, node: Node, given: Mapping[str, Any]) -> Any:
-        """Dial, and hand over only what leads to the server that was meant."""
-        state = engine.state
-        con = await self._dialers[node.name].connect(given)
-        try:
-            at = state.clock()
-            seen = sighting(await ask(con, timeout=self._ask_within), node.name, at, fresh=True)
-            refusal = state.met(seen)
-            engine.flush()
-            wanted = Role.PRIMARY if node is state.primary else Role.REPLICA
-            if refusal is None and (seen.role is not wanted or not node.is_here(seen.instance)):
-                refusal = f"{node.name} answers as {seen.role.value}, not as {wanted.value}"
-            if refusal is not None:
-                raise WrongNode(refusal)  # noqa: TRY301  closed as after any other failure
-        except BaseException:
+    def cut(self) -> None:
+        """See `Hold.cut`."""
+        con = self._con()
+        if con is not None:
             con.terminate()
-            raise
-        self._made[con] = Made(node.name, seen.instance)
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.get_running_loop().create_task(self._look_after(engine), name="dbguard connector")
-        return con
 
-    async def _look_after(self, engine: Engine) -> None:
-        """Terminate connections that belong to their node no more, until the guard is closed."""
-        while not engine.closed:
-            for con, made in list(self._made.items()):
-                if con.is_closed():
-                    self._made.pop(con, None)
-                elif self._is_misplaced(engine, made):
-                    con.terminate()
-            await engine.room.pause(LOOK)
-
-    def _is_misplaced(self, engine: Engine, made: Made) -> bool:
-        """Whether a connection must not be used any more for its role.
-
-        A replica's that was promoted meanwhile goes on: it reads what is right, and new ones go to replicas.
-        """
-        state = engine.state
-        node, primary = state.nodes[made.node], state.primary
-        view = node.view
-        if view.fenced or view.misconfigured is not None or (view.reachable and not node.is_here(made.instance)):
-            return True
-        if self._role == "replica":
-            return False
-        return (primary is not None and primary is not node) or (view.reachable and view.role is Role.REPLICA)
+    def close(self) -> None:
+        """See `Hold.close`: nothing of it is held."""

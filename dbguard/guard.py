@@ -123,19 +123,7 @@ class Guard(Guarding["Calls"], Calls):
         """
         from dbguard.connector import Connector  # noqa: PLC0415  as `load`
 
-        if role not in ("primary", "replica"):
-            raise ValueError(f"role must be primary or replica, not {role!r}")
-        if self._wrapped is not None:
-            raise ConfigError("wrapped pools connect by themselves: open a guard on nodes for connector()")
-        options = self._options
-        return Connector(
-            role,
-            self._settings,
-            self._arguments,
-            engine=self._engine,
-            within=options.timeout,
-            fallback=options.fallback == "primary",
-        )
+        return self._connecting(role, Connector)
 
     # ------------------------------------------------------------------ asyncpg.Pool's own words
 

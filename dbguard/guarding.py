@@ -6,7 +6,7 @@ import asyncio
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from dbguard.calling import Core, Options, View
 from dbguard.core.outcome import Applied, StillOpen, known_token
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dbguard.wrapping import Wrapped
 
 __all__ = ["CLOSE_WITHIN", "Guarding", "checked_sizes"]
+
+C = TypeVar("C")
 
 CLOSE_WITHIN = 10.0
 """Seconds `Guarding.close` lets calls go on before it ends them."""
@@ -118,6 +120,22 @@ class Guarding(Pausing[View]):
             life = self._life = self._begin()
         await life.opened()
         return self
+
+    def _connecting(self, role: str, make: Callable[..., C]) -> C:
+        """Make a connector. Raises `ValueError` for another role; `ConfigError` for a guard of wrapped pools."""
+        if role not in ("primary", "replica"):
+            raise ValueError(f"role must be primary or replica, not {role!r}")
+        if self._wrapped is not None:
+            raise ConfigError("wrapped pools connect by themselves: open a guard on nodes for connector()")
+        options = self._options
+        return make(
+            role,
+            self._settings,
+            self._arguments,
+            engine=self._engine,
+            within=options.timeout,
+            fallback=options.fallback == "primary",
+        )
 
     @abstractmethod
     def _begin(self) -> Lifetime:

@@ -36,6 +36,7 @@ FLOORS = [
         "assembly",
         "login",
         "wiring",
+        "connecting",
         "connector",
         "dropped",
         "lifetime",

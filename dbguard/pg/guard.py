@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dbguard.drivers.base import Colour
     from dbguard.events import Listener
     from dbguard.lifetime import Lifetime
+    from dbguard.pg.connector import AsyncConnector
     from dbguard.wrapping import Following
 
 __all__ = ["PsycopgGuard"]
@@ -122,6 +123,22 @@ class PsycopgGuard(Guarding["AsyncCalls"], AsyncCalls):
     ) -> Any:
         given = cls._sections(config)
         return cls._over(given, checked_pools(primary, replicas, hold, kind), on_event)
+
+    def connector(self, role: str = "primary") -> AsyncConnector:
+        """Return what connects a pool of the application's: ``AsyncConnectionPool(connection_class=c.connection_class, check=c.check)``.
+
+        role: ``primary`` or ``replica``. Each new connection goes to the present primary, or to a replica that is fit (where
+        none is, to the primary, unless the guard says ``fallback: error``), and is asked who it is first. A connection to what
+        is the primary no more, to a fenced node, or to a server that its name has left, is ended, whatever it is doing; `check`
+        keeps the pool from handing it out. It can be called itself as well, where something takes a function that connects.
+        What runs on them is the application's: nothing is repeated, routed or resolved. See `dbguard.Guard.connector`.
+
+        Needs an open guard with nodes of its own whenever the pool connects. Raises `ValueError` for another role;
+        `ConfigError` for a guard of wrapped pools.
+        """
+        from dbguard.pg.connector import AsyncConnector  # noqa: PLC0415  as the machinery
+
+        return self._connecting(role, AsyncConnector)
 
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments for the guard's own pools; a misspelt one is found now."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dbguard.errors import GuardClosed
     from dbguard.events import Listener
     from dbguard.pg.calls import AsyncDialect
+    from dbguard.pg.connector import SyncConnector
     from dbguard.status import Status
     from dbguard.wrapping import Following
 
@@ -213,6 +214,22 @@ class SyncGuard(SyncCalls):
         finally:
             if self._inner._core.engine is not None:  # noqa: SLF001  same
                 self.resume()
+
+    def connector(self, role: str = "primary") -> SyncConnector:
+        """Return what connects a pool of the application's: ``ConnectionPool(connection_class=c.connection_class, check=c.check)``.
+
+        role: ``primary`` or ``replica``. Each new connection goes to the present primary, or to a replica that is fit (where
+        none is, to the primary, unless the guard says ``fallback: error``), and is asked who it is first. A connection to what
+        is the primary no more, to a fenced node, or to a server that its name has left, is ended, whatever it is doing; `check`
+        keeps the pool from handing it out. It can be called itself as well, where something takes a function that connects.
+        What runs on them is the application's: nothing is repeated, routed or resolved. See `dbguard.Guard.connector`.
+
+        Needs an open guard with nodes of its own whenever the pool connects. Raises `ValueError` for another role;
+        `ConfigError` for a guard of wrapped pools.
+        """
+        from dbguard.pg.connector import SyncConnector  # noqa: PLC0415  as the machinery
+
+        return self._inner._connecting(role, SyncConnector)  # type: ignore[no-any-return]  # noqa: SLF001  same
 
     def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for what runs on the guard's own loop."""
