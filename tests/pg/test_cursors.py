@@ -227,7 +227,7 @@ async def test_rows_that_come_slowly_are_handed_out_as_they_come(con: Any, monke
     query = "SELECT n FROM generate_series(1, 4) AS g(n)"
 
     assert await each(con.cursor(row_factory=scalar_row).stream(query)) == [1, 2, 3, 4]
-    assert len(session_of(con).done) == 6  # BEGIN, each row, the end
+    assert len(session_of(con).done) == 7  # BEGIN, each row, the end, and the closing
 
 
 async def test_many_rows_are_copied_in_pieces(con: Any, kept: Any) -> None:
