@@ -1,24 +1,20 @@
-"""Connections of both colours, in the application's hands, on a real server.
+"""Guards of both colours over psycopg, and connections taken from them, on a real server.
 
-`held(...)` gives one over a session that does what it is told and no more: no guard, no engine."""
+`guard`: open on one node. `held(...)`: a connection of its, in a block that ends with the test. What is at stake in what
+is done on it is noted, in order, as its session's `done`.
+"""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import contextlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from dbguard.core.retry import Stake
-from dbguard.core.statement import Touch
-from dbguard.drivers.psycopg.connection import released
-from dbguard.drivers.psycopg.line import AsyncLine, SyncLine
-from dbguard.pg.connection import AsyncConnection
-from dbguard.pg.held import Held
-from dbguard.pg.sync_connection import Connection
-from dbguard.session import _stake_of
-from dbguard.texts import Texts
+import dbguard
+from tests.pg.colours import block, got, noted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,94 +22,40 @@ if TYPE_CHECKING:
     from dbguard.testing.cluster import Cluster
 
 
-class PlainSession:
-    """What `Held` asks of a session, without a guard: it does what it is told, and remembers at what stake."""
-
-    def __init__(self, line: Any) -> None:
-        self._line = line
-        self.texts = Texts()
-        self.lease = SimpleNamespace(touched=Touch.NOTHING, raw_touched=False)
-        self.node = SimpleNamespace(name="a")
-        self.limit = (30.0, "the default timeout")
-        self.tokens: Any = None
-        self.over = self.failed = self.writes = False
-        self.running = 0
-        self.done: list[Stake] = []
-        self.begun: list[bool] = []
-
-    @property
-    def con(self) -> Any:
-        if self.over:
-            raise released()
-        return self._line
-
-    @property
-    def closed(self) -> bool:
-        return self.over or self._line.is_closed()
-
-    @property
-    def touched(self) -> Touch:
-        return self.lease.touched
-
-    def touch(self, touched: Touch) -> None:
-        self.lease.touched = max(self.lease.touched, touched)
-
-    def touch_raw(self) -> None:
-        self.touch(Touch.LOST)
-        self.lease.raw_touched = True
-
-    def note(self, query: str) -> tuple[Stake, bool]:
-        text = self.texts.learn(query)
-        self.touch(text.statement.touch)
-        return _stake_of(text, query), text.statement.one_transaction
-
-    def begins(self, *, read_only: bool) -> None:
-        self.begun.append(read_only)
-
-    async def do(self, act: Callable[[], Awaitable[Any]], stake: Stake, limit: float | None = None, **_: Any) -> Any:
-        inside = self._line.is_in_transaction()
-        self.done.append(stake)
-        self.running += 1
-        try:
-            return await act()
-        except psycopg.Error as error:
-            self.failed = self.failed or (inside and error.sqlstate is not None)
-            raise
-        finally:
-            self.running -= 1
-
-    async def commit(self, inner: Any) -> None:
-        if self.failed:
-            await self.rollback(inner)
-            raise psycopg.errors.InFailedSqlTransaction("rolled back")
-        tag = await self.do(lambda: self._line.execute("COMMIT"), Stake.COMMIT)
-        assert tag == "COMMIT"
-
-    async def rollback(self, inner: Any) -> None:
-        await self.do(inner.rollback, Stake.READ)
-        self.failed = False
+@pytest.fixture
+def configured(calm_cluster: Cluster) -> dict[str, Any]:
+    node = calm_cluster.node("a")
+    connection = {"user": "postgres", "database": "postgres"}
+    return {"nodes": [{"name": "a", "host": "127.0.0.1", "port": node.port}], "connection": connection}
 
 
 @pytest.fixture(params=["tasks", "threads"])
-async def held(request: pytest.FixtureRequest, calm_cluster: Cluster) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-    """Return a connection, made with the arguments of `Held`; its session is at ``._held.session``."""
-    opened: list[Any] = []
+async def guard(request: pytest.FixtureRequest, configured: dict[str, Any]) -> AsyncIterator[Any]:
+    kind = dbguard.PsycopgGuard if request.param == "tasks" else dbguard.SyncGuard
+    made: Any = kind(configured, min_size=1, max_size=4)
+    with warnings.catch_warnings():
+        # These tests run on an event loop, which may stand still.
+        warnings.filterwarnings("ignore", "a SyncGuard is used in the thread of a running event loop", RuntimeWarning)
+        await got(made.open())
+    yield made
+    await got(made.close(timeout=1.0))
 
-    async def make(**arguments: Any) -> Any:
-        dsn = calm_cluster.dsn("a")
-        if request.param == "tasks":
-            raw: Any = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
-            line: Any = AsyncLine(raw, lambda _: None)
-        else:
-            raw = psycopg.Connection.connect(dsn, autocommit=True)
-            line = SyncLine(raw, lambda _: None)
-        opened.append(line)
-        inner = Held(PlainSession(line), **arguments)  # type: ignore[arg-type]
-        return AsyncConnection(inner) if request.param == "tasks" else Connection(inner)
 
-    yield make
-    for line in opened:
-        line.close()
+@pytest.fixture
+async def held(guard: Any) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Take a connection. autocommit: set it so. transaction: take it with `guard.transaction()`."""
+    stack = contextlib.AsyncExitStack()
+    with contextlib.suppress(psycopg.Error):  # a test may leave a transaction that has failed
+        async with stack:
+
+            async def make(*, autocommit: bool = False, transaction: bool = False) -> Any:
+                con = await stack.enter_async_context(block(guard.transaction() if transaction else guard.connection()))
+                if autocommit:
+                    await got(con.set_autocommit(True))
+                noted(con._held.session)
+                return con
+
+            yield make
 
 
 @pytest.fixture

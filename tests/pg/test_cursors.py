@@ -6,7 +6,6 @@ import asyncio
 import io
 import itertools
 import json
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -61,7 +60,7 @@ async def test_composed_queries(con: Any) -> None:
         assert query.as_string(context) == "SELECT 'it''s' AS \"a\"\"b\""
     cursor = await got(con.execute(query))
     assert await got(cursor.fetchone()) == ("it's",)
-    assert session_of(con).touched is Touch.NOTHING
+    assert session_of(con).lease.touched is Touch.NOTHING
 
 
 async def test_an_error_of_the_servers_is_psycopgs_own(con: Any) -> None:
@@ -149,7 +148,7 @@ async def test_a_cursor_on_the_server(con: Any) -> None:
         with pytest.raises(psycopg.NotSupportedError):
             await got(cursor.executemany("SELECT 1", []))
     assert cursor.closed
-    assert session_of(con).touched is Touch.SETTINGS
+    assert session_of(con).lease.touched is Touch.SETTINGS
     found = await got(con.execute("SELECT count(*) FROM pg_cursors"))
     assert await got(found.fetchone()) == (0,)
 
@@ -305,7 +304,7 @@ async def test_a_copy_is_written_where_its_writer_says(con: Any, kept: Any) -> N
         await got(copy.write_row((1, "a")))
 
     assert target.getvalue() == b"1\ta\n"
-    assert session_of(con).touched is Touch.NOTHING
+    assert session_of(con).lease.touched is Touch.NOTHING
 
 
 # ---------------------------------------------------------------------- pipelines
@@ -384,7 +383,7 @@ async def test_notifications_come_in(con: Any, calm_cluster: Cluster) -> None:
 
     assert [note.payload for note in await each(con.notifies(timeout=10, stop_after=2))] == ["one", "two"]
     assert await each(con.notifies(timeout=0)) == []
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
     cursor = await got(con.execute("SELECT 1"))
     assert await got(cursor.fetchone()) == (1,)
 
@@ -392,14 +391,14 @@ async def test_notifications_come_in(con: Any, calm_cluster: Cluster) -> None:
 async def test_a_connection_that_listened_is_not_handed_on(con: Any) -> None:
     await got(con.execute("LISTEN here"))
 
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
 
 
 async def test_handlers_hear_notices_and_notifications(con: Any) -> None:
     heard: list[Any] = []
     con.add_notice_handler(lambda said: heard.append(said.message_primary))
     con.add_notify_handler(lambda note: heard.append(note.payload))
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
     await got(con.execute("DO $$BEGIN RAISE NOTICE 'hear'; END$$"))
     await got(con.execute("LISTEN here"))
     await got(con.execute("NOTIFY here, 'this'"))
@@ -440,7 +439,7 @@ async def test_factories_count_until_the_connection_is_given_back(con: Any) -> N
     assert await got(cursor.fetchone()) == {"a": "it's"}
     assert cursor.mogrify("SELECT %s", [1]) == "SELECT 1"
     assert (raw.row_factory, raw.cursor_factory) != (con.row_factory, con.cursor_factory)
-    assert session_of(con).touched is Touch.NOTHING
+    assert session_of(con).lease.touched is Touch.NOTHING
 
 
 async def test_raw_cursors_take_the_servers_placeholders(con: Any, kept: Any) -> None:
@@ -466,26 +465,12 @@ async def test_json_and_adapters(con: Any) -> None:
     cursor = await got(con.execute("SELECT %s || '{\"b\": 2}'", (Jsonb({"a": 1}),)))
     assert await got(cursor.fetchone()) == ({"a": 1, "b": 2},)
     assert con.adapters.get_loader(23, psycopg.pq.Format.TEXT) is not None
-    assert session_of(con).touched is Touch.NOTHING
+    assert session_of(con).lease.touched is Touch.NOTHING
 
     set_json_dumps(lambda value: json.dumps([value]), con)
     cursor = await got(con.execute("SELECT %s", (Jsonb(1),)))
     assert await got(cursor.fetchone()) == ([1],)
-    assert session_of(con).touched is Touch.LOST
-
-
-async def test_a_write_in_autocommit_with_a_token_is_a_block(held: Any, kept: Any) -> None:
-    con = await held(autocommit=True)
-    session_of(con).tokens = SimpleNamespace(on=True)
-    await got(con.execute(INSERT, (1,)))
-    assert (kept(), session_of(con).done) == ([(1,)], [Stake.READ, Stake.WRITE, Stake.COMMIT])
-
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        await got(con.execute(INSERT, (1,)))
-    assert con.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-    await got(con.execute("SELECT 1"))
-    assert session_of(con).done[-1] is Stake.READ
-    assert session_of(con).done.count(Stake.COMMIT) == 1
+    assert session_of(con).lease.touched is Touch.LOST
 
 
 async def test_types_are_fetched_and_registered(con: Any) -> None:
@@ -493,7 +478,7 @@ async def test_types_are_fetched_and_registered(con: Any) -> None:
     assert found.oid == 23
     found.register(con)
 
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
     cursor = await got(con.execute("SELECT 1"))
     assert await got(cursor.fetchone()) == (1,)
 
@@ -503,7 +488,7 @@ async def test_settings_of_prepared_statements_cost_the_connection(con: Any) -> 
     con.prepare_threshold = None
 
     assert con.prepare_threshold is None
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
 
 
 @pytest.mark.parametrize("name", ["raw", "pgconn", "lock"])

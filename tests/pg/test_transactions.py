@@ -181,7 +181,7 @@ async def test_in_a_block_commit_and_rollback_are_refused(con: Any, held: Any) -
             await got(con.commit())
         with pytest.raises(psycopg.ProgrammingError, match=r"Explicit rollback\(\) forbidden"):
             await got(con.rollback())
-    given = await held(depth=1)
+    given = await held(transaction=True)
     with pytest.raises(psycopg.ProgrammingError, match="forbidden"):
         await got(given.commit())
 
@@ -232,7 +232,7 @@ async def test_closing_commits_nothing_and_is_no_error(con: Any, kept: Any) -> N
 
     assert (con.closed, con.broken) == (True, False)
     assert kept() == [(0,)]
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
 
 
 async def test_what_was_given_back_cannot_be_used(con: Any) -> None:
@@ -273,7 +273,7 @@ async def test_two_phase_commits(held: Callable[..., Awaitable[Any]]) -> None:
         await got(con.rollback())
     with pytest.raises(psycopg.NotSupportedError, match="prepared transactions are disabled"):
         await got(con.tpc_prepare())
-    assert session_of(con).touched is Touch.LOST
+    assert session_of(con).lease.touched is Touch.LOST
     assert session_of(con).done[-1] is Stake.COMMIT
     con._held.tpc = None
     await got(con.rollback())
