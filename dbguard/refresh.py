@@ -51,8 +51,15 @@ class Refresh:
 
     async def start(self, *, wait: bool) -> None:
         """Begin; with *wait*, give the first reading a moment, so that the first statements are known for what they are."""
-        self._texts.begin()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="dbguard catalogue")
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def announce() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed without the guard: nobody reads any more
+                loop.call_soon_threadsafe(changed.set)
+
+        self._texts.announce = announce
+        self._texts.changed()  # what was read in another time in which the guard was open may be long past
+        self._task = loop.create_task(self._run(changed), name="dbguard catalogue")
         if not wait:
             return
         with contextlib.suppress(TimeoutError):
@@ -77,7 +84,7 @@ class Refresh:
         if catalogue is not None:
             self._texts.trust(catalogue, version)
 
-    async def _run(self) -> None:
+    async def _run(self, changed: asyncio.Event) -> None:
         while True:
             pause = EVERY
             try:
@@ -86,7 +93,6 @@ class Refresh:
                 log.debug("the catalogue could not be read: %s", type(error).__name__)
                 pause = AGAIN
             self._read.set()
-            changed = self._texts.changed_event
             try:
                 async with asyncio.timeout(pause):
                     await changed.wait()

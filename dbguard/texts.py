@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from dbguard.core.retry import Stake, Work
 from dbguard.core.statement import Kind, Token, Touch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dbguard.core.catalogue import Catalogue, Knowledge
     from dbguard.core.statement import Statement
@@ -117,6 +117,7 @@ class Texts:
 
     read, write: functions of the application's that the configuration names; they count for more than the catalogue.
     rules: of the configuration, in its order; the first whose expression is found in a text counts.
+    announce: called on whatever thread DDL was seen on; it must not wait.
 
     Until the catalogue has been read, no statement leaves out the reset, and no read of a relation that the primary
     was sent is sent again.
@@ -125,10 +126,11 @@ class Texts:
     __slots__ = (
         "_functions",
         "_known",
+        "_lock",
         "_read",
         "_rules",
         "_write",
-        "changed_event",
+        "announce",
         "classify",
         "get",
         "knowledge",
@@ -150,7 +152,10 @@ class Texts:
         self.knowledge = NOTHING_KNOWN
         self._functions: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         self.version = 0
-        self.changed_event = asyncio.Event()
+        self._lock = (
+            threading.RLock()
+        )  # calls of several threads may learn at once, and the catalogue is read on another one
+        self.announce: Callable[[], object] = _to_nobody
 
     def learn(self, query: str) -> Text:
         """Return what is known of *query*, classifying it if it is new."""
@@ -158,11 +163,12 @@ class Texts:
         if known is not None:
             return known
         rule = next((rule for rule in self._rules if rule.match.search(query)), None)
-        text = Text(query, self.classify(query), self.knowledge, rule)
-        if len(query) <= LONGEST_TEXT:
-            if len(self._known) >= MOST_TEXTS:
-                self._known.clear()
-            self._known[query] = text
+        with self._lock:
+            text = Text(query, self.classify(query), self.knowledge, rule)
+            if len(query) <= LONGEST_TEXT:
+                if len(self._known) >= MOST_TEXTS:
+                    self._known.clear()
+                self._known[query] = text
         return text
 
     def trust(self, catalogue: Catalogue, version: int) -> None:
@@ -174,22 +180,19 @@ class Texts:
             read_functions=(read | self._read) - self._write, write_functions=(write - self._read) | self._write
         ).classify
         knowledge = conclude(catalogue, classify)
-        if knowledge != self.knowledge or (read, write) != self._functions:
-            self.classify, self.knowledge, self._functions = classify, knowledge, (read, write)
-            self._forget()
+        with self._lock:
+            if version == self.version and (knowledge != self.knowledge or (read, write) != self._functions):
+                self.classify, self.knowledge, self._functions = classify, knowledge, (read, write)
+                self._forget()
 
     def changed(self) -> None:
         """Take in that DDL was or will be run: nothing is plain until the catalogue has been read again."""
-        self.version += 1
-        self.changed_event.set()
-        if not (self.knowledge.unsure and self.knowledge.unread):
-            self.knowledge = replace(self.knowledge, plain=frozenset(), unsure=True, unread=True)
-            self._forget()
-
-    def begin(self) -> None:
-        """Begin a time in which the guard is open: what was read in another one may be long past."""
-        self.changed()
-        self.changed_event = asyncio.Event()  # for this event loop
+        with self._lock:
+            self.version += 1
+            if not (self.knowledge.unsure and self.knowledge.unread):
+                self.knowledge = replace(self.knowledge, plain=frozenset(), unsure=True, unread=True)
+                self._forget()
+        self.announce()
 
     def _forget(self) -> None:
         """Forget what follows from the catalogue; what replicas have refused stays known."""
@@ -197,3 +200,7 @@ class Texts:
         self._known.clear()
         for query in refused:
             self.learn(query).refuse()
+
+
+def _to_nobody() -> None:
+    """Nobody reads the catalogue just now."""

@@ -30,6 +30,17 @@ class SharedState(GuardState):
     def __init__(self, *args: Any, lock: AbstractContextManager[object], **options: Any) -> None:
         self.lock = lock
         super().__init__(*args, **options)
+        self.budget.deposit = _under(lock, self.budget.deposit)  # type: ignore[assignment]  # declared by its first value
+
+
+def _under(lock: AbstractContextManager[object], act: Callable[[float], None]) -> Callable[[float], None]:
+    """Return *act*, which is not a method that is looked up, under *lock*."""
+
+    def held(now: float) -> None:
+        with lock:
+            act(now)
+
+    return held
 
 
 def _held(method: Callable[..., Any]) -> Callable[..., Any]:
