@@ -162,6 +162,24 @@ class PsycopgCalling(Calling["AsyncCalls"]):
         """
         return super().route(text_of(query, None, places=True))
 
+    async def _take(self, timeout: float | None) -> Held:
+        return await self._borrow(timeout, None, None).enter()
+
+    async def _put(self, connection: Any) -> None:
+        """Take back what was taken with `getconn`; what was not committed is rolled back."""
+        held: Held | None = getattr(connection, "_held", None)
+        if held is None or held.session.texts is not self._core.texts:
+            raise ValueError(f"can't return {connection!r}: it is no connection of this guard")
+        if not getattr(connection, "_loose", False):
+            raise ValueError(f"can't return {connection!r}: it is given back when its block ends")
+        session = held.session
+        if session.over:
+            raise ValueError(f"can't return {connection!r}: that was done already")
+        try:
+            await held.leave(Rollback())
+        finally:
+            session.give_back()
+
     def _borrow(self, timeout: float | None, role: str | None, begin: dict[str, Any] | None) -> Borrowing:
         calls = self if role is None else self.using(role=role)
         return Borrowing(calls, timeout, begin)
@@ -224,6 +242,21 @@ class AsyncCalls(PsycopgCalling):
         Nothing that is done on it is repeated. Raises `OutcomeUnknown` if the COMMIT was sent and its answer lost.
         """
         return AsyncBorrowing(self, timeout, role, None)
+
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection[Any]:
+        """Take a connection, as of `psycopg_pool.AsyncConnectionPool`; give it back with `putconn`, whatever happens.
+
+        timeout: seconds for taking it. One that is dropped instead is ended when Python collects it, and an event tells
+        (`ConnectionDropped`). Better use `connection`, or `transaction`.
+        """
+        return AsyncConnection._out_of_blocks(await self._take(timeout))  # noqa: SLF001  two halves of one thing
+
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        """Give back a connection taken with `getconn`; what was not committed is rolled back, and nothing is raised for that.
+
+        Raises `ValueError` for one that was not taken so, or was given back already.
+        """
+        await self._put(conn)
 
     def transaction(
         self,

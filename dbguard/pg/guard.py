@@ -6,8 +6,9 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from dbguard.errors import ConfigError
-from dbguard.guarding import Guarding, checked_sizes
+from dbguard.guarding import checked_sizes
 from dbguard.pg.calls import AsyncCalls, AsyncDialect
+from dbguard.pg.pool_names import PoolNames
 from dbguard.pg.pools import checked_pools
 from dbguard.runtime.colour import ASYNCIO
 
@@ -53,7 +54,7 @@ INSTEAD = {
 """What stands in the place of the others."""
 
 
-class PsycopgGuard(Guarding["AsyncCalls"], AsyncCalls):
+class PsycopgGuard(PoolNames, AsyncCalls):
     """A PostgreSQL cluster, guarded: psycopg's words, sent to the right node, through failovers; for asyncio.
 
     config: settings, a mapping, a DSN of one or several hosts, or the path of a YAML file.
@@ -145,12 +146,15 @@ class PsycopgGuard(Guarding["AsyncCalls"], AsyncCalls):
         for name in arguments:
             if name in OF_POOLS:
                 continue
-            why = f": {INSTEAD[name]}" if name in INSTEAD else " (nor of psycopg_pool's pools)"
             close = difflib.get_close_matches(name, OF_POOLS, n=1)
-            if name not in INSTEAD and close:
+            if name in INSTEAD:
+                why = f": {INSTEAD[name]}"
+            elif close:
                 why = f": did you mean {close[0]}?"
             elif hasattr(self._settings, name):
-                why = f": it is a setting, such as dbguard.PsycopgGuard({{'dsn': ..., '{name}': ...}})"
+                why = f": it is a setting, as in {{'dsn': ..., '{name}': ...}}"
+            else:
+                why = " (nor of psycopg_pool's pools)"
             raise ConfigError(f"{name} is no argument of this guard{why}", path=name)
         return checked_sizes(arguments, self._settings)
 

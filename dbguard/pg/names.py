@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.psycopg.connection import taken_by_psycopg
@@ -27,12 +27,20 @@ class ConnectionNames:
     """
 
     _held: Held
+    _loose = False
     attempt: int
 
     def __init__(self, held: Held, attempt: int = 1) -> None:
         # psycopg's own constructor wants a connection of libpq's; this object has none, it stands before one that has.
         self._held = held
         self.attempt = attempt
+
+    @classmethod
+    def _out_of_blocks(cls, held: Held) -> Self:
+        """Return one that belongs to no block, so that it is given back with ``putconn``."""
+        made = cls(held)
+        made._loose = True
+        return made
 
     def __del__(self, warn: Any = None, /) -> None:
         """Do nothing: the lease's connection belongs to its pool."""

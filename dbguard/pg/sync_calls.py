@@ -113,6 +113,21 @@ class SyncCalls:
         """
         return SyncBorrowing(self, timeout, role, None)
 
+    def getconn(self, timeout: float | None = None) -> Connection[Any]:
+        """Take a connection, as of `psycopg_pool.ConnectionPool`; give it back with `putconn`, whatever happens.
+
+        timeout: seconds for taking it. One that is dropped instead is ended when Python collects it, and an event tells
+        (`ConnectionDropped`). Better use `connection`, or `transaction`.
+        """
+        return Connection._out_of_blocks(self._now(self._inner._take(timeout)))  # noqa: SLF001  same
+
+    def putconn(self, conn: Connection[Any]) -> None:
+        """Give back a connection taken with `getconn`; what was not committed is rolled back, and nothing is raised for that.
+
+        Raises `ValueError` for one that was not taken so, or was given back already.
+        """
+        self._now(self._inner._put(conn))  # noqa: SLF001  same
+
     def transaction(
         self,
         *,

@@ -6,11 +6,12 @@ import asyncio
 import threading
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from dbguard.deadlines import check_wait
 from dbguard.guarding import CLOSE_WITHIN
 from dbguard.pg.guard import PsycopgGuard
+from dbguard.pg.pool_names import not_resized
 from dbguard.pg.sync_calls import SyncCalls, ThreadsCalling, ThreadsDialect
 from dbguard.runtime.home import Home
 
@@ -129,7 +130,7 @@ class SyncGuard(SyncCalls):
             raise
         return self
 
-    def close(self, *, timeout: float = CLOSE_WITHIN) -> None:
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
         """Let calls end for *timeout* seconds, then end them; close what the guard opened. See `dbguard.Guard.close`."""
         check_wait(timeout)
         home = self._home
@@ -230,6 +231,52 @@ class SyncGuard(SyncCalls):
         from dbguard.pg.connector import SyncConnector  # noqa: PLC0415  as the machinery
 
         return self._inner._connecting(role, SyncConnector)  # type: ignore[no-any-return]  # noqa: SLF001  same
+
+    # ------------------------------------------------------------------ psycopg_pool's own words
+
+    @property
+    def closed(self) -> bool:
+        """Whether the guard is closed, or not open yet."""
+        return bool(self._inner.closed)
+
+    @property
+    def min_size(self) -> int:
+        """The connections kept open per node; of wrapped pools, the primary's."""
+        return int(self._inner.min_size)
+
+    @property
+    def max_size(self) -> int:
+        """The connections at most, per node; of wrapped pools, the primary's."""
+        return int(self._inner.max_size)
+
+    def get_stats(self) -> dict[str, int]:
+        """Return how many connections there are, over all nodes. See `PsycopgGuard.get_stats`."""
+        return self._inner.get_stats()  # type: ignore[no-any-return]
+
+    def pop_stats(self) -> dict[str, int]:
+        """Return what `get_stats` returns: there are no counters in it that could be set back."""
+        return self.get_stats()
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Wait until there is a primary that takes writes; as `ready`. The guard stays open if there is none.
+
+        Raises `NoPrimary` after *timeout* seconds; `GuardClosed` if the guard is closed, or was not opened.
+        """
+        self.ready(timeout=timeout)
+
+    def drain(self) -> None:
+        """Replace all connections: idle ones now, those in use when they are given back."""
+        self._at_home(self._inner.drain())
+
+    def check(self) -> None:
+        """Close connections at hand that were lost, as is done after each round of probes; nothing is sent."""
+        self._at_home(self._inner.check())
+
+    def resize(self, min_size: int, max_size: int | None = None) -> NoReturn:
+        """Not supported: raises `NotImplementedError`. Sizes are the configuration's: close this guard, open another."""
+        raise NotImplementedError(not_resized(min_size, max_size))
+
+    # ------------------------------------------------------------------ within
 
     def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for what runs on the guard's own loop."""
