@@ -38,7 +38,8 @@ class Cord:
     def hangs_loose(self) -> bool:
         """Whether the other side has ended the stream, as far as this machine knows; asks nobody, and does not wait.
 
-        Where the system does not tell (other than Linux), only once everything before the end was read.
+        Where the system does not tell (other than Linux), only once everything before the end was read. Asked while nothing
+        runs on the connection: there a server that reports an error is about to end it, which is seen unless TLS hides it.
         """
         with self._lock:
             if self._socket.fileno() < 0:
@@ -51,13 +52,22 @@ class Cord:
             if said[0][1] & _GONE:
                 return True
             try:
-                return not self._socket.recv(1, socket.MSG_PEEK)
+                waiting = self._socket.recv(4096, socket.MSG_PEEK)
             except BlockingIOError:
                 return False
             except OSError:
                 return True
+            return not waiting or _brings_an_error(waiting)
 
     def close(self) -> None:
         """Let go of it."""
         with self._lock:
             self._socket.close()
+
+
+def _brings_an_error(waiting: bytes) -> bool:
+    """Say whether what an idle connection has to read brings an error, behind notifications, notices and settings."""
+    at = 0
+    while waiting[at : at + 1] in (b"A", b"N", b"S"):
+        at += 1 + int.from_bytes(waiting[at + 1 : at + 5])
+    return waiting[at : at + 1] == b"E"

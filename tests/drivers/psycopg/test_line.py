@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from psycopg.rows import dict_row
 
 from dbguard.drivers.identity import identify
 from dbguard.drivers.probe import ask
+from dbguard.drivers.psycopg.cord import Cord
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -192,6 +194,27 @@ async def test_that_its_server_ended_it_is_seen_without_asking(side: Any, make_l
 
     await until(line.is_dead)
     assert not line.raw.closed  # psycopg has not noticed
+
+
+async def test_a_servers_last_word_is_seen_before_the_end_of_the_stream() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)  # as libpq's are
+    cord = Cord(ours.fileno())
+
+    def message(kind: bytes, text: bytes) -> bytes:
+        return kind + (len(text) + 4).to_bytes(4) + text
+
+    theirs.sendall(
+        message(b"A", b"E and so on") + message(b"S", b"in_hot_standby\0off\0") + message(b"N", b"by the way")
+    )
+    await until(lambda: select.select([ours], [], [], 0)[0])
+    assert not cord.hangs_loose()
+    theirs.sendall(message(b"E", b"57P01"))
+
+    await until(cord.hangs_loose)
+    cord.close()
+    ours.close()
+    theirs.close()
 
 
 async def test_it_says_whether_a_transaction_is_open_and_whether_it_has_failed(
