@@ -23,11 +23,13 @@ _GONE: int = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 class Cord:
     """A duplicate of the socket *fileno*, to be closed with the connection."""
 
-    __slots__ = ("_lock", "_socket")
+    __slots__ = ("_lock", "_poll", "_socket")
 
     def __init__(self, fileno: int) -> None:
         self._socket = socket.socket(fileno=os.dup(fileno))
         dialled(self._socket.fileno())  # a forked child that cut it would end its parent's stream
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN | _GONE)
         self._lock = threading.Lock()  # a number of a socket that another thread closes soon is somebody else's
 
     def cut(self) -> None:
@@ -44,9 +46,7 @@ class Cord:
         with self._lock:
             if self._socket.fileno() < 0:
                 return True
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN | _GONE)
-            said = poll.poll(0)
+            said = self._poll.poll(0)
             if not said:
                 return False
             if said[0][1] & _GONE:
