@@ -109,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     demo.add_argument(
+        "--facade",
+        choices=("asyncpg", "psycopg", "threads"),
+        default="asyncpg",
+        help="what both sides use: asyncpg, psycopg on asyncio, or psycopg in threads (default: asyncpg)",
+    )
+
+    demo.add_argument(
         "--outcome",
         choices=("token-table", "none"),
         default="token-table",

@@ -25,17 +25,19 @@ exit codes: 0 fine; 1 something is wrong; 2 bad input or not reachable.
 DEMO = """\
 Starts a primary with two streaming replicas on this machine (a PostgreSQL
 that is installed, or the one of the extra `demo`), lets readers and writers
-work on it through dbguard and, beside them, the same ones through a plain
-asyncpg.create_pool; kills the primary, promotes a replica, brings the old
-primary back. Each guarded write carries a token, which proves what became of
-it if its answer is lost. At the end both tables are read back and compared with
-what was acknowledged. Nothing stays behind.
+work on it through dbguard and, beside them, the same ones through a plain pool
+of the same driver (asyncpg, or psycopg on asyncio or in threads); kills the
+primary, promotes a replica, brings the old primary back. Each guarded write
+carries a token, which proves what became of it if its answer is lost. At the
+end both tables are read back and compared with what was acknowledged. Nothing
+stays behind.
 """
 
 DEMO_EXAMPLES = """\
 examples:
   dbguard demo
   dbguard demo --seconds 60
+  dbguard demo --facade threads      psycopg in threads: SyncGuard
   dbguard demo --json=result.json    figures and events, for programs
   dbguard demo | cat                 plain lines instead of the live view
 

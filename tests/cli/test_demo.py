@@ -55,11 +55,14 @@ def environment(binaries: Binaries, tmp_path: Path) -> dict[str, str]:
     return os.environ | {"DBGUARD_PG_BINDIR": str(binaries.directory), "PYTHONWARNINGS": "error"}
 
 
-def test_demo_loses_nothing_and_its_control_sees_errors(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("facade", ["asyncpg", "psycopg", "threads"])
+def test_demo_loses_nothing_and_its_control_sees_errors(
+    environment: dict[str, str], tmp_path: Path, facade: str
+) -> None:
     file = tmp_path / "result.json"
 
     ran = subprocess.run(
-        [sys.executable, "-m", "dbguard", "demo", "--seconds", "6", f"--json={file}"],
+        [sys.executable, "-m", "dbguard", "demo", "--seconds", "6", "--facade", facade, f"--json={file}"],
         env=environment,
         capture_output=True,
         text=True,

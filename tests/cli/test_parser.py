@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         pytest.param(("demo", "--seconds", "nan"), id="not a number"),
         pytest.param(("demo", "extra"), id="a word too many"),
         pytest.param(("demo", "--outcome", "perhaps"), id="unknown way to settle"),
+        pytest.param(("demo", "--facade", "pg8000"), id="unknown facade"),
         pytest.param(("outcome",), id="no verb"),
         pytest.param(("outcome", "install"), id="install what"),
         pytest.param(("outcome", "install", "x.yaml", "--print", "--apply"), id="print and apply"),

@@ -115,7 +115,7 @@ def test_strip_is_as_wide_as_asked_even_where_a_tile_is_less_than_a_beat() -> No
 
 def test_live_view_shows_sides_nodes_and_what_happened_within_a_terminal() -> None:
     screen = Screen()
-    view = LiveView(screen)
+    view = LiveView(screen, "guarded", "plain")
     view._console = view._live.console = Console(file=screen, width=100, height=30, force_terminal=True)
 
     with view:
@@ -140,7 +140,7 @@ def test_live_view_shows_sides_nodes_and_what_happened_within_a_terminal() -> No
 
 def test_plain_view_is_one_line_per_picture_and_entry() -> None:
     stream = io.StringIO()
-    view = make_view(Output(stream))
+    view = make_view(Output(stream), "guarded", "plain")
 
     with view:
         view.show(picture())
@@ -162,13 +162,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
 
 def test_terminal_gets_the_live_view(terminal: Screen) -> None:
-    assert isinstance(make_view(Output(terminal)), LiveView)
+    assert isinstance(make_view(Output(terminal), "guarded", "plain"), LiveView)
 
 
 def test_terminal_that_cannot_draw_gets_lines(terminal: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
 
-    assert isinstance(make_view(Output(terminal)), PlainView)
+    assert isinstance(make_view(Output(terminal), "guarded", "plain"), PlainView)
 
 
 def test_without_rich_a_terminal_gets_lines_and_a_word_about_it(
@@ -177,7 +177,7 @@ def test_without_rich_a_terminal_gets_lines_and_a_word_about_it(
     monkeypatch.delitem(sys.modules, "dbguard.cli.demo.live")
     monkeypatch.setitem(sys.modules, "rich.columns", None)
 
-    assert isinstance(make_view(Output(terminal)), PlainView)
+    assert isinstance(make_view(Output(terminal), "guarded", "plain"), PlainView)
     assert "pip install rich" in terminal.getvalue()
 
 

@@ -28,11 +28,15 @@ _OTHER_LINES = 18
 
 
 class LiveView:
-    """Draws on a terminal, five times a second, and takes the drawing away at the end."""
+    """Draws on a terminal, five times a second, and takes the drawing away at the end.
+
+    guarded, control: what the sides are called.
+    """
 
     every = 0.2
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, guarded: str, control: str) -> None:
+        self._guarded, self._control = guarded, control
         self._console = Console(file=stream)
         self._columns = min(self._console.width, 140)
         self.width = max(10, self._columns // 2 - 24)
@@ -50,8 +54,8 @@ class LiveView:
         """Draw the present state."""
         sides = Columns(
             [
-                self._panel("guarded", "asyncpg through dbguard", picture.guarded, waiting=picture.waiting),
-                self._panel("control", "plain asyncpg.create_pool", picture.control),
+                self._panel("guarded", self._guarded, picture.guarded, waiting=picture.waiting),
+                self._panel("control", self._control, picture.control),
             ],
             width=self._columns // 2,
             padding=0,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from dbguard.cli import running
-from dbguard.cli.demo.control import plain_pool
+from dbguard.cli.demo.clients import FACADES, missing
 from dbguard.cli.demo.failover import Failover, Script
 from dbguard.cli.demo.history import History
 from dbguard.cli.demo.journal import Entry, Journal
@@ -28,16 +28,17 @@ from dbguard.cli.output import Output, complain
 from dbguard.drivers import outcome_sql
 from dbguard.errors import ConfigError
 from dbguard.events import OutcomeLeftOpen, OutcomeResolved
-from dbguard.guard import Guard
 from dbguard.testing.cluster import Cluster, ClusterError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
+    from dbguard.cli.demo.clients import Facade
     from dbguard.cli.demo.judging import Figures
     from dbguard.cli.demo.view import View
     from dbguard.events import Event
+    from dbguard.status import Status
 
 __all__ = ["Demo", "run"]
 
@@ -61,6 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the demo. Returns 0 if the guarded side kept its promises, 1 if not, 2 if the demo could not run."""
     to_stdout = arguments.json == "-"
     output = Output(sys.stderr if to_stdout else sys.stdout)
+    lacking = missing(arguments.facade)
+    if lacking is not None:
+        complain(lacking)
+        return 2
     try:
         if arguments.json and not to_stdout:
             _write(arguments.json, "")  # a run of a minute should not end in an error
@@ -69,8 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
             began = time.monotonic()
             with Cluster(synchronous=True) as cluster:
                 took = time.monotonic() - began
-                demo = Demo(cluster, arguments.seconds, output, tokens=arguments.outcome == "token-table")
+                facade = FACADES[arguments.facade]
+                demo = Demo(cluster, arguments.seconds, output, facade, tokens=arguments.outcome == "token-table")
                 output.line(f"ready after {took:.1f} s: {_described(cluster)}")
+                output.line(f"guarded: {facade.guarded}; control: {facade.control}")
                 output.line(demo.about_outcomes)
                 running.run(_until_terminated(demo.play()))
                 guarded, control = demo.judge()
@@ -90,17 +97,18 @@ def run(arguments: argparse.Namespace) -> int:
 class Demo:
     """One run on *cluster*, a primary with two synchronous replicas.
 
-    tokens: guarded writes carry them.
+    facade: what both sides' clients call. tokens: guarded writes carry them.
     guarded, control: what the clients of each side did. journal: what happened.
     """
 
-    def __init__(self, cluster: Cluster, seconds: float, output: Output, *, tokens: bool) -> None:
+    def __init__(self, cluster: Cluster, seconds: float, output: Output, facade: Facade, *, tokens: bool) -> None:
         now = time.monotonic()
         self.guarded, self.control = History(now), History(now)
         self._cluster = cluster
         self._script = Script.of(seconds)
         self._output = output
-        self._view: View = make_view(output)
+        self._facade = facade
+        self._view: View = make_view(output, facade.guarded, facade.control)
         self.journal = Journal(self._view.note)
         self._failover = Failover(cluster, self._script, self._step)
         self._tokens = tokens
@@ -128,17 +136,20 @@ class Demo:
         if self._tokens:
             await self._install_tokens()
         await asyncio.to_thread(self._make_tables)
-        guard = Guard(self._config())
-        plain = plain_pool(self._cluster.dsn(), POOL_SIZE)
-        async with guard, plain:
-            await guard.ready()
-            guard.on_event(self._event)
+        loop = asyncio.get_running_loop()
+
+        def hear(event: Event) -> None:
+            loop.call_soon_threadsafe(self._event, event)  # a guard for threads tells on a thread of its own
+
+        async with self._facade.open(self._config(), self._cluster.dsn(), POOL_SIZE) as opened:
+            guard = opened.guard
+            guard.on_event(hear)
             sides = (
-                Side(GUARDED, guard, self.guarded, time.monotonic, guard.causal),
-                Side(CONTROL, plain, self.control, time.monotonic),
+                Side(GUARDED, opened.guarded, self.guarded, time.monotonic, opened.context),
+                Side(CONTROL, opened.control, self.control, time.monotonic),
             )
             with self._view:
-                drawing = asyncio.create_task(self._draw(guard))
+                drawing = asyncio.create_task(self._draw(guard.status))
                 began = self.guarded.began = self.control.began = time.monotonic()
                 try:
                     for side in sides:
@@ -191,7 +202,7 @@ class Demo:
         query = f"SELECT value, count(*) FROM {table} GROUP BY value"  # noqa: S608  the demo's own name
         return {int(value): int(count) for value, count in self._cluster.sql(self._cluster.primary, query)}
 
-    async def _draw(self, guard: Guard) -> None:
+    async def _draw(self, status: Callable[[], Status]) -> None:
         view = self._view
         while True:
             await asyncio.sleep(view.every)
@@ -199,7 +210,7 @@ class Demo:
                 photograph(
                     self.guarded,
                     self.control,
-                    guard.status(),
+                    status(),
                     now=time.monotonic(),
                     seconds=self._script.end,
                     down=self._failover.killed,

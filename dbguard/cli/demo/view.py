@@ -71,8 +71,8 @@ class PlainView:
         self._output.line(f"{max(0.0, entry.at):5.1f} s  {mark} {entry.source}: {entry.text}")
 
 
-def make_view(output: Output) -> View:
-    """Choose the view: live on a terminal where rich is installed, otherwise lines."""
+def make_view(output: Output, guarded: str, control: str) -> View:
+    """Choose the view: live on a terminal where rich is installed, otherwise lines. guarded, control: names of the sides."""
     if output.can_draw:
         try:
             from dbguard.cli.demo.live import LiveView  # noqa: PLC0415  it needs rich, which is an extra
@@ -81,7 +81,7 @@ def make_view(output: Output) -> View:
                 raise
             output.line("(for a live view: pip install rich)", "dim")
         else:
-            return LiveView(output.stream)
+            return LiveView(output.stream, guarded, control)
     return PlainView(output)
 
 

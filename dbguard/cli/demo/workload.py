@@ -37,7 +37,7 @@ TABLE = "CREATE TABLE {0} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v
 
 
 class Client(Protocol):
-    """What both sides have: a guard, and asyncpg's pool."""
+    """What both sides have: a guard, and a plain pool; in asyncpg's words."""
 
     def execute(self, query: str, *args: Any) -> Awaitable[Any]:
         """Run a statement."""
