@@ -92,9 +92,24 @@ class Failure:
     def why(self) -> str:
         """One short phrase for logs and notes; never the server's text, which can hold data."""
         code = f"{self.sqlstate or ''} {type(self.cause).__name__}".strip()
-        return f"{self.family.value} failure ({code}) on {self.node}, {_TOLD[self.phase]}"
+        said = _SAID[self.family]
+        if self.family is Family.HARD and self.phase is not Phase.CONNECT:
+            said = "the connection to {} was lost"
+        elif self.timed_out and self.family is not Family.NEUTRAL:
+            said = "{} did not answer in time"
+        return f"{said.format(self.node)} ({code}), {_TOLD[self.phase]}"
 
 
+_SAID = {
+    Family.HARD: "{} could not be reached",
+    Family.SOFT: "{} has too much to do",
+    Family.ROLE: "{} has another role than it was taken for",
+    Family.CONTENTION: "the transaction met another one on {}",
+    Family.ANSWERED: "{} refused it",
+    Family.CONFIG: "{} cannot be used as it is configured",
+    Family.SHUT: "the application has closed its pool of {}",
+    Family.NEUTRAL: "it ended on {}",
+}
 _TOLD = {
     Phase.CONNECT: "while connecting",
     Phase.UNSENT: "before anything was sent",

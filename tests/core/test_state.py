@@ -536,9 +536,9 @@ def test_failure_names_code_class_node_and_phase_in_words() -> None:
         node="a", phase=Phase.SENT, family=Family.HARD, cause=ConnectionResetError("hidden"), sqlstate="08003"
     )
 
-    assert failure.why == "hard failure (08003 ConnectionResetError) on a, sent and not answered"
+    assert failure.why == "the connection to a was lost (08003 ConnectionResetError), sent and not answered"
     assert replace(failure, sqlstate=None, phase=Phase.CONNECT).why == (
-        "hard failure (ConnectionResetError) on a, while connecting"
+        "a could not be reached (ConnectionResetError), while connecting"
     )
 
 
