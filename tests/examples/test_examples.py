@@ -96,6 +96,10 @@ def test_pools_connected_by_a_guard_lead_to_their_roles(dsn: str) -> None:
     assert run("connect_pool.py", dsn) == ["writer on a standby: False", "reader on a standby: True"]
 
 
+def test_threads_sell_what_there_is_once_each(dsn: str) -> None:
+    assert run("threads.py", dsn) == ["sold by functions: 8", "left: (90,)"]
+
+
 def test_file_gives_the_topology_and_reports_run_on_a_replica(calm_cluster: Cluster, dsn: str) -> None:
     port = {node.name: node.port for node in calm_cluster.nodes}
 
