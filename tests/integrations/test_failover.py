@@ -162,3 +162,36 @@ async def test_connections_that_a_pooler_kept_open_over_a_demotion_are_ended(hom
         await engine.dispose()
         assert pooler.replaced
         assert "25006" in {error.orig.sqlstate for _, _, error in clients.met}
+
+
+async def test_replica_that_dies_under_a_session_takes_no_commit_with_it(home, open_guard, engine_of):
+    """What was asked of a replica is no part of the session's transaction."""
+    guard = await open_guard(home)
+    engine = engine_of(guard)
+    on_replica = WHERE.execution_options(dbguard_role="replica")
+    async with AsyncSession(engine) as session:
+        node = await session.scalar(on_replica)
+        await session.execute(INSERT, {"id": 1})
+        await asyncio.to_thread(home.kill, node)
+        await session.commit()
+        assert await rows(home, "a") == {1}
+
+        assert await session.scalar(WHERE) == "a"
+        assert await session.scalar(on_replica) in {"b", "c"} - {node}
+
+
+async def test_session_goes_on_to_another_replica_when_one_was_lost_in_its_transaction(home, open_guard, engine_of):
+    guard = await open_guard(home)
+    engine = engine_of(guard)
+    on_replica = WHERE.execution_options(dbguard_role="replica")
+    async with AsyncSession(engine) as session:
+        node = await session.scalar(on_replica)
+        await asyncio.to_thread(home.kill, node)
+        with pytest.raises(exc.DBAPIError) as lost:
+            await session.scalar(on_replica)
+        assert lost.value.connection_invalidated
+
+        assert await session.scalar(on_replica) in {"b", "c"} - {node}
+        await session.execute(INSERT, {"id": 1})
+        await session.commit()
+    assert await rows(home, "a") == {1}

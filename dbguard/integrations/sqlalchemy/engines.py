@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dbguard.core.failure import Failure
     from dbguard.texts import Text
 
-__all__ = ["ASKED", "Lead", "create_async_engine", "lead_of", "replica_engine"]
+__all__ = ["Lead", "create_async_engine", "lead_of", "replica_engine"]
 
 TRIES = 3
 """Connections tried for one checkout that are lost while SQLAlchemy sets them up: a failover may overtake two."""
@@ -117,6 +117,7 @@ class Lead:
         self._guard = guard
         self._texts = guard._core.texts  # noqa: SLF001  of the same house
         self._beside: AsyncEngine | None = None
+        self._apart: dict[str, Engine] = {}
         self._doubted_until = 0.0
         self._lock = threading.Lock()  # guards the making of the engine beside it
 
@@ -126,6 +127,16 @@ class Lead:
             if self._beside is None:
                 self._beside = create_async_engine(self._guard, role="replica", **self.arguments)
             return self._beside
+
+    def apart(self, how: str) -> Engine:
+        """Return the engine for single statements that ask for a replica; one for each way, as a session needs them.
+
+        how: ``replica``, in autocommit; ``stream``, in transactions, which cursors need.
+        """
+        if how not in self._apart:
+            options = {ASKED: True} if how == "stream" else {ASKED: True, "isolation_level": "AUTOCOMMIT"}
+            self._apart[how] = self.beside().sync_engine.execution_options(**options)
+        return self._apart[how]
 
     def take(self, engine: Engine) -> None:
         """Lead *engine*."""

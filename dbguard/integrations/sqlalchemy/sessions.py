@@ -14,7 +14,7 @@ from sqlalchemy import event, exc, inspect, orm
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext import asyncio as sa_asyncio
 
-from dbguard.integrations.sqlalchemy.engines import ASKED, lead_of
+from dbguard.integrations.sqlalchemy.engines import lead_of
 from dbguard.integrations.sqlalchemy.errors import LoadedFromReplica, NotARead
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Session(orm.Session):
             return found
         if self.readonly:
             return lead.beside().sync_engine
-        return found if self._has_written(lead) else self._connect_apart(lead)
+        return found if self._has_written(lead) else self._connect_apart(lead, asked)
 
     # ------------------------------------------------------------------ statements that ask for a replica
 
@@ -96,10 +96,11 @@ class Session(orm.Session):
     def _run(self, method: Callable[..., Any], statement: Any, params: Any, given: dict[str, Any]) -> Any:
         options = given.get("execution_options") or {}
         if not self.readonly and not self.twophase and self._asks(statement, options):
+            how = "stream" if _streams(statement, options) else "replica"
             apart = {
                 **given,
                 "execution_options": {**options, "identity_token": FROM_REPLICA},
-                "bind_arguments": {**(given.get("bind_arguments") or {}), ROLE: "replica"},
+                "bind_arguments": {**(given.get("bind_arguments") or {}), ROLE: how},
             }
             try:
                 return method(statement, params, **apart)
@@ -126,16 +127,17 @@ class Session(orm.Session):
         """Whether the present transaction has sent to the primary what is not known to be a read."""
         return any(not con.closed and con in lead.written for con in self._begun)
 
-    def _connect_apart(self, lead: Lead) -> Connection:
+    def _connect_apart(self, lead: Lead, how: str) -> Connection:
         """Return the connection for statements that ask for a replica, until the session's transaction ends.
 
         It is given to the session as one that has begun, so that the session does not commit on it: what became of a
-        commit must not hang on a replica.
+        commit must not hang on a replica. Nothing need be sent when it is given back, either: its statements commit by
+        themselves, but those that stream, since cursors need a transaction.
         """
-        engine = lead.beside().sync_engine
+        engine = lead.apart(how)
         con = self._apart.get(engine)
         if con is None:
-            con = self._apart[engine] = engine.connect().execution_options(**{ASKED: True})
+            con = self._apart[engine] = engine.connect()
         if con.invalidated:
             con.rollback()  # what was read there was read: the next statement gets another replica
         if not con.in_transaction():
@@ -149,12 +151,24 @@ class AsyncSession(sa_asyncio.AsyncSession):
     sync_session_class = Session
 
 
+def _streams(statement: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a statement's rows come by a cursor of the server's."""
+    own = getattr(statement, "_execution_options", None) or {}
+    return any(given.get("stream_results") or given.get("yield_per") for given in (options, own))
+
+
 @event.listens_for(Session, "after_transaction_end")
 def _close_apart(session: Session, transaction: SessionTransaction) -> None:
     if session._apart and transaction.parent is None:  # noqa: SLF001  of this very module
         apart, session._apart = session._apart, {}  # noqa: SLF001  same
         for con in apart.values():
-            con.close()
+            try:
+                con.close()
+            except (
+                exc.DBAPIError
+            ):  # a replica was lost; the session may have committed, and must not hear of it as failed
+                con.invalidate()
+                con.close()
 
 
 @event.listens_for(Session, "after_begin")
