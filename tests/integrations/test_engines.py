@@ -210,6 +210,16 @@ async def test_commit_of_a_session_whose_answer_is_lost_is_of_unknown_outcome(ca
     )
 
 
+async def test_commit_that_takes_too_long_is_of_unknown_outcome(guard, engine_of, written):
+    engine = engine_of(guard, connect_args={"command_timeout": 0.3})
+    with pytest.raises(dbguard.OutcomeUnknown):
+        async with engine.begin() as con:
+            await con.execute(WRITE, {"id": 13})
+    with pytest.raises(TimeoutError):
+        async with engine.begin() as con:
+            await con.execute(text("SELECT pg_sleep(30)"))
+
+
 async def test_commit_that_was_not_sent_or_had_nothing_to_apply_is_no_doubt(calm_cluster, engine, written):
     async with engine.connect() as con:
         await con.execute(WRITE, {"id": 1})
