@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["Inherited", "dialled", "refusal", "watch"]
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Inherited", "Turn", "dialled", "refusal", "watch"]
 
 
 class Inherited(Protocol):
@@ -36,6 +40,26 @@ _sockets: dict[int, tuple[int, int]] = {}
 """Each file descriptor that ever was a connection to a server, and the socket that it led to then: numbers are used again."""
 _pid = _parent = os.getpid()
 """This process, and the one that it was forked from."""
+
+
+class Turn:
+    """A lock, for use by ``with``, that is free in a child, whichever of the parent's threads had it at the fork."""
+
+    def __init__(self) -> None:
+        self.forked()
+        watch(self)
+
+    def forked(self) -> None:
+        """Begin anew: nobody is left who would give it back."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
 
 def watch(owner: Inherited) -> None:

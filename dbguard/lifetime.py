@@ -9,7 +9,7 @@ In a forked child it is over, and nothing ends it there: it is the parent's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import threading
 from typing import TYPE_CHECKING
 
 from dbguard.calling import NOT_OPEN
@@ -64,6 +64,7 @@ class Lifetime:
             raise RuntimeError(
                 "this event loop is the parent's, of which this process is a fork: make one here, as asyncio.run does"
             )
+        self._thread = threading.get_ident()
         self.engine = engine
         self.monitor = monitor
         self._core = core
@@ -93,9 +94,9 @@ class Lifetime:
             return
         self._ended = engine.closed = True
         self._core.engine, self._core.shut = None, engine.forked
-        # Should its loop be run here all the same, nothing of ours goes on with it. asyncio's debug mode allows this on
-        # the loop's own thread alone; where another one forked, there is none any more that could run it.
-        with contextlib.suppress(RuntimeError):
+        if threading.get_ident() == self._thread:
+            # Should its loop be run here all the same, nothing of ours goes on with it. Where another thread forked, there
+            # is none any more that could run it, and what it was in the midst of may be locked for ever.
             self._refresh.cancel()
             self.monitor.cancel()
             engine.flights.stop()

@@ -104,6 +104,36 @@ asyncio.run(main())
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_lock_is_free_in_a_child_though_a_thread_of_the_parents_had_it() -> None:
+    program = """
+import os, threading
+from dbguard.forked import Turn
+
+turn, taken, over = Turn(), threading.Event(), threading.Event()
+
+def hold():
+    with turn:
+        taken.set()
+        over.wait()
+
+holder = threading.Thread(target=hold)
+holder.start()
+taken.wait()
+pid = os.fork()
+if not pid:
+    with turn:
+        os._exit(0)
+ended = os.waitpid(pid, 0)[1]
+over.set()
+holder.join()
+with turn:
+    os._exit(os.waitstatus_to_exitcode(ended))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_process_that_does_not_fork_keeps_its_sockets() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from dbguard.deadlines import check_wait
+from dbguard.forked import Turn
 from dbguard.guarding import CLOSE_WITHIN
 from dbguard.pg.guard import PsycopgGuard
 from dbguard.pg.pool_names import not_resized
@@ -73,7 +73,7 @@ class SyncGuard(SyncCalls):
     def _become(self, inner: _Inner) -> None:
         super().__init__(inner)
         self._home: Home | None = None
-        self._turn = threading.Lock()
+        self._turn = Turn()
         self._warned = False
 
     @classmethod

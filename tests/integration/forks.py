@@ -13,12 +13,14 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import psycopg_pool
 
 import dbguard
 from tests.waiting import until
@@ -104,7 +106,10 @@ class Watched:
         now = await self.look()
         await self.guard.release(self.con)
         await self.guard.close()
-        return {"same": now == self.before, "backends": len(now[0])}
+        return {
+            "kept": now[1] == self.before[1] and set(self.before[0]) <= set(now[0]),
+            "had": len(self.before[0]) >= 3,
+        }
 
     def misuse(self) -> list[str]:
         """Do in a child all that must not touch the parent's connections; returns what was said."""
@@ -272,7 +277,7 @@ def connector(dsn: str) -> Any:
     same = do(pool.fetchval("SELECT pg_backend_pid()")) == pid
     do(pool.close())
     do(guard.close())
-    return {"said": said, "code": code, "same": same}
+    return {"said": said, "code": code, "kept": same}
 
 
 def wrapped(dsn: str) -> Any:
@@ -292,7 +297,114 @@ def wrapped(dsn: str) -> Any:
     same = do(guard.fetchval("SELECT pg_backend_pid()")) == pid
     do(guard.close())
     do(pool.close())
-    return {"said": said, "code": code, "same": same}
+    return {"said": said, "code": code, "kept": same}
+
+
+# ---------------------------------------------------------------------- psycopg
+
+
+def threads(dsn: str) -> Any:
+    """A guard for threads: its loop runs in a thread of its own, which a child does not have. It is opened afresh there."""
+    parent = {"kwargs": {"application_name": "parent"}, "min_size": 2, "max_size": 3}
+    guard = dbguard.SyncGuard(dsn, **parent).open()
+    with guard.connection() as con:
+
+        def look() -> Any:
+            con.commit()
+            return sorted(con.execute(BACKENDS).fetchall()), con.execute("SELECT pg_backend_pid()").fetchone()
+
+        def work() -> Any:
+            said = [
+                raised(lambda: guard.execute("CREATE TABLE by_a_fork ()")),
+                raised(lambda: guard.using(role="replica").fetchone("SELECT 1")),
+                raised(lambda: con.execute("CREATE TABLE by_a_fork ()")),
+                raised(guard.status),
+                raised(guard.ready),
+            ]
+            guard.close()
+            guard.terminate()
+            gc.collect()
+            with guard:
+                guard.execute("CREATE TABLE of_the_child ()")
+                guard.execute("DROP TABLE of_the_child")
+                said.append(
+                    guard.fetchone("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+                )
+            return [*said, raised(guard.status)]
+
+        before = look()
+        said, code = Child(work, sys.exit).said()
+        for _ in range(12):
+            guard.fetchone("SELECT 1")
+            time.sleep(0.05)
+        after = look()
+    with guard.transaction() as tx:
+        tx.execute("SELECT 1")
+        left = Child(lambda: raised(lambda: tx.execute("SELECT 1")), _raise).said()
+    guard.close()
+    kept = after[1] == before[1] and set(before[0]) <= set(after[0])
+    return {"said": said, "code": code, "kept": kept, "had": len(before[0]) >= 3, "left": left}
+
+
+def _raise(code: int) -> None:
+    """Leave the blocks that the parent is in."""
+    raise Left(code)
+
+
+class Left(BaseException):
+    """A child leaves the parent's blocks."""
+
+
+def psycopg_tasks(dsn: str) -> Any:
+    """The same on asyncio."""
+    loop = asyncio.new_event_loop()
+    do = loop.run_until_complete
+    parent = {"kwargs": {"application_name": "parent"}, "min_size": 2, "max_size": 3}
+    guard = dbguard.PsycopgGuard(dsn, **parent)
+    do(guard.open())
+
+    async def look() -> Any:
+        async with guard.connection() as con:
+            return sorted(await (await con.execute(BACKENDS)).fetchall())
+
+    def work() -> Any:
+        said = [refused(lambda: guard.execute("CREATE TABLE by_a_fork ()")), raised(guard.status)]
+        asyncio.run(guard.close())
+        gc.collect()
+
+        async def afresh() -> Any:
+            async with guard:
+                return await guard.fetchone("SELECT 42")
+
+        return [*said, asyncio.run(afresh())]
+
+    before = do(look())
+    said, code = Child(work, sys.exit).said()
+    for _ in range(12):
+        do(guard.fetchone("SELECT 1"))
+        do(asyncio.sleep(0.05))
+    after = do(look())
+    do(guard.close())
+    return {"said": said, "code": code, "kept": set(before) <= set(after), "had": len(before) >= 3}
+
+
+def wrapped_threads(dsn: str) -> Any:
+    """A `psycopg_pool.ConnectionPool` that the application has opened, with connections held by the guard."""
+    pool = psycopg_pool.ConnectionPool(dsn, min_size=2, max_size=2, open=True)
+    guard = dbguard.SyncGuard.wrap(pool, hold=1).open()
+    pid = guard.fetchone("SELECT pg_backend_pid()")
+
+    def work() -> Any:
+        said = raised(lambda: guard.execute("CREATE TABLE by_a_fork ()"))
+        guard.close()
+        gc.collect()
+        return [said]
+
+    said, code = Child(work).said()
+    same = guard.fetchone("SELECT pg_backend_pid()") == pid
+    guard.close()
+    pool.close()
+    return {"said": said, "code": code, "kept": same}
 
 
 # ---------------------------------------------------------------------- the page's recipes
@@ -317,6 +429,19 @@ def gunicorn(dsn: str) -> Any:
                 return await app.guard.fetchval("SELECT 42")
 
         return asyncio.run(serve())
+
+    workers = [Child(worker, sys.exit) for _ in range(2)]
+    return [one.said() for one in workers]
+
+
+def gunicorn_threads(dsn: str) -> Any:
+    """The same with workers that are threads: the arbiter calls a hook in each worker."""
+    shop, hooks = recipe("shop", dsn), recipe("gunicorn.conf", dsn)
+
+    def worker() -> Any:
+        hooks.post_fork(None, None)
+        said: list[str] = []
+        return [b"".join(shop.application({}, lambda status, headers: said.append(status))).decode(), *said]
 
     workers = [Child(worker, sys.exit) for _ in range(2)]
     return [one.said() for one in workers]
@@ -372,4 +497,7 @@ def processes(dsn: str) -> Any:
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("fork")
-    sys.stdout.write(json.dumps(globals()[sys.argv[1]](sys.argv[2])))
+    try:
+        sys.stdout.write(json.dumps(globals()[sys.argv[1]](sys.argv[2])))
+    except Left as left:
+        sys.exit(*left.args)
