@@ -10,7 +10,6 @@ from dbguard.core.statement import Token, Touch
 from dbguard.drivers.asyncpg.copying import opened
 from dbguard.drivers.asyncpg.listening import Listening
 from dbguard.drivers.asyncpg.sending import Sender
-from dbguard.events import NotificationGap
 from dbguard.session import Session
 
 if TYPE_CHECKING:
@@ -31,18 +30,8 @@ class AsyncpgSession(Session):
     def listening(self) -> Listening:
         """The channels that its connection listens to."""
         if self._listening is None:
-            self._listening = Listening(self.con, self._missed)
+            self._listening = Listening(self.con, self.missed)
         return self._listening
-
-    def _missed(self, channels: tuple[str, ...]) -> None:
-        """Tell that the connection was lost while it listened. Who closes the guard is not told."""
-        engine, lease = self.engine, self.lease
-        if engine.closed:
-            return
-        at, why = engine.state.clock(), "ended by the guard" if lease.ours else "lost"
-        gap = NotificationGap(at=at, node=self.node.name, channels=channels, pid=lease.backend[0], why=why)
-        for told in engine.state.chronicle.fold([gap], at):
-            engine.tell(told)
 
     def stop_listening(self) -> None:
         """Note that the application ends it by itself, so that nothing is missed."""

@@ -22,6 +22,7 @@ from dbguard.drivers import outcome_sql
 from dbguard.drivers.identity import forget_sequences
 from dbguard.dropped import caller, dropped
 from dbguard.errors import DeadlineExceeded, GuardClosed
+from dbguard.events import NotificationGap
 from dbguard.runtime.attempt import name_failed
 from dbguard.runtime.flights import Flight
 from dbguard.runtime.resolve import settled
@@ -322,6 +323,18 @@ class Session:
         if busy:
             self.lease.end()
         return busy
+
+    def missed(self, channels: tuple[str, ...]) -> None:
+        """Tell that the connection was lost while it listened to *channels*. Who closes the guard is not told."""
+        engine, lease = self.engine, self.lease
+        if engine.closed:
+            return
+        at, why = engine.state.clock(), "ended by the guard" if lease.ours else "lost"
+        gap = NotificationGap(at=at, node=self.node.name, channels=channels, pid=lease.backend[0], why=why)
+        with engine.colour.lock:
+            due = engine.state.chronicle.fold([gap], at)
+        for told in due:
+            engine.tell(told)
 
     def finish(self) -> None:
         """Let nothing more be done; what was done to the catalogue is noted."""

@@ -8,8 +8,10 @@ that carries a token, is put into a transaction of its own.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from dbguard.core.lexer import lower, written
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Token, Touch
 from dbguard.drivers.psycopg.connection import (
@@ -34,6 +36,19 @@ if TYPE_CHECKING:
 __all__ = ["Held"]
 
 
+def listened(text: str, before: set[str]) -> set[str]:
+    """Return the channels that a session listens to after *text*, which begins with LISTEN or UNLISTEN."""
+    channels = set(before)
+    words = written(text)
+    for verb, name in pairwise(words):
+        channel = name[1:-1].replace('""', '"') if name.startswith('"') else lower(name)
+        if verb.upper() == "LISTEN":
+            channels.add(channel)
+        elif verb.upper() == "UNLISTEN":
+            channels = set() if name == "*" else channels - {channel}
+    return channels
+
+
 def _driven(work: Any) -> None:
     """Run *work* of psycopg's, which waits for nothing; it may want to let the event loop have a turn."""
     try:
@@ -50,6 +65,7 @@ class Held:
     depth: how many transaction blocks are open around what is done; in one, `commit` and `rollback` are refused.
     isolation_level, read_only, deferrable: of the transactions that begin here; None: the server's defaults.
     row_factory, cursor_factory, server_cursor_factory: of the cursors made here. What the application sets stays here.
+    channels: what it listens to, by statements of the application's. quit: the application has closed it.
     open: a transaction was begun here and has not ended. tpc: of a two-phase transaction, its name, and whether it is prepared.
     """
 
@@ -72,6 +88,7 @@ class Held:
         self.tpc: tuple[Any, bool] | None = None
         self.busy = ""
         self.quit = False
+        self.channels: set[str] = set()
         self.pipes = Pipes(self)
         self._adapters: WatchedAdapters | None = None
         self._block = self._new_block()
@@ -110,13 +127,13 @@ class Held:
         if self.writes_alone(stake) and self._has_token(text):
             await self.begin_alone(text)
             try:
-                value = await session.do(lambda: line.run(fn, *args, **kwargs), stake)
+                value = await self.do(lambda: line.run(fn, *args, **kwargs), stake)
             except BaseException as error:
                 await self.abandon(error, self.undo)
                 raise
             await self.end()
             return value
-        value = await session.do(lambda: line.run(fn, *args, **kwargs), stake, whole=whole, single=single)
+        value = await self.do(lambda: line.run(fn, *args, **kwargs), stake, whole=whole, single=single)
         if session.failed and not self.pipes.levels and session.texts.learn(text).statement.verb:
             session.failed = False  # a failed transaction answers nothing but errors, unless that was ROLLBACK TO
         return value
@@ -129,8 +146,9 @@ class Held:
         session = self.session
         stake, whole = session.note(text)
         statement = session.texts.learn(text).statement
-        if statement.verb == "LISTEN":
+        if statement.verb in ("LISTEN", "UNLISTEN"):
             session.touch(Touch.LOST)  # psycopg keeps what came in for whoever asks next
+            self.channels = listened(text, self.channels)
         if self.pipes.levels:
             if stake is not Stake.READ:
                 self.pipes.queued = Stake.TRANSACTION if self.open and stake is not Stake.COMMIT else Stake.COMMIT
@@ -150,11 +168,25 @@ class Held:
         await self.begin()
         self.noted(text)
 
+    async def do(self, act: Callable[[], Any], stake: Stake, *args: Any, **extra: Any) -> Any:
+        """Do one thing on the connection; see `Session.do`. If that is how it is seen to be lost, listeners are told."""
+        try:
+            return await self.session.do(act, stake, *args, **extra)
+        except BaseException:
+            self.tell_loss()
+            raise
+
+    def tell_loss(self) -> None:
+        """Tell of a connection that is lost and had listened: what is notified meanwhile is not heard."""
+        if self.channels and self.session.closed and not (self.session.over or self.quit):
+            channels, self.channels = tuple(sorted(self.channels)), set()
+            self.session.missed(channels)
+
     async def command(self, text: str) -> None:
         """Send a command of ours that neither ends the transaction nor writes."""
         line = self.line
         async with self.pipes.outside():
-            await self.session.do(lambda: line.execute(text), Stake.READ)
+            await self.do(lambda: line.execute(text), Stake.READ)
 
     async def free(self) -> None:
         """Wait until nothing else has the connection for itself: a COPY, `stream` or `notifies`.
@@ -171,7 +203,7 @@ class Held:
             async with lock:
                 pass
 
-        await self.session.do(waited, Stake.READ, cancels=True)
+        await self.do(waited, Stake.READ, cancels=True)
 
     def occupy(self, what: str) -> None:
         """Note that something has the connection for itself; if it is given back so, it is ended."""
@@ -217,7 +249,7 @@ class Held:
     async def wait(self, gen: Any, **extra: Any) -> Any:
         """Let the driver run a generator of its own, of which nothing is known."""
         raw, line = self.lay_bare(), self.line
-        return await self.session.do(lambda: line.run(raw.wait, gen, **extra), Stake.COMMIT, whole=False)
+        return await self.do(lambda: line.run(raw.wait, gen, **extra), Stake.COMMIT, whole=False)
 
     async def assign(self, name: str, value: Any) -> None:
         """See `set`."""
@@ -238,7 +270,7 @@ class Held:
             session.failed = False
             session.writes = session.lease.raw_touched  # what came before has ended, as far as that is known
             self._block = self._new_block()
-            await session.do(self._block.start, Stake.READ)
+            await self.do(self._block.start, Stake.READ)
         self.open = True
 
     async def commit(self) -> None:
@@ -267,7 +299,7 @@ class Held:
         await self.free()
         async with self.pipes.outside():
             if session.closed:
-                await session.do(lambda: line.run(self.raw.rollback), Stake.READ)  # the driver says that it is closed
+                await self.do(lambda: line.run(self.raw.rollback), Stake.READ)  # the driver says that it is closed
             elif not is_idle(self.raw):
                 await session.rollback(self._block)
             self.open = False
@@ -287,6 +319,7 @@ class Held:
         session = self.session
         if session.over or self.quit:
             return
+        self.tell_loss()
         if error is None:
             await self.out_of_pipelines()
             if self.tpc:

@@ -61,7 +61,7 @@ class Pipes:
     async def synchronize(self) -> None:
         """Wait until the server has answered all that was queued."""
         line = self._held.line
-        await self._held.session.do(lambda: line.run(self.driver.sync), self.queued)
+        await self._held.do(lambda: line.run(self.driver.sync), self.queued)
         self.queued = Stake.READ
 
     @asynccontextmanager
@@ -90,4 +90,4 @@ class Pipes:
             line.terminate()
         self.driver, self.queued = None, Stake.READ
         why = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-        await session.do(lambda: line.run(leave, *why), queued if error is None else Stake.READ)
+        await held.do(lambda: line.run(leave, *why), queued if error is None else Stake.READ)

@@ -50,7 +50,7 @@ class Gathering:
             raise late
         gather = self._gather if self._held.is_async else self._gather_here
         try:
-            await self._held.session.do(lambda: line.run(gather), stake)
+            await self._held.do(lambda: line.run(gather), stake)
         except Exception as error:
             if not ready:
                 raise
@@ -99,7 +99,7 @@ class HeldCursor:
         if self.raw.pgresult is None:
             line = held.line
             if held.pipes.driver is not None:
-                return await held.session.do(lambda: line.run(fn, *args), held.pipes.queued)
+                return await held.do(lambda: line.run(fn, *args), held.pipes.queued)
         return await _plainly(held, fn, *args)
 
     async def next(self) -> Any:
@@ -159,7 +159,7 @@ class HeldServerCursor(HeldCursor):
         else:
             line = held.line
             await held.free()
-            await held.session.do(lambda: line.run(raw.close), Stake.READ)
+            await held.do(lambda: line.run(raw.close), Stake.READ)
 
 
 async def _advanced(rows: Any, end: Any) -> Any:
@@ -196,7 +196,7 @@ class Steps:
             row = await self._gathering.next(self._stake)
         else:
             advance, rows = _advanced if held.is_async else next, self._rows
-            row = await held.session.do(lambda: line.run(advance, rows, END), self._stake, self._limit)
+            row = await held.do(lambda: line.run(advance, rows, END), self._stake, self._limit)
         if row is END:
             own, self._own = self._own, False
             await self.close()
@@ -237,7 +237,7 @@ class Steps:
                 await _plainly(held, close)
             else:
                 line = held.line
-                await session.do(lambda: line.run(close), Stake.READ)
+                await held.do(lambda: line.run(close), Stake.READ)
         finally:
             held.vacate()
             own, self._own = self._own, False
@@ -277,7 +277,7 @@ class HeldCopy:
         held.occupy("copy()")
         try:
             opened = block.__aenter__ if held.is_async else block.__enter__
-            self.raw = await held.session.do(lambda: line.run(opened), self._stake)
+            self.raw = await held.do(lambda: line.run(opened), self._stake)
         except BaseException as error:
             held.vacate()
             await self._end(error)
@@ -286,7 +286,7 @@ class HeldCopy:
     async def step(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Read or write a part of it, or end it."""
         line = self._held.line
-        return await self._held.session.do(lambda: line.run(fn, *args), self._stake)
+        return await self._held.do(lambda: line.run(fn, *args), self._stake)
 
     async def read(self) -> Any:
         """Return the next piece of data; empty after the last."""
@@ -335,7 +335,7 @@ class HeldCopy:
             await _plainly(held, leave, *why)
         else:
             line = held.line
-            await session.do(lambda: line.run(leave, *why), Stake.READ)
+            await held.do(lambda: line.run(leave, *why), Stake.READ)
 
     async def _end(self, error: BaseException | None) -> None:
         """End the transaction around it, if it is its own."""

@@ -79,7 +79,7 @@ async def recover(held: Held) -> Any:
     """Return the names of the transactions that are prepared on the server."""
     line = held.line
     await held.free()
-    return await held.session.do(lambda: line.run(held.raw.tpc_recover), Stake.READ)
+    return await held.do(lambda: line.run(held.raw.tpc_recover), Stake.READ)
 
 
 def _ended(held: Held, action: str, xid: Any) -> Any:
@@ -101,4 +101,4 @@ async def _send(held: Held, text: str) -> None:
     await held.free()
     async with held.pipes.outside():
         stake, whole, single = held.noted(text)
-        await held.session.do(lambda: line.execute(text), stake, whole=whole, single=single)
+        await held.do(lambda: line.execute(text), stake, whole=whole, single=single)

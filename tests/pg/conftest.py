@@ -29,10 +29,16 @@ def configured(calm_cluster: Cluster) -> dict[str, Any]:
     return {"nodes": [{"name": "a", "host": "127.0.0.1", "port": node.port}], "connection": connection}
 
 
+@pytest.fixture
+def told() -> list[Any]:
+    """What the guard has told, in order."""
+    return []
+
+
 @pytest.fixture(params=["tasks", "threads"])
-async def guard(request: pytest.FixtureRequest, configured: dict[str, Any]) -> AsyncIterator[Any]:
+async def guard(request: pytest.FixtureRequest, configured: dict[str, Any], told: list[Any]) -> AsyncIterator[Any]:
     kind = dbguard.PsycopgGuard if request.param == "tasks" else dbguard.SyncGuard
-    made: Any = kind(configured, min_size=1, max_size=4)
+    made: Any = kind(configured, on_event=told.append, min_size=1, max_size=4)
     with warnings.catch_warnings():
         # These tests run on an event loop, which may stand still.
         warnings.filterwarnings("ignore", "a SyncGuard is used in the thread of a running event loop", RuntimeWarning)

@@ -14,8 +14,10 @@ from psycopg.rows import scalar_row
 import dbguard
 from dbguard.core.retry import Stake
 from dbguard.drivers import outcome_sql
+from dbguard.events import NotificationGap
 from tests.pg.colours import block, each, got, noted
 from tests.pg.test_transactions import INSERT, session_of
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +175,54 @@ async def test_notifications_are_waited_for_as_long_as_it_takes(guard: Any, calm
         later.join()
         assert await each(con.notifies(timeout=0.5)) == []
         assert not con.closed
+
+
+@pytest.mark.parametrize(
+    ("texts", "channels"),
+    [
+        (["LISTEN One", 'LISTEN "Two"'], {"one", "Two"}),
+        (["listen a; LISTEN b", "UNLISTEN a"], {"b"}),
+        (["LISTEN a", "UNLISTEN *"], set()),
+        (["LISTEN a", "unlisten *; listen b"], {"b"}),
+        (["SELECT 'LISTEN a'"], set()),
+    ],
+)
+async def test_what_a_connection_listens_to_is_known(held: Any, texts: list[str], channels: set[str]) -> None:
+    con = await held(autocommit=True)
+    for text in texts:
+        await got(con.execute(text))
+
+    assert con._held.channels == channels
+
+
+async def test_a_connection_that_listened_and_is_lost_is_told_of(
+    guard: Any, told: list[Any], calm_cluster: Cluster
+) -> None:
+    async with block(guard.connection()) as con:
+        await got(con.set_autocommit(True))
+        await got(con.execute("LISTEN two"))
+        await got(con.execute("LISTEN one"))
+        pid = con.info.backend_pid
+        end = threading.Timer(0.2, lambda: calm_cluster.sql("a", "SELECT pg_terminate_backend($1)", pid))
+        end.start()
+        with pytest.raises(psycopg.OperationalError):
+            await each(con.notifies())
+        end.join()
+
+    def gaps() -> list[tuple[Any, ...]]:
+        return [(event.node, event.channels, event.pid) for event in told if isinstance(event, NotificationGap)]
+
+    await until(gaps)
+    assert gaps() == [("a", ("one", "two"), pid)]
+
+
+async def test_who_closes_a_connection_that_listened_misses_nothing(guard: Any, told: list[Any]) -> None:
+    async with block(guard.connection()) as con:
+        await got(con.execute("LISTEN one"))
+        await got(con.close())
+    await got(guard.close(timeout=1.0))
+
+    assert not [event for event in told if isinstance(event, NotificationGap)]
 
 
 async def test_a_cancellation_ends_the_connection_at_once(guard: Any, kept: Any, calm_cluster: Cluster) -> None:

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
-def test_users_type_checkers_see_what_the_methods_return() -> None:
+@pytest.mark.parametrize("page", ["api.py", "pg.py"])
+def test_users_type_checkers_see_what_the_methods_return(page: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(HERE / "api.py")],
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(HERE / page)],
         cwd=HERE.parent.parent,
         capture_output=True,
         text=True,
