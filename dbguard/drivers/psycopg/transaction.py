@@ -121,10 +121,7 @@ async def commit(lease: Lease, ending: str = "") -> None:
 
     ending: a token and COMMIT as one simple query; empty: COMMIT alone.
     """
-    line = lease.con
-    if lease.doubtful:
-        await line.fetchval("SELECT 1")  # raises 25P02 if the transaction has failed unseen
-    if await heard(lease, _end(line, ending)) != "COMMIT":
+    if await heard(lease, _end(lease.con, ending)) != "COMMIT":
         raise rolled_back()
 
 

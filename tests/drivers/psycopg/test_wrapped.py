@@ -430,6 +430,18 @@ async def test_what_must_not_be_used_again_is_replaced(why: str, side: Any, open
     await is_whole(side, pool, 1)
 
 
+async def test_what_is_ended_on_its_way_back_is_replaced(side: Any, open_pool: Any, wrap: Any) -> None:
+    pool = wrap(await open_pool(1))
+    lease = await taken(side, pool)
+
+    work = pool.settle(lease, Touch.NOTHING)
+    lease.end()  # as the sweep does
+    await side.run(work)
+
+    assert lease.loan[0].closed
+    await is_whole(side, pool, 1)
+
+
 async def test_connections_at_hand_are_replaced_when_the_node_changes(side: Any, open_pool: Any, wrap: Any) -> None:
     pool = wrap(await open_pool(2))
     lease = await taken(side, pool)
