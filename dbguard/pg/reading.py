@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.retry import Stake
 from dbguard.core.statement import Touch
 from dbguard.drivers.psycopg.connection import RAW_CURSORS, NotSupportedError, released, text_of
+from dbguard.drivers.psycopg.transaction import ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,7 +306,13 @@ class HeldCopy:
     async def write(self, data: Any) -> None:
         """Write data that was formatted."""
         if data:
-            await self.step(self.raw.writer.write, data)
+            line = self._held.line
+            await self._held.session.do(lambda: self._put(line, data), self._stake)
+
+    async def _put(self, line: Any, data: Any) -> None:
+        await line.run(self.raw.writer.write, data)
+        if line.is_closed():
+            raise ended()  # libpq takes what it cannot send any more, and says nothing of it
 
     async def leave(self, error: BaseException | None) -> None:
         """End it: with all that was written, or with nothing because of *error*."""

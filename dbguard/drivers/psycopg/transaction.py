@@ -51,8 +51,8 @@ def left_open() -> psycopg.InterfaceError:
 
 
 def ended() -> psycopg.OperationalError:
-    """Return the error for a statement whose connection was ended just as its answer came."""
-    return psycopg.OperationalError("the connection was ended as the answer came")
+    """Return the error for what went without one on a connection that was ended meanwhile."""
+    return psycopg.OperationalError("the connection was ended meanwhile")
 
 
 def begin(*, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None) -> str:
