@@ -63,6 +63,7 @@ class Held:
 
     autocommit: nothing begins a transaction but the application.
     depth: how many transaction blocks are open around what is done; in one, `commit` and `rollback` are refused.
+    read_only, if it is given, holds in autocommit, too: what may write there has a READ ONLY transaction of its own.
     isolation_level, read_only, deferrable: of the transactions that begin here; None: the server's defaults.
     row_factory, cursor_factory, server_cursor_factory: of the cursors made here. What the application sets stays here.
     channels: what it listens to, by statements of the application's. quit: the application has closed it.
@@ -80,6 +81,7 @@ class Held:
         self.isolation_level = raw.isolation_level
         self.read_only = raw.read_only if read_only is None else read_only
         self.deferrable = raw.deferrable
+        self._only_reads = bool(read_only)
         self.row_factory = raw.row_factory
         self.cursor_factory = raw.cursor_factory
         self.server_cursor_factory = raw.server_cursor_factory
@@ -124,7 +126,7 @@ class Held:
             await self.begin()
         stake, whole, single = self.noted(text)
         session = self.session
-        if self.writes_alone(stake) and self._has_token(text):
+        if self.writes_alone(stake) and (self._has_token(text) or (self._only_reads and self.read_only)):
             await self.begin_alone(text)
             try:
                 value = await self.do(lambda: line.run(fn, *args, **kwargs), stake)
@@ -325,10 +327,14 @@ class Held:
             if self.tpc:
                 session.con.terminate()
                 raise ProgrammingError("the block ended in a two-phase transaction: end it with tpc_commit() first")
-            if self.open or not (session.closed or is_idle(self.raw)):
+            if not self.lost_nothing() and (self.open or not (session.closed or is_idle(self.raw))):
                 await self.end()
             return
         await self.abandon(error, self.undo)
+
+    def lost_nothing(self) -> bool:
+        """Whether the connection is closed, and nothing was written on it that could have been committed."""
+        return self.session.closed and not self.session.writes
 
     async def abandon(self, error: BaseException, undo: Callable[[], Any]) -> None:
         """Roll back because of *error*, which goes on; what fails on the way ends the connection, and so rolls back."""

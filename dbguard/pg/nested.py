@@ -79,7 +79,10 @@ class Nested:
                 if error is None:
                     error, late = failed, failed
         if error is None and not self.force_rollback:
-            await self._commit()
+            if held.lost_nothing():
+                self.status = Status.FAILED
+            else:
+                await self._commit()
             return False
         await self._roll_back(error)
         if late is not None:

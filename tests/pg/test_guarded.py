@@ -322,6 +322,68 @@ async def test_a_loop_over_a_stream_can_be_left(guard: Any, kept: Any) -> None:
     assert kept() == [(1,)]
 
 
+async def test_a_refusal_in_autocommit_is_not_counted_against_a_later_transaction(guard: Any, kept: Any) -> None:
+    async with block(guard.connection()) as con:
+        await got(con.set_autocommit(True))
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await each(con.cursor().stream("SELECT 1 / (n - 900) FROM generate_series(1, 2000) AS g(n)"))
+        async with block(con.transaction()):
+            await got(con.execute(INSERT, (1,)))
+
+    assert kept() == [(1,)]
+
+
+async def test_what_the_guard_ends_between_two_steps_is_left_at_once(guard: Any) -> None:
+    async with block(guard.connection()) as con:
+        rows = con.cursor().stream("SELECT n FROM generate_series(1, 1000000) AS g(n)")
+        await (anext(rows) if hasattr(rows, "__anext__") else got(next(rows)))
+        session_of(con).lease.end()
+        began = time.monotonic()
+        await got(rows.aclose() if hasattr(rows, "aclose") else rows.close())
+        assert con.closed
+    with pytest.raises(psycopg.OperationalError):  # noqa: PT012  the block is what is asked about
+        series = "COPY (SELECT generate_series(1, 1000000)) TO STDOUT"
+        async with block(guard.connection()) as con, block(con.cursor().copy(series)) as copy:
+            await got(copy.read())
+            session_of(con).lease.end()
+            while await got(copy.read()):
+                pass
+
+    assert time.monotonic() - began < 4  # psycopg would ask the server to cancel, and wait for that
+
+
+async def test_a_copy_into_a_frozen_server_ends_in_time(
+    cluster_factory: Callable[..., Cluster], configured: dict[str, Any]
+) -> None:
+    cluster = cluster_factory(replicas=0)
+    cluster.sql("a", "CREATE TABLE big (line text)")
+    config = configured | {"nodes": [{"name": "a", "host": "127.0.0.1", "port": cluster.node("a").port}]}
+
+    took: list[float] = []
+
+    def copy() -> None:
+        with (
+            dbguard.SyncGuard(config) as guard,
+            guard.using(timeout=1.0).connection() as con,
+            con.cursor().copy("COPY big FROM STDIN") as big,
+        ):
+            big.write("x\n")
+            cluster.freeze("a")
+            began = time.monotonic()
+            try:
+                while True:
+                    big.write("x" * 1_000_000 + "\n")
+            finally:
+                took.append(time.monotonic() - began)
+                cluster.thaw("a")
+
+    with pytest.raises(psycopg.OperationalError) as raised:
+        await asyncio.to_thread(copy)
+
+    assert isinstance(raised.value, TimeoutError)
+    assert took[0] < 4
+
+
 async def test_threads_share_a_connection_one_after_the_other(guard: Any, kept: Any) -> None:
     async with block(guard.connection()) as con:
         await got(con.execute("SELECT 1"))
@@ -346,6 +408,11 @@ async def test_a_connection_to_a_replica_reads_alone(guard: Any, kept: Any) -> N
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             await got(con.execute(INSERT, (1,)))
         await got(con.rollback())
+        await got(con.set_autocommit(True))
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await got(con.execute(INSERT, (1,)))
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await each(con.cursor().stream(INSERT + " RETURNING n", (1,)))
         cursor = await got(con.execute("SELECT count(*) FROM kept"))
         assert await got(cursor.fetchone()) == (0,)
 

@@ -214,6 +214,16 @@ async def test_a_lost_connection_is_no_commit(con: Any, kept: Any, calm_cluster:
             pass
 
 
+async def test_a_lost_connection_on_which_nothing_was_written_is_left_quietly(con: Any, calm_cluster: Cluster) -> None:
+    async with block(con), block(con.transaction()) as outer:
+        await got(con.execute("SELECT 1"))
+        calm_cluster.sql("a", "SELECT pg_terminate_backend($1)", con.info.backend_pid)
+        with pytest.raises(psycopg.OperationalError):
+            await got(con.execute("SELECT 1"))
+
+    assert outer.status is outer.Status.FAILED
+
+
 async def test_an_interruption_ends_the_connection(con: Any, kept: Any) -> None:
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012  the block is what is asked about
         async with block(con.transaction()):
