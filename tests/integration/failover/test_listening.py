@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import psycopg
 import pytest
 
 import dbguard
@@ -144,3 +145,28 @@ async def test_only_a_loss_is_told(
             pool.terminate()
     await asyncio.sleep(0)
     assert gaps(events) == []
+
+
+async def test_over_psycopg_who_waits_for_notifications_gets_the_loss_as_an_error(
+    calm_cluster: Cluster, until: Any
+) -> None:
+    heard: list[str] = []
+
+    async def listen() -> None:
+        async with guard.connection() as con:
+            await con.set_autocommit(True)
+            await con.execute("LISTEN news")
+            pids.append(con.info.backend_pid)
+            async for said in con.notifies():
+                heard.append(said.payload)
+
+    pids: list[int] = []
+    async with dbguard.PsycopgGuard(calm_cluster.dsn()) as guard:
+        listening = asyncio.create_task(listen())
+        await until(lambda: pids)
+        await guard.execute("NOTIFY news, 'before'")
+        await until(lambda: heard == ["before"])
+        await asyncio.to_thread(calm_cluster.sql, "a", END.replace("$1", f"'{{{pids[0]}}}'"))
+
+        with pytest.raises(psycopg.OperationalError):
+            await listening
