@@ -158,7 +158,7 @@ async def test_over_psycopg_who_waits_for_notifications_gets_the_loss_as_an_erro
             await con.execute("LISTEN news")
             pids.append(con.info.backend_pid)
             async for said in con.notifies():
-                heard.append(said.payload)
+                heard.append(said.payload)  # noqa: PERF401  each as it comes
 
     pids: list[int] = []
     async with dbguard.PsycopgGuard(calm_cluster.dsn()) as guard:
