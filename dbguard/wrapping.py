@@ -17,8 +17,8 @@ __all__ = ["ASYNCPG", "Following", "Kind", "Wrapped", "follows", "wrapped"]
 class Kind:
     """A kind of pool that can be wrapped.
 
-    name: its class. opens: what opens pools of its own, from a DSN. used: what of it is used. refuses: says what is wrong with one that has all that; None: nothing is.
-    closed, most: whether one is closed, and how many connections it may have.
+    name: its class. opens: what opens pools of its own, from a DSN. used: what of it is used. fits: says whether one that
+    has all that is of this kind. closed, most: whether one is closed, and how many connections it may have.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Kind:
     used: Sequence[str]
     closed: Callable[[Any], bool]
     most: Callable[[Any], int]
-    refuses: Callable[[Any], str | None] = lambda _: None
+    fits: Callable[[Any], bool] = lambda _: True
 
 
 ASYNCPG = Kind(
@@ -36,6 +36,14 @@ ASYNCPG = Kind(
     closed=lambda pool: pool.is_closing(),
     most=lambda pool: pool.get_max_size(),
 )
+
+
+_TAKERS = {
+    ("asyncpg", "Pool"): "dbguard.Guard.wrap",
+    ("psycopg_pool", "AsyncConnectionPool"): "dbguard.PsycopgGuard.wrap",
+    ("psycopg_pool", "ConnectionPool"): "dbguard.SyncGuard.wrap",
+}
+"""What wraps which pools, by their package and class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +110,22 @@ def wrapped(primary: Any, replicas: Sequence[Any], hold: int, kind: Kind = ASYNC
 
 
 def _check(name: str, pool: Any, kind: Kind) -> None:
-    missing = [word for word in kind.used if not hasattr(pool, word)]
-    given = type(pool)
-    why = None if missing else kind.refuses(pool)
-    if missing or why is not None:
-        another = any(hasattr(pool, word) for word in ("connection", "acquire", "getconn"))
-        why = why or (f" ({given.__module__} is another driver's)" if another else "")
+    if not (all(hasattr(pool, word) for word in kind.used) and kind.fits(pool)):
         raise TypeError(
-            f"{name} should be {kind.name}, not {given.__name__}{why}; `{kind.opens}` takes a DSN, and opens pools of its own"
+            f"{name} should be {kind.name}, not {type(pool).__name__}{_taken_by(pool)}; `{kind.opens}` takes a DSN, and "
+            "opens pools of its own"
         )
     if kind.closed(pool):
         raise ConfigError(f"the pool of {name} is closed: wrap open pools, and close them after the guard", path=name)
+
+
+def _taken_by(pool: Any) -> str:
+    """Say what takes something that is no pool of the kind that was asked for, if anything does."""
+    kinds = [(base.__module__.partition(".")[0], base.__name__) for base in type(pool).__mro__]
+    taker = next((_TAKERS[kind] for kind in kinds if kind in _TAKERS), None)
+    if taker is not None:
+        return f" ({taker} takes that)"
+    if any(package == "sqlalchemy" for package, _ in kinds):
+        return " (dbguard.integrations.sqlalchemy makes engines over a guard)"
+    another = any(hasattr(pool, word) for word in ("connection", "acquire", "getconn"))
+    return f" ({type(pool).__module__} is another driver's)" if another else ""

@@ -19,20 +19,12 @@ _GUARDS = {"AsyncConnectionPool": "PsycopgGuard", "ConnectionPool": "SyncGuard"}
 
 def checked_pools(primary: Any, replicas: Sequence[Any], hold: int, kind: str) -> Mapping[str, Wrapped]:
     """Name the pools, and check that each is a `psycopg_pool` of *kind*. Raises as `dbguard.wrapping.wrapped`."""
-
-    def refuses(pool: Any) -> str | None:
-        kinds = [base.__name__ for base in type(pool).__mro__]
-        if kind in kinds:
-            return None
-        other = next((name for name in _GUARDS if name in kinds), None)
-        return "" if other is None else f" (dbguard.{_GUARDS[other]}.wrap takes that)"
-
     psycopg = Kind(
         name=f"a psycopg_pool.{kind}",
         opens=f"dbguard.{_GUARDS[kind]}",
         used=USED,
         closed=lambda pool: bool(pool.closed),
         most=lambda pool: int(pool.max_size),
-        refuses=refuses,
+        fits=lambda pool: any(base.__name__ == kind for base in type(pool).__mro__),
     )
     return wrapped(primary, replicas, hold, psycopg)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from asyncio import _get_running_loop  # as documented for frameworks: no exception where there is none
 from contextlib import contextmanager
-from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction, isgeneratorfunction
+from inspect import (
+    currentframe,
+    isasyncgenfunction,
+    isawaitable,
+    iscoroutine,
+    iscoroutinefunction,
+    isgeneratorfunction,
+)
 from typing import TYPE_CHECKING, Any
 
+from dbguard import calling
+from dbguard.errors import GuardClosed
 from dbguard.pg.calls import AsyncDialect, PsycopgCalling
 from dbguard.pg.held import Held
 from dbguard.pg.sync_connection import Connection
@@ -13,14 +24,16 @@ from dbguard.runtime.colour import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-    from types import TracebackType
+    from types import FrameType, TracebackType
     from typing import TypeVar
 
     from psycopg.abc import Params, Query
 
     from dbguard.calling import Options
     from dbguard.core.reasons import Route
+    from dbguard.errors import DbGuardError
     from dbguard.pg.result import Result
+    from dbguard.runtime.home import Home
     from dbguard.session import Session
 
     T = TypeVar("T")
@@ -28,13 +41,29 @@ if TYPE_CHECKING:
 __all__ = ["SyncBorrowing", "SyncCalls", "ThreadsCalling", "ThreadsDialect"]
 
 
+NOT_OPEN = "the guard is not open: use `with guard:` or `guard.open()` first"
+
+IN_A_LOOP = (
+    "a SyncGuard is used in the thread of a running event loop, which stands still meanwhile: use dbguard.PsycopgGuard "
+    "there, or asyncio.to_thread"
+)
+
+
 class ThreadsDialect(AsyncDialect):
-    """What psycopg's facade for threads calls things."""
+    """What psycopg's facade for threads calls things; one for all views of a guard.
+
+    home: where what is nobody's call runs; None before the guard was opened. warned: that a loop is held up was told.
+    """
+
+    home: Home | None = None
+    warned = False
 
     async def apply(self, fn: Callable[[Any], Any], session: Session, attempt: int) -> Any:
         """See `Dialect.apply`."""
         made = fn(Connection(Held(session, depth=1), attempt))
         if isawaitable(made):
+            if iscoroutine(made):
+                made.close()
             raise _not_a_function(fn)
         return made
 
@@ -46,6 +75,10 @@ class ThreadsCalling(PsycopgCalling):
         view = ThreadsCalling.__new__(ThreadsCalling)
         view._core, view._options = self._core, options  # noqa: SLF001  another view of this very object
         return view
+
+    def _not_open(self) -> DbGuardError:
+        shut = self._core.shut
+        return self._core.dialect.dress(GuardClosed(NOT_OPEN if shut == calling.NOT_OPEN else shut))
 
 
 class SyncCalls:
@@ -59,11 +92,19 @@ class SyncCalls:
 
     def _now(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a call on this thread."""
-        engine = self._inner._core.engine  # noqa: SLF001  the same object, from outside
-        if engine is not None and engine.colour.is_own_thread:
-            work.close()
-            engine.colour.check_thread()
+        if _get_running_loop() is not None:
+            self._in_a_loop(work)
         return now(work)
+
+    def _in_a_loop(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Refuse a call in a listener, which would wait for itself; tell others, once, that they hold up an event loop."""
+        dialect: ThreadsDialect = self._inner._core.dialect  # noqa: SLF001  the same object, from outside
+        if dialect.home is not None and dialect.home.colour.is_own_thread:
+            work.close()
+            dialect.home.colour.check_thread()
+        if not dialect.warned:
+            dialect.warned = True
+            warnings.warn(IN_A_LOOP, RuntimeWarning, stacklevel=_level(currentframe()))
 
     def execute(
         self,
@@ -220,6 +261,14 @@ class SyncBorrowing:
     ) -> bool:
         ended: bool = self._calls._now(self._borrowing.exit(error))  # noqa: SLF001  same
         return ended
+
+
+def _level(frame: FrameType | None) -> int:
+    """Return the ``stacklevel`` for a warning in *frame* that names the line of the application's."""
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in {"dbguard", "contextlib"}:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _not_a_function(fn: object) -> TypeError:

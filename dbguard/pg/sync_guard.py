@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
+from asyncio import _get_running_loop  # as documented for frameworks: no exception where there is none
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -74,7 +73,6 @@ class SyncGuard(SyncCalls):
         super().__init__(inner)
         self._home: Home | None = None
         self._turn = Turn()
-        self._warned = False
 
     @classmethod
     def wrap(
@@ -95,21 +93,6 @@ class SyncGuard(SyncCalls):
         guard._become(_Inner._wrap(primary, replicas, "ConnectionPool", hold, config, on_event))  # noqa: SLF001  its other half
         return guard
 
-    def _now(self, work: Coroutine[Any, Any, T]) -> T:
-        self._look_around()
-        return super()._now(work)
-
-    def _look_around(self) -> None:
-        """Warn, once, who blocks an event loop."""
-        if not self._warned and asyncio._get_running_loop() is not None:  # noqa: SLF001  as documented for frameworks; no exception where there is none
-            self._warned = True
-            warnings.warn(
-                "a SyncGuard is used in the thread of a running event loop, which stands still meanwhile: use "
-                "dbguard.PsycopgGuard there, or asyncio.to_thread",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-
     # ------------------------------------------------------------------ life cycle
 
     def open(self) -> Self:
@@ -117,14 +100,16 @@ class SyncGuard(SyncCalls):
 
         Raises as `dbguard.Guard.open`.
         """
-        self._look_around()
+        opening = self._inner.open()
+        if _get_running_loop() is not None:
+            self._in_a_loop(opening)
         with self._turn:
             home = self._home
             if home is None or home.over:
-                home = self._home = Home()
-                self._inner._colour = home.colour  # noqa: SLF001  two halves of one thing
+                home = self._home = self._inner._core.dialect.home = Home()  # noqa: SLF001  two halves of one thing
+                self._inner._colour = home.colour  # noqa: SLF001  same
         try:
-            home.run(self._inner.open())
+            home.run(opening)
         except BaseException:
             self._leave(home)
             raise
@@ -280,9 +265,10 @@ class SyncGuard(SyncCalls):
 
     def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for what runs on the guard's own loop."""
-        self._look_around()
+        if _get_running_loop() is not None:
+            self._in_a_loop(work)
         home = self._home
-        if home is None:
+        if home is None or home.over:
             work.close()
             closed: GuardClosed = self._inner._not_open()  # noqa: SLF001  same
             raise closed

@@ -236,7 +236,9 @@ class Threads:
 
     async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """See `Colour.elsewhere`."""
-        self.check_thread()
+        if self.is_own_thread:
+            work.close()
+            self.check_thread()
         answer = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return answer.result()

@@ -45,7 +45,9 @@ class Home:
         if self._over:
             work.close()
             raise GuardClosed(self._over)
-        self.colour.check_thread()
+        if self.colour.is_own_thread:
+            work.close()
+            self.colour.check_thread()
         return self._wait(work)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
