@@ -103,10 +103,11 @@ class _PsycopgConnector(BaseConnector):
     def _is_closed(self, con: Any) -> bool:
         return bool(con.closed)
 
-    def _fits(self, con: Any) -> bool:
+    def serves(self, con: Any) -> bool:
+        """See `BaseConnector.serves`; psycopg does not notice that an idle connection has ended, so that is looked at as well."""
         made = self._made.get(con)
         hold: Any = None if made is None else made.hold
-        return hold is not None and not hold.hangs_loose() and self.serves(con)
+        return hold is not None and not hold.hangs_loose() and super().serves(con)
 
 
 class _Ended:
@@ -131,7 +132,7 @@ class AsyncConnector(_PsycopgConnector):
 
     async def check(self, con: Any) -> None:
         """See `SyncConnector.check`."""
-        if not self._fits(con):
+        if not self.serves(con):
             await con.close()
             raise InterfaceError(ELSEWHERE)
 
@@ -176,7 +177,7 @@ class SyncConnector(_PsycopgConnector):
         psycopg does not notice that an idle connection was ended, by the guard or by the server. One that may not is
         closed; raises `psycopg.InterfaceError` then, upon which the pool takes another one.
         """
-        if not self._fits(con):
+        if not self.serves(con):
             con.close()
             raise InterfaceError(ELSEWHERE)
 

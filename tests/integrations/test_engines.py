@@ -325,7 +325,7 @@ async def test_parameters_stay_hidden(calm_cluster, guard, engine_of, written):
 
 
 async def test_what_cannot_be_made_says_why(calm_cluster, guard):
-    with pytest.raises(TypeError, match=r"takes a dbguard\.Guard, not str"):
+    with pytest.raises(TypeError, match=r"takes a dbguard\.Guard or a dbguard\.PsycopgGuard, not str"):
         create_async_engine(calm_cluster.dsn())
     with pytest.raises(ValueError, match="role must be primary or replica"):
         create_async_engine(guard, role="standby")

@@ -23,8 +23,16 @@ if int(sqlalchemy.__version__.split(".")[0]) < 2:
         name="sqlalchemy",
     )
 
-from dbguard.integrations.sqlalchemy.engines import create_async_engine, replica_engine
+from dbguard.integrations.sqlalchemy.engines import create_async_engine, create_engine, replica_engine
 from dbguard.integrations.sqlalchemy.errors import LoadedFromReplica, NotARead
 from dbguard.integrations.sqlalchemy.sessions import AsyncSession, Session
 
-__all__ = ["AsyncSession", "LoadedFromReplica", "NotARead", "Session", "create_async_engine", "replica_engine"]
+__all__ = [
+    "AsyncSession",
+    "LoadedFromReplica",
+    "NotARead",
+    "Session",
+    "create_async_engine",
+    "create_engine",
+    "replica_engine",
+]

@@ -6,11 +6,12 @@ guard has ended, or that leads elsewhere by now, is replaced before the applicat
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import traceback
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event, exc
 from sqlalchemy.ext import asyncio as sa_asyncio
@@ -18,7 +19,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from dbguard.core.failure import Family, Phase
 from dbguard.errors import ConfigError, DbGuardError, NotAttempted, OutcomeUnknown
 from dbguard.guard import Guard
-from dbguard.integrations.sqlalchemy.drivers import DOUBT, Asyncpg
+from dbguard.integrations.sqlalchemy.drivers import DOUBT, FINAL, Asyncpg, AsyncPsycopg, Psycopg
 from dbguard.integrations.sqlalchemy.errors import NotARead, dress
 
 if TYPE_CHECKING:
@@ -29,9 +30,14 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import Pool, PoolProxiedConnection
 
     from dbguard.core.failure import Failure
-    from dbguard.texts import Text
+    from dbguard.integrations.sqlalchemy.drivers import Driver
+    from dbguard.pg.guard import PsycopgGuard
+    from dbguard.pg.sync_guard import SyncGuard
+    from dbguard.texts import Text, Texts
 
-__all__ = ["Lead", "create_async_engine", "lead_of", "replica_engine"]
+E = TypeVar("E", "AsyncEngine", "Engine")
+
+__all__ = ["Lead", "create_async_engine", "create_engine", "lead_of", "replica_engine", "sync_engine"]
 
 TRIES = 3
 """Connections tried for one checkout that are lost while SQLAlchemy sets them up: a failover may overtake two."""
@@ -42,6 +48,8 @@ ASKED = "dbguard_asked"
 READ_ONLY = "25006"
 """A write refused as read-only: by a standby, or by a primary that was told to refuse them."""
 
+ADDRESS = ("dsn", "conninfo", "host", "hostaddr", "port", "service")
+
 OURS = {
     "creator": "the guard connects",
     "async_creator": "the guard connects",
@@ -50,37 +58,68 @@ OURS = {
 """Arguments of SQLAlchemy's that have no place here, and why."""
 
 
-def create_async_engine(guard: Guard, *, role: str = "primary", **arguments: Any) -> AsyncEngine:
+def create_async_engine(guard: Guard | PsycopgGuard, *, role: str = "primary", **arguments: Any) -> AsyncEngine:
     """Make an engine over *guard*, as `sqlalchemy.ext.asyncio.create_async_engine` does over a URL.
 
     guard: one with nodes of its own; it must be open whenever the engine connects. Who the application is, the database,
-        TLS and the like are the guard's.
+        TLS and the like are the guard's, and so is the driver.
     role: ``primary``: what a `Session` needs, with replicas beside it (`replica_engine`); or ``replica``: an engine over
         replicas alone, whose transactions are READ ONLY.
-    arguments: any of SQLAlchemy's for engines and pools; ``connect_args`` go to `asyncpg.connect`, but no address.
+    arguments: any of SQLAlchemy's for engines and pools; ``connect_args`` go to the driver's `connect`, but no address.
         ``pool_pre_ping`` is not needed: it would ask a server that may be the wrong one.
 
     Raises `ConfigError` for a guard of wrapped pools, or an address; `sqlalchemy.exc.ArgumentError` for an argument that
-    is the guard's to choose; `ValueError` for another role; `TypeError` for what is no guard.
+    is the guard's to choose; `ValueError` for another role; `TypeError` for what is no guard for asyncio.
     """
-    if not isinstance(guard, Guard):
-        raise TypeError(f"create_async_engine() takes a dbguard.Guard, not {type(guard).__name__}")
+    if isinstance(guard, Guard):
+        return _make(guard, Asyncpg(), role, arguments)  # type: ignore[no-any-return]  # of the driver's colour
+    if _is_of(guard, "guard", "PsycopgGuard"):
+        return _make(guard, AsyncPsycopg(), role, arguments)  # type: ignore[no-any-return]  # same
+    raise TypeError(
+        f"create_async_engine() takes a dbguard.Guard or a dbguard.PsycopgGuard, not {type(guard).__name__}: for a "
+        "dbguard.SyncGuard there is create_engine()"
+    )
+
+
+def create_engine(guard: SyncGuard, *, role: str = "primary", **arguments: Any) -> Engine:
+    """Make an engine over a guard for threads, as `sqlalchemy.create_engine` does over a URL; see `create_async_engine`.
+
+    Raises `TypeError` for what is no `dbguard.SyncGuard`; else as `create_async_engine`.
+    """
+    if not _is_of(guard, "sync_guard", "SyncGuard"):
+        raise TypeError(
+            f"create_engine() takes a dbguard.SyncGuard, not {type(guard).__name__}: for asyncio there is "
+            "create_async_engine()"
+        )
+    return _make(guard, Psycopg(), role, arguments)  # type: ignore[no-any-return]  # of the driver's colour
+
+
+def _is_of(guard: object, module: str, name: str) -> bool:
+    """Whether *guard* is of a class over psycopg, which is not imported for asking."""
+    loaded = sys.modules.get(f"dbguard.pg.{module}")
+    return loaded is not None and isinstance(guard, getattr(loaded, name))
+
+
+def _make(guard: Any, driver: Driver, role: str, arguments: Mapping[str, Any]) -> Any:
     for name, why in OURS.items():
         if arguments.get(name) is not None:
             raise exc.ArgumentError(f"{name} has no place in an engine over a guard: {why}")
-    addressed = [name for name in ("dsn", "host", "port") if name in arguments.get("connect_args", {})]
+    addressed = [name for name in ADDRESS if name in arguments.get("connect_args", {})]
     if addressed:
         raise ConfigError(f"the guard chooses the address: connect_args should not give {' and '.join(addressed)}")
-    lead = Lead(guard, role, arguments)
-    engine = sa_asyncio.create_async_engine(
-        lead.driver.url,
-        **{**lead.arguments, "poolclass": lead.poolclass(arguments.get("poolclass", lead.driver.poolclass))},
-    )
-    lead.take(engine.sync_engine)
+    lead = Lead(guard, driver, role, arguments)
+    poolclass = lead.poolclass(arguments.get("poolclass", driver.poolclass))
+    engine = driver.make(**{**lead.arguments, "poolclass": poolclass})
+    lead.take(sync_engine(engine))
     return engine.execution_options(postgresql_readonly=True) if role == "replica" else engine
 
 
-def replica_engine(engine: AsyncEngine) -> AsyncEngine:
+def sync_engine(engine: AsyncEngine | Engine) -> Engine:
+    """Return SQLAlchemy's own engine, of which one for asyncio is a wrapper."""
+    return engine.sync_engine if isinstance(engine, sa_asyncio.AsyncEngine) else engine
+
+
+def replica_engine(engine: E) -> E:
     """Return the engine over replicas that the sessions of *engine* use; made, with the same arguments, when first asked for.
 
     Its transactions are READ ONLY, and it refuses statements that must go to the primary. It is disposed of with *engine*.
@@ -90,7 +129,7 @@ def replica_engine(engine: AsyncEngine) -> AsyncEngine:
     lead = lead_of(engine)
     if lead is None or lead.role == "replica":
         raise exc.ArgumentError("only an engine over a guard, to the primary, has one over replicas beside it")
-    return lead.beside()
+    return lead.beside()  # type: ignore[no-any-return]  # of the same colour
 
 
 _leads: weakref.WeakKeyDictionary[Dialect, Lead] = weakref.WeakKeyDictionary()
@@ -108,24 +147,24 @@ class Lead:
         transaction.
     """
 
-    def __init__(self, guard: Guard, role: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, guard: Any, driver: Driver, role: str, arguments: Mapping[str, Any]) -> None:
         self.role = role
-        self.driver = Asyncpg
+        self.driver = driver
         self.connector = guard.connector(role)
         self.arguments = dict(arguments) if role == "primary" else _for_replicas(arguments)
         self.written: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._guard = guard
-        self._texts = guard._core.texts  # noqa: SLF001  of the same house
-        self._beside: AsyncEngine | None = None
+        self._texts: Texts = getattr(guard, "_inner", guard)._core.texts  # noqa: SLF001  of the same house
+        self._beside: Any = None
         self._apart: dict[str, Engine] = {}
         self._doubted_until = 0.0
         self._lock = threading.Lock()  # guards the making of the engine beside it
 
-    def beside(self) -> AsyncEngine:
-        """Return the engine over replicas."""
+    def beside(self) -> Any:
+        """Return the engine over replicas, of the same colour."""
         with self._lock:
             if self._beside is None:
-                self._beside = create_async_engine(self._guard, role="replica", **self.arguments)
+                self._beside = _make(self._guard, self.driver, "replica", self.arguments)
             return self._beside
 
     def apart(self, how: str) -> Engine:
@@ -135,7 +174,7 @@ class Lead:
         """
         if how not in self._apart:
             options = {ASKED: True} if how == "stream" else {ASKED: True, "isolation_level": "AUTOCOMMIT"}
-            self._apart[how] = self.beside().sync_engine.execution_options(**options)
+            self._apart[how] = sync_engine(self.beside()).execution_options(**options)
         return self._apart[how]
 
     def take(self, engine: Engine) -> None:
@@ -185,24 +224,14 @@ class Lead:
                 if not lost or tried == TRIES:
                     raise
             except Exception as error:
-                if self.driver.family(error) is not Family.HARD:
+                if FINAL in vars(error) or self.driver.family(error) is not Family.HARD:
                     raise
                 if tried == TRIES:
-                    raise dialect.loaded_dbapi.OperationalError(str(error), error) from error
+                    raise dialect.loaded_dbapi.OperationalError(str(error)) from error
         raise AssertionError("the last try has returned or raised")
 
     def _dial(self, dialect: Dialect, _record: object, args: Any, given: Any) -> Any:
-        async def create(*args: Any, **given: Any) -> Any:
-            try:
-                return await self.connector(*args, **given)
-            except Exception as error:
-                if not isinstance(error, DbGuardError) and self.driver.family(error) is Family.NEUTRAL:
-                    raise
-                if isinstance(error, ConfigError):
-                    raise
-                raise dialect.loaded_dbapi.OperationalError(str(error) or type(error).__name__, error) from error
-
-        return dialect.connect(*args, async_creator_fn=create, **given)
+        return self.driver.connect(dialect, self.connector, args, given)
 
     def _look(self, con: Any, record: Any, _proxy: object) -> None:
         """Let nothing out of the pool that has ended or leads elsewhere: SQLAlchemy dials anew then."""
@@ -214,7 +243,7 @@ class Lead:
     def _dispose(self, *, close: bool) -> None:
         """Dispose of the engine over replicas as well."""
         if self._beside is not None:
-            self._beside.sync_engine.dispose(close=close)
+            sync_engine(self._beside).dispose(close=close)
 
     # ------------------------------------------------------------------ statements
 

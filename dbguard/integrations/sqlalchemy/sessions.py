@@ -14,7 +14,7 @@ from sqlalchemy import event, exc, inspect, orm
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext import asyncio as sa_asyncio
 
-from dbguard.integrations.sqlalchemy.engines import lead_of
+from dbguard.integrations.sqlalchemy.engines import lead_of, sync_engine
 from dbguard.integrations.sqlalchemy.errors import LoadedFromReplica, NotARead
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Session(orm.Session):
                 )
             return found
         if self.readonly:
-            return lead.beside().sync_engine
+            return sync_engine(lead.beside())
         return found if self._has_written(lead) else self._connect_apart(lead, asked)
 
     # ------------------------------------------------------------------ statements that ask for a replica
