@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dbguard.drivers.probe import ask, sighting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from dbguard.core.topology import Instance, Sighting
     from dbguard.drivers.marks import Marks
@@ -64,6 +65,7 @@ class OwnControl:
         self._has_strayed = has_strayed
         self._clock = clock
         self._con: Any = None
+        self._asked: list[Any] = []
 
     @property
     def alive(self) -> bool:
@@ -72,15 +74,33 @@ class OwnControl:
 
     async def ask(self, timeout: float) -> Sighting:
         """Ask over the present connection; one that does not answer is given up."""
-        return await self._ask(self._con, timeout, fresh=False)
+        with self._present() as con:
+            return await self._ask(con, timeout, fresh=False)
 
     async def dial(self, timeout: float) -> Sighting:
-        """Connect anew, and ask; the new connection takes the place of the old one."""
+        """Connect anew, and ask; the new connection takes the place of the old one, whose last question is still answered."""
         con = await self._dial(timeout=timeout)
         seen = await self._ask(con, timeout, fresh=True)
-        self.drop()
+        if not any(asked is self._con for asked in self._asked):
+            self.drop()
         self._con = con
         return seen
+
+    @contextmanager
+    def _present(self) -> Iterator[Any]:
+        """Give the present connection, for one question. It is given up if that fails, or another has taken its place."""
+        con = self._con
+        self._asked.append(con)
+        try:
+            yield con
+        except BaseException:
+            if con is self._con:
+                self.drop()
+            raise
+        finally:
+            self._asked.remove(con)
+            if con is not None and con is not self._con and not con.is_closed():
+                con.terminate()
 
     async def strayed(self) -> bool:
         """Whether the node's name leads to other addresses by now than the one that was dialled."""
@@ -100,11 +120,8 @@ class OwnControl:
         """Mark the reign on *timeline*, unless somebody has done so; return why that is not possible, None if it was done."""
         if self._marks is None:
             return "no marks are kept here"
-        try:
-            return await self._marks.add(self._con, timeline, mark, timeout)
-        except BaseException:
-            self.drop()
-            raise
+        with self._present() as con:
+            return await self._marks.add(con, timeline, mark, timeout)
 
     async def end_backend(
         self,
@@ -116,11 +133,8 @@ class OwnControl:
         timeout: float,
     ) -> bool | None:
         """Say whether the backend is gone; None: this is another server. *doomed*: end it, unless it waits in SyncRep."""
-        try:
-            return await say_whether_gone(self._con, pid, started, instance, doomed=doomed, timeout=timeout)
-        except BaseException:
-            self.drop()
-            raise
+        with self._present() as con:
+            return await say_whether_gone(con, pid, started, instance, doomed=doomed, timeout=timeout)
 
     def drop(self) -> None:
         """Close the connection at once."""

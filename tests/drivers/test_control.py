@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from dbguard.drivers.asyncpg.borrowed import BorrowedControl
-from dbguard.drivers.control import OwnControl
+from dbguard.drivers.control import BURY, OwnControl
 from dbguard.drivers.psycopg.dial import own_dialer
 
 if TYPE_CHECKING:
@@ -59,3 +60,52 @@ async def test_a_backend_is_ended_on_its_own_server_alone(control: Control, calm
     assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=5.0) is None
     assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=5.0) is True
     given_up.terminate()
+
+
+class Slow:
+    """A connection whose first answer to a question about a backend takes until it is let go."""
+
+    def __init__(self, con: Any) -> None:
+        self._con = con
+        self.asked = asyncio.Event()
+        self.goes_on = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._con, name)
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float) -> Any:
+        if query is BURY:
+            self.asked.set()
+            await self.goes_on.wait()
+        return await self._con.fetchrow(query, *args, timeout=timeout)
+
+
+@pytest.mark.parametrize("end", ["answered", "lost"])
+async def test_a_question_under_way_is_answered_though_another_connection_takes_its_place(
+    calm_cluster: Cluster, end: str
+) -> None:
+    dialled: list[Slow] = []
+
+    async def dial(*, timeout: float) -> Any:
+        dialled.append(Slow(await asyncpg.connect(calm_cluster.dsn("a"), timeout=timeout)))
+        return dialled[-1]
+
+    control = OwnControl("a", dial, clock=time.monotonic)
+    here = (await control.dial(5.0)).instance
+    asking = asyncio.create_task(control.end_backend(1, None, instance=here, doomed=False, timeout=5.0))
+    await dialled[0].asked.wait()
+
+    await control.dial(5.0)
+
+    if end == "lost":
+        dialled[0].terminate()
+    dialled[0].goes_on.set()
+    if end == "lost":
+        with pytest.raises(asyncpg.InterfaceError):
+            await asking
+    else:
+        assert await asking is True
+    assert dialled[0].is_closed()
+    assert control.alive
+    assert (await control.ask(5.0)).instance == here
+    control.drop()
