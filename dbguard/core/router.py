@@ -98,7 +98,7 @@ class Router:
         self._from_replicas = reads.from_replicas
         self._balance = STRATEGIES[reads.balance]()
         self._lost_reigns: set[Reign] = set()
-        self._unbound: Sequence[Node] = ()  # fit for reads of contexts that have written nothing
+        self._fit: Mapping[str, Sequence[Node]] = {}  # by consistency, for contexts that have written nothing
         self.publish()
 
     @property
@@ -132,8 +132,13 @@ class Router:
             for node in self.eventual
             if node.view.proven and node.view.lag is not None and node.view.lag <= self.reads.max_lag
         )
-        # Before a first primary was seen there is nothing to follow, and nothing of any context to miss.
-        self._unbound = self.readers if view.reign is not None else self.eventual
+        self._fit = {
+            # Before a first primary was seen there is nothing to follow, and nothing of any context to miss.
+            "own-writes": self.readers if view.reign is not None else self.eventual,
+            "bounded": self.readers,
+            "eventual": self.eventual,
+            "primary": (),
+        }
 
     def pick(self, call: Call) -> Node | None:
         """Choose the node for the first attempt of *call*, as `route` does; None: ask `route`. On the fast path."""
@@ -176,23 +181,20 @@ class Router:
 
     def candidates(self, call: Call) -> Sequence[Node]:
         """Return the replicas that are fit for a read of this consistency, in this context, of the nodes it may go to."""
-        fit = self._fit(call.consistency, call.box)
+        box = call.box
+        if (box.written_at or box.pins) and call.consistency == "own-writes":
+            fit = self._behind(box)
+        else:
+            fit = self._fit[call.consistency]
         return fit if call.group is None else [node for node in fit if node.name in call.group]
 
-    def _fit(self, consistency: str, box: Box) -> Sequence[Node]:
-        if consistency == "own-writes":
-            if not box.written_at and not box.pins:
-                return self._unbound
-            reign = self.view.reign
-            if box.reign is not reign and box.reign != reign:
-                self._say_lost(box)
-            if not self.readers:
-                return ()
-            floor = box.floor(reign, self.learnt, self.learnt_at)
-            return () if floor is None else caught_up(self.readers, floor)
-        if consistency == "primary":
-            return ()
-        return self.eventual if consistency == "eventual" else self.readers
+    def _behind(self, box: Box) -> Sequence[Node]:
+        """Return the replicas that have what a context has written."""
+        reign = self.view.reign
+        if box.reign is not reign and box.reign != reign:
+            self._say_lost(box)
+        floor = box.floor(reign, self.learnt, self.learnt_at)
+        return () if floor is None else caught_up(self.readers, floor)
 
     def overtaken(self, call: Call, node: Node, epoch: int) -> Failure | None:
         """Say whether the choice of *node*, made under its *epoch*, still stands; the failure to go on with if not.

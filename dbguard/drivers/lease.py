@@ -113,14 +113,13 @@ class Lease:
         self.tag = tag
         self.ours = False
         self.used_at = 0.0
-        self.forget()
+        self.touched = NOTHING
+        self.raw_touched = self.doubtful = self.drew = False
 
     def forget(self) -> None:
         """Begin a new use: nothing was done yet."""
         self.touched = NOTHING
-        self.raw_touched = False
-        self.doubtful = False
-        self.drew = False
+        self.raw_touched = self.doubtful = self.drew = False
 
     @property
     def stale(self) -> bool:

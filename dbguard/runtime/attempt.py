@@ -94,7 +94,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             engine.flush()
             return failure
         taken = clock()
-        _spend(call, "acquire", taken - began)
+        call.spent["acquire"] = call.spent.get("acquire", 0.0) + taken - began
         began = taken
         overtaken = state.overtaken(call, node, epoch)
         if overtaken is not None:

@@ -247,7 +247,7 @@ class OwnPool(Books):
             tag.drew = True
         lease.forget()
         if (
-            not self.fits(tag)
+            (tag.epoch != self.node.epoch and not self.fits(tag))
             or self._closing
             or now - tag.born > self._max_lifetime
             or tag.uses > self._max_uses

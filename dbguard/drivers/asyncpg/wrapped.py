@@ -166,7 +166,7 @@ class WrappedPool(Books):
         if lease.drew:
             tag.drew = True
         worst = max(touched, lease.touched) if lease.touched else touched
-        if not self.fits(tag):
+        if tag.epoch != self.node.epoch and not self.fits(tag):
             lease.terminate()
         elif worst:
             if worst is not Touch.LOST and (worst is not Touch.IDENTITY or tag.plain_role):

@@ -99,7 +99,7 @@ class _Credulous(GuardState):
 class _Ungated(GuardState):
     """Reads go to any replica, whatever their context has written."""
 
-    def _fit(self, consistency: str, box: Box) -> Sequence[Node]:  # noqa: ARG002  all get the same
+    def _behind(self, box: Box) -> Sequence[Node]:  # noqa: ARG002  all get the same
         return self.eventual
 
 
