@@ -26,7 +26,8 @@ class Cord:
     __slots__ = ("_lock", "_poll", "_socket")
 
     def __init__(self, fileno: int) -> None:
-        self._socket = socket.socket(fileno=os.dup(fileno))
+        # Whatever family it is of: told one, Python asks the system for nothing.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=os.dup(fileno))
         dialled(self._socket.fileno())  # a forked child that cut it would end its parent's stream
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN | _GONE)
