@@ -196,10 +196,26 @@ class Line:
 
 
 class SyncLine(Line):
-    """A `psycopg.Connection`: what runs blocks the calling thread."""
+    """A `psycopg.Connection`: what runs blocks the calling thread.
+
+    A Ctrl-C there cuts the connection. psycopg would send a request to cancel, which must never reach a commit; should it
+    come to do so by another method than the one that is put off here, it would do so again.
+    """
 
     cursor = psycopg.Cursor
     blocks = True
+
+    def __init__(self, raw: Any, hear: Callable[[str | None], None]) -> None:
+        super().__init__(raw, hear)
+        raw._try_cancel = self._interrupted  # noqa: SLF001  psycopg has no other word for it
+
+    def _interrupted(self, *, timeout: float) -> None:  # noqa: ARG002  what psycopg would give its request
+        self.terminate()
+
+    def leave(self, then: Callable[[], object]) -> bool:
+        """See `Line.leave`."""
+        self.raw.__dict__.pop("_try_cancel", None)
+        return super().leave(then)
 
     async def run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """See `Line.run`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import select
+import signal
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -132,6 +134,35 @@ async def test_one_that_is_cancelled_in_its_turn_leaves_the_socket_to_who_waits_
     assert not line.raw.closed  # psycopg still reads from its socket
     with pytest.raises(psycopg.OperationalError):
         await asyncio.wait_for(runs, SOON)
+    assert wire.cancels == 0
+
+
+INTERRUPTED = """
+import sys
+import psycopg
+from dbguard.drivers.psycopg.line import SyncLine
+from dbguard.runtime.colour import now
+
+line = SyncLine(psycopg.Connection.connect(sys.argv[1], autocommit=True), print)
+try:
+    now(line.run(line.raw.execute, "SELECT pg_sleep(60)"))
+except KeyboardInterrupt:
+    print("interrupted", line.is_closed())
+"""
+
+
+async def test_a_ctrl_c_ends_it_and_asks_nobody_to_cancel(wire: Any, single: Cluster) -> None:
+    dsn = f"host=127.0.0.1 port={wire.port} user=postgres dbname=postgres"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", INTERRUPTED, dsn, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    sleeps = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    await until(lambda: asyncio.to_thread(single.sql, "a", sleeps))
+
+    process.send_signal(signal.SIGINT)
+    said, _ = await process.communicate()
+
+    assert said.split() == [b"interrupted", b"True"]
     assert wire.cancels == 0
 
 
