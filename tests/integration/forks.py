@@ -319,7 +319,6 @@ def threads(dsn: str) -> Any:
                 raised(lambda: guard.using(role="replica").fetchone("SELECT 1")),
                 raised(lambda: con.execute("CREATE TABLE by_a_fork ()")),
                 raised(lambda: guard.run_in_transaction(lambda tx: tx.execute("CREATE TABLE by_a_fork ()"))),
-                raised(guard.ready),
                 raised(guard.pause),
                 raised(guard.status),
                 raised(guard.ready),

@@ -101,7 +101,7 @@ async def test_a_guard_for_threads_is_opened_afresh_in_a_child_without_the_paren
     seen = await run("threads")
 
     *refused, name, closed = seen.pop("said")
-    assert len(refused) == 5
+    assert len(refused) == 7
     assert all(WHAT_TO_DO in said for said in refused)
     assert (name, closed.split(":")[0]) == (["parent"], "the guard is not open")
     left, code = seen.pop("left")
