@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import psycopg_pool
+from sqlalchemy import text
 
 import dbguard
+from dbguard.integrations.sqlalchemy import create_async_engine
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -276,6 +278,35 @@ def connector(dsn: str) -> Any:
     said, code = Child(work, sys.exit).said()
     same = do(pool.fetchval("SELECT pg_backend_pid()")) == pid
     do(pool.close())
+    do(guard.close())
+    return {"said": said, "code": code, "kept": same}
+
+
+def engines(dsn: str) -> Any:
+    """An engine of SQLAlchemy over a guard: its pool is inherited, and is of use again once the guard is opened."""
+    loop = asyncio.new_event_loop()
+    do = loop.run_until_complete
+    guard = do(dbguard.Guard(dsn).open())
+    engine = create_async_engine(guard)
+
+    async def ask() -> Any:
+        async with engine.connect() as con:
+            return (await con.execute(text("SELECT pg_backend_pid()"))).scalar()
+
+    pid = do(ask())
+
+    def work() -> Any:
+        async def own() -> Any:
+            async with guard:
+                said = await ask() != pid
+                await engine.dispose()
+                return said
+
+        return [refused(ask), asyncio.run(own())]
+
+    said, code = Child(work).said()
+    same = do(ask()) == pid
+    do(engine.dispose())
     do(guard.close())
     return {"said": said, "code": code, "kept": same}
 

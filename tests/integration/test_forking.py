@@ -87,6 +87,17 @@ async def test_a_pool_with_a_connector_connects_in_the_child_once_the_guard_is_o
     assert seen == {"code": 0, "kept": True}
 
 
+async def test_an_engine_of_sqlalchemy_connects_in_the_child_once_the_guard_is_opened_there(
+    run: Callable[[str], Awaitable[Any]],
+) -> None:
+    seen = await run("engines")
+
+    refused, connected = seen.pop("said")
+    assert WHAT_TO_DO in refused
+    assert connected is True
+    assert seen == {"code": 0, "kept": True}
+
+
 @pytest.mark.parametrize("how", ["wrapped", "wrapped_threads"])
 async def test_a_wrapped_pool_is_left_alone_in_the_child(run: Callable[[str], Awaitable[Any]], how: str) -> None:
     seen = await run(how)
