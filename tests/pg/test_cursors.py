@@ -171,6 +171,7 @@ async def test_a_server_cursor_is_closed_after_the_connection_was_given_back(con
     await got(cursor.close())
 
     assert cursor.closed
+    assert not cursor._inner.raw.closed  # nothing was sent on what may be somebody else's
     session_of(con).over = False
     await got(cursor._inner.raw.close())
 
@@ -202,12 +203,23 @@ async def test_many_rows_come_in_few_steps(con: Any, format_: str) -> None:
     async with block(con.cursor().copy(query)) as copy:
         copy.set_types(["int4", "text"])
         assert await each(copy.rows()) == [(n, f"{n}é") for n in range(1, 5001)]
+    async with block(con.cursor().copy(query)) as copy:
+        await each(copy.rows())
         assert await got(copy.read_row()) is None
         assert not await got(copy.read())
     rows = con.cursor().stream("SELECT n FROM generate_series(0, 4999) AS g(n)")
     assert [n for (n,) in await each(rows)] == list(range(5000))
 
     assert len(session_of(con).done) < 2500
+
+
+async def test_a_binary_copy_is_read_to_its_end(con: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_AT_ONCE", 1)
+    async with block(con.cursor().copy("COPY (SELECT 1) TO STDOUT (FORMAT binary)")) as copy:
+        assert len(await each(copy.rows())) == 1
+    cursor = await got(con.execute("SELECT 1"))
+
+    assert await got(cursor.fetchone()) == (1,)
 
 
 async def test_rows_before_an_error_are_handed_out_first(con: Any) -> None:
