@@ -145,7 +145,7 @@ from dbguard.runtime.colour import now
 
 line = SyncLine(psycopg.Connection.connect(sys.argv[1], autocommit=True), print)
 try:
-    now(line.run(line.raw.execute, "SELECT pg_sleep(60)"))
+    now(line.run(line.raw.execute, "SELECT pg_sleep(61)"))
 except KeyboardInterrupt:
     print("interrupted", line.is_closed())
 """
@@ -156,7 +156,7 @@ async def test_a_ctrl_c_ends_it_and_asks_nobody_to_cancel(wire: Any, single: Clu
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", INTERRUPTED, dsn, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    sleeps = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    sleeps = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(61)' AND state = 'active'"
     await until(lambda: asyncio.to_thread(single.sql, "a", sleeps))
 
     process.send_signal(signal.SIGINT)
