@@ -57,8 +57,8 @@ class Refresh:
             with contextlib.suppress(RuntimeError):  # the loop was closed without the guard: nobody reads any more
                 loop.call_soon_threadsafe(changed.set)
 
-        self._texts.announce = announce
         self._texts.changed()  # what was read in another time in which the guard was open may be long past
+        self._texts.announce = announce
         self._task = loop.create_task(self._run(changed), name="dbguard catalogue")
         if not wait:
             return
