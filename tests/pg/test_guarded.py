@@ -216,6 +216,37 @@ async def test_a_connection_that_listened_and_is_lost_is_told_of(
     assert gaps() == [("a", ("one", "two"), pid)]
 
 
+async def test_in_a_failover_who_listens_is_told_and_hears_again_on_the_new_primary(cluster: Cluster) -> None:
+    told: list[Any] = []
+    nodes = [{"name": node.name, "host": "127.0.0.1", "port": node.port} for node in cluster.nodes]
+    config = {"nodes": nodes, "connection": {"user": "postgres", "database": "postgres"}}
+    listens = threading.Event()
+
+    def listen() -> str:
+        with dbguard.SyncGuard(config, on_event=told.append) as guard:
+            with guard.connection() as con:
+                con.autocommit = True
+                con.execute("LISTEN news")
+                listens.set()
+                with pytest.raises(psycopg.OperationalError):
+                    list(con.notifies())
+            with guard.connection() as con:
+                con.autocommit = True
+                con.execute("LISTEN news")
+                guard.execute("NOTIFY news, 'again'")
+                return f"{con.node}: {next(con.notifies(timeout=20)).payload}"
+
+    hears = asyncio.ensure_future(asyncio.to_thread(listen))
+    await until(listens.is_set)
+    await asyncio.to_thread(cluster.freeze, "a")  # nothing is heard of it any more: psycopg alone would wait for ever
+    await asyncio.to_thread(cluster.promote, "b")
+
+    assert await asyncio.wait_for(hears, 40) == "b: again"
+    gaps = [event for event in told if isinstance(event, NotificationGap)]
+    assert [(gap.node, gap.channels, gap.why) for gap in gaps] == [("a", ("news",), "ended by the guard")]
+    cluster.thaw("a")
+
+
 async def test_who_closes_a_connection_that_listened_misses_nothing(guard: Any, told: list[Any]) -> None:
     async with block(guard.connection()) as con:
         await got(con.execute("LISTEN one"))

@@ -42,7 +42,6 @@ __all__ = [
     "WatchedAdapters",
     "Xid",
     "is_idle",
-    "not_ours",
     "quoted",
     "released",
     "status_name",
@@ -84,11 +83,6 @@ _LIKE_A_PLACE = re.compile(r"%(?=[sSbBtT(])")
 def released() -> psycopg.InterfaceError:
     """Return the error for a connection that was given back and is used again."""
     return InterfaceError("the connection was given back: its block has ended")
-
-
-def not_ours(connection: object) -> psycopg.InterfaceError:
-    """Return the error for something given back that this guard has not lent."""
-    return InterfaceError(f"{connection!r} is no connection of this guard")
 
 
 def text_of(query: Any, context: Any = None, *, places: bool) -> str:
