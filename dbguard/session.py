@@ -271,7 +271,7 @@ class Session:
             state.failed(failure, generation)
             verdict = judge(failure, at_stake)
             if verdict.act is Act.UNKNOWN:
-                found = await engine.colour.elsewhere(settled(engine, call, failure))
+                found = await settled(engine, call, failure)
                 if isinstance(found, Done):
                     return found.value
                 verdict = found

@@ -11,9 +11,12 @@ What is bound to the loop, whichever thread asks for it, goes through `Colour.on
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dbguard.errors import GuardClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -195,6 +198,7 @@ class Threads:
         self.loop = loop
         self._ident = ident
         self._present = _Present()
+        self._asked: set[concurrent.futures.Future[Any]] = set()  # what threads wait for on the loop
         self.lock: AbstractContextManager[object] = threading.RLock()
 
     @property
@@ -236,12 +240,38 @@ class Threads:
 
     async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """See `Colour.elsewhere`."""
+        return self.ask(work)
+
+    def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for *work*, which runs on the loop. Raises what it raises; `GuardClosed` if the loop ends before."""
         if self.is_own_thread:
             work.close()
             self.check_thread()
-        answer = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
+            answer = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:
+            work.close()
+            if not self.loop.is_closed():
+                raise
+            raise _ended() from None
+        self._asked.add(answer)
+        try:
+            if self.loop.is_closed():  # before it could see that this one waits
+                answer.cancel()
             return answer.result()
+        except concurrent.futures.CancelledError:
+            raise _ended() from None
         except BaseException:
             answer.cancel()  # Ctrl-C on this thread: nobody waits for it any more
             raise
+        finally:
+            self._asked.discard(answer)
+
+    def ended(self) -> None:
+        """Send those home who wait for the loop, which is closed: it may never have begun with what they wait for."""
+        for answer in list(self._asked):
+            answer.cancel()
+
+
+def _ended() -> GuardClosed:
+    return GuardClosed("the guard was closed while this was waited for")

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.failure import Failure
+from dbguard.core.outcome import StillOpen
 from dbguard.core.plan import Attempt, Done, Pause, Stopped, recover
 from dbguard.errors import DbGuardError, GuardClosed
 from dbguard.events import Drained, Event
@@ -134,7 +135,7 @@ class Engine:
             return None
 
         try:
-            return await drive(recover(call, state, last), one, pause, self._answer, state.lock)
+            return await drive(recover(call, state, last), one, pause, self.ask, state.lock)
         except DbGuardError as error:
             dressed = self.driver.dress(error)
             raise dressed from error.__cause__
@@ -154,8 +155,12 @@ class Engine:
             state.counts["waited"] += "wait" not in call.spent
         return await room.turn(at_most, could_go=partial(state.could_go, call))
 
-    async def _answer(self, step: Resolve | Bury) -> Reply:
-        return await self.colour.elsewhere(answer(self, step))
+    async def ask(self, step: Resolve | Bury) -> Reply:
+        """Ask what became of a write; open for ever where the guard is closed meanwhile, and with it who would answer."""
+        try:
+            return await self.colour.elsewhere(answer(self, step))
+        except GuardClosed as error:
+            return StillOpen(str(error))
 
     def _still_open(self, doing: str) -> None:
         """Raise `GuardClosed` if the guard was closed while a call was *doing* something."""

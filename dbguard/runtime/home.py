@@ -45,18 +45,7 @@ class Home:
         if self._over:
             work.close()
             raise GuardClosed(self._over)
-        if self.colour.is_own_thread:
-            work.close()
-            self.colour.check_thread()
-        return self._wait(work)
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        answer = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return answer.result()
-        except BaseException:
-            answer.cancel()  # Ctrl-C on this thread: nobody waits for it any more
-            raise
+        return self.colour.ask(work)
 
     def stop(self) -> None:
         """End the loop and its thread. Nothing happens the second time."""
@@ -75,5 +64,10 @@ class Home:
         try:
             self._loop.run_forever()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            while tasks := asyncio.all_tasks(self._loop):  # threads wait for what they asked for
+                for task in tasks:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.wait(tasks))
         finally:
             self._loop.close()
+            self.colour.ended()

@@ -59,11 +59,9 @@ async def settled(engine: Engine, call: Call, failure: Failure) -> Done | Verdic
     async def never(step: Attempt | Pause) -> None:
         raise AssertionError(f"settling asks, and asks alone: {step}")
 
-    async def ask(step: Resolve | Bury) -> Reply:
-        return await answer(engine, step)
-
     try:
-        found: Done | Verdict = await drive(settle(call, engine.state, failure, {}), never, never, ask)  # type: ignore[arg-type]
+        plan = settle(call, engine.state, failure, {})
+        found: Done | Verdict = await drive(plan, never, never, engine.ask, engine.state.lock)  # type: ignore[arg-type]
     except DbGuardError as error:
         raise engine.driver.dress(error) from error.__cause__
     finally:
