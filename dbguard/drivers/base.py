@@ -89,8 +89,11 @@ class NodePool(Protocol):
     def give(self, lease: Any, touched: Touch) -> None:
         """Take a lease back; what must be awaited happens in the background. *touched*: what this use may have left."""
 
-    def settle(self, lease: Any, touched: Touch) -> Awaitable[None] | None:
-        """Take a lease back as `give` does, but return what must be awaited where a task of its own would cost more."""
+    def settle(self, lease: Any, touched: Touch) -> Awaitable[Callable[[], object] | None] | None:
+        """Take a lease back as `give` does, but return what must be awaited where a task of its own would cost more.
+
+        What that returns hands the lease on, and is called once nothing of this use can end it any more.
+        """
 
     def expire(self, how: Drain) -> tuple[int, int]:
         """End what was born under an older epoch, as `Drain` says. Returns how many idle, how many in use."""

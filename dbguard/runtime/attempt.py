@@ -155,9 +155,11 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
             flight.deadline, flight.cancels = min(call.deadline, clock() + pool.return_within), False
             engine.flights.add(flight)
             try:
-                await settling
+                hand_on = await settling
             finally:
                 engine.flights.remove(flight)
+            if hand_on is not None:
+                hand_on()
     return Done(value)
 
 

@@ -201,7 +201,7 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         self.lines.tell(event)
-        for listener in self.listeners:
+        for listener in tuple(self.listeners):  # one may take itself off, and threads do
             try:
                 listener(event)
             except Exception:

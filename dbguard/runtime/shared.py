@@ -65,7 +65,7 @@ class SharedFlights(Flights):
         super().__init__(clock)
         self._colour = colour
         self._resting = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what the collector ends under it may be an attempt, too
         self.add = self._add
 
     def start(self) -> None:

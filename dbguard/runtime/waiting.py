@@ -100,11 +100,12 @@ class Room:
         """
         if not isinstance(release, int):
             return
-        if again:
-            self._state.gate.setback()
-        self._state.gate.returned(release)
-        if self._turns and self._state.gate.paced:
-            self._give()
+        with self._state.lock:
+            if again:
+                self._state.gate.setback()
+            self._state.gate.returned(release)
+            if self._turns and self._state.gate.paced:
+                self._give()
 
     async def pause(self, seconds: float, *, deaf: bool = False) -> None:
         """Sleep, or until the topology changes; *deaf*: that is no reason to wake."""
@@ -136,24 +137,25 @@ class Room:
 
     def _give(self) -> None:
         """Give as many turns as the gate allows, and come back for the rest."""
-        gate, now = self._state.gate, self._state.clock()
-        if not gate.writable:
-            self._come_back(None, now)
-            # Where nobody waits any more, who does is told so, as a newcomer is; and a read may find a fit replica.
-            declines = gate.declines
-            for waiter in [waiter for waiter, waiting in self._turns.items() if declines or waiting.could_go()]:
-                self._wake(waiter, _Woken.CHANGED)
-            return
-        go, again_at = gate.release(now, len(self._turns))
-        while go and self._turns:
-            waiter, waiting = next(iter(self._turns.items()))
-            if waiter.done() or waiting.until <= now:
-                self._wake(waiter, _Woken.CHANGED)  # a call whose time is over takes nobody's turn
-            else:
-                self._wake(waiter, gate.releases)
-                go -= 1
-        gate.unused(go)
-        self._come_back(again_at, now)
+        with self._state.lock:
+            gate, now = self._state.gate, self._state.clock()
+            if not gate.writable:
+                self._come_back(None, now)
+                # Where nobody waits any more, who does is told so, as a newcomer is; and a read may find a fit replica.
+                declines = gate.declines
+                for waiter in [waiter for waiter, waiting in self._turns.items() if declines or waiting.could_go()]:
+                    self._wake(waiter, _Woken.CHANGED)
+                return
+            go, again_at = gate.release(now, len(self._turns))
+            while go and self._turns:
+                waiter, waiting = next(iter(self._turns.items()))
+                if waiter.done() or waiting.until <= now:
+                    self._wake(waiter, _Woken.CHANGED)  # a call whose time is over takes nobody's turn
+                else:
+                    self._wake(waiter, gate.releases)
+                    go -= 1
+            gate.unused(go)
+            self._come_back(again_at, now)
 
     def _come_back(self, at: float | None, now: float) -> None:
         """Give turns again *at* that time; None: when something changes."""

@@ -508,3 +508,42 @@ async def test_a_write_in_autocommit_carries_a_token_in_a_block(
         assert kept() == [(1,)]
     finally:
         calm_cluster.sql("a", "DROP SCHEMA dbguard CASCADE")
+
+
+async def test_a_lease_is_handed_on_only_when_nothing_of_its_use_can_end_it(guard: Any) -> None:
+    """The sweep would end what is another caller's by then."""
+    engine = guard._core.engine if hasattr(guard, "_core") else guard._inner._core.engine
+    (pool,) = engine.pools.values()
+    watched: list[bool] = []
+    hand_on = pool._pass
+
+    def passed(lease: Any) -> None:
+        watched.append(any(flight.lease is lease for flight in engine.flights._all) or lease.con in pool._due)
+        hand_on(lease)
+
+    pool._pass = passed
+    await got(guard.execute("SELECT set_config('application_name', 'another', false)"))
+    await until(lambda: watched)
+    assert watched == [False]
+
+
+async def test_a_listener_that_takes_itself_off_keeps_nothing_from_the_next(guard: Any) -> None:
+    told: list[tuple[str, Any]] = []
+    heard = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def once(event: Any) -> None:
+        off()
+        told.append(("once", event))
+
+    def always(event: Any) -> None:
+        told.append(("always", event))
+        loop.call_soon_threadsafe(heard.set)
+
+    off = guard.on_event(once)
+    guard.on_event(always)
+    await asyncio.to_thread(guard.pause) if isinstance(guard, dbguard.SyncGuard) else await guard.pause()
+    await asyncio.wait_for(heard.wait(), 10)
+    guard.resume()
+    assert [who for who, _ in told[:3]].count("once") == 1
+    assert told[1] == ("always", told[0][1])

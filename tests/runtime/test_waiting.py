@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,6 +37,50 @@ def state(clock: ManualClock) -> GuardState:
 @pytest.fixture
 def room(state: GuardState) -> Room:
     return Room(state)
+
+
+def test_the_gate_is_asked_under_the_lock_of_the_state(
+    clock: ManualClock, run: Run, state: GuardState, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls on threads tell it of setbacks, and of a lost primary, at the same time."""
+    held = 0
+
+    class Lock:
+        def __enter__(self) -> None:
+            nonlocal held
+            held += 1
+
+        def __exit__(self, *_: object) -> None:
+            nonlocal held
+            held -= 1
+
+    asked: list[tuple[str, int]] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        own = getattr(Gate, name)
+
+        def ask(*args: Any) -> Any:
+            asked.append((name, held))
+            return own(*args)
+
+        return ask
+
+    for name in ("release", "returned", "setback", "unused"):
+        monkeypatch.setattr(Gate, name, watched(name))
+    monkeypatch.setattr(state, "lock", Lock())
+
+    async def scene() -> None:
+        lose_primary(state, clock)
+        waits = asyncio.ensure_future(room.turn(5.0, could_go=never))
+        await asyncio.sleep(0)
+        find_primary(state, clock)
+        asked.clear()
+        room.changed()
+        room.back(await waits, again=True)
+
+    run(scene())
+    assert {name for name, _ in asked} == {"release", "returned", "setback", "unused"}
+    assert all(depth for _, depth in asked), asked
 
 
 def never() -> bool:

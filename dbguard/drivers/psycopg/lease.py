@@ -6,19 +6,23 @@ A pool's books are changed under the colour's lock, which nothing holds while it
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from dbguard.drivers import lease as drivers
 from dbguard.drivers.lease import RETURN_WITHIN, SETTLE_WITHIN, Lease, Tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from dbguard.core.route import Node
     from dbguard.drivers.base import Colour, Interruptible
     from dbguard.drivers.psycopg.line import Line
 
-__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Tag"]
+__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Settling", "Tag"]
+
+Settling = Coroutine[Any, Any, "Callable[[], object] | None"]
+"""What is done to a lease that was given back, and returns what hands it on: to be called once nobody can end it any more."""
 
 LOOK = 0.1
 """Seconds between two looks at what runs in the background: by so much it may overstay its time."""
@@ -40,13 +44,14 @@ class Books(drivers.Books):
         self._looks = False
         self._watchers: list[asyncio.Event] = []
         self._hurried = False
+        self._closing = False
 
     # ------------------------------------------------------------------ leases
 
     def _lend(self, lease: Lease) -> bool:
-        """Note that a lease goes out; False if it must not, as it was born under an older epoch."""
+        """Note that a lease goes out; False if it must not: it was born under an older epoch, or the pool is closed."""
         with self._lock:
-            if not (self.fits(lease.tag) and self.node.is_here(lease.tag.instance)):
+            if self._closing or not (self.fits(lease.tag) and self.node.is_here(lease.tag.instance)):
                 return False
             lease.ours = False
             self.out[lease] = None
@@ -92,13 +97,15 @@ class Books(drivers.Books):
                 self._jobs -= 1
             self._tell()
 
-    async def _in_time(self, line: Line, work: Coroutine[Any, Any, None]) -> None:
-        """Await *work* on *line*, which is terminated if that takes too long."""
+    async def _in_time(self, line: Line, work: Settling) -> None:
+        """Await *work* on *line*, which is terminated if that takes too long, and do then what it says."""
         self._bound(line, RETURN_WITHIN)
         try:
-            await work
+            hand_on = await work
         finally:
             self._unbound(line)
+        if hand_on is not None:
+            hand_on()
 
     def _bound(self, line: Line, seconds: float) -> None:
         """Terminate *line* after *seconds* of the pool's clock, unless `_unbound` is called for it before."""
@@ -109,7 +116,9 @@ class Books(drivers.Books):
             self._colour.on_loop(self._look_later)
 
     def _unbound(self, line: Line) -> None:
-        self._due.pop(line, None)
+        """Leave *line* alone from now on: it may be somebody else's a moment later."""
+        with self._lock:
+            self._due.pop(line, None)
 
     def _look_later(self) -> None:
         self._colour.loop.call_later(LOOK, self._look)
@@ -120,9 +129,8 @@ class Books(drivers.Books):
             late = [line for line, at in self._due.items() if at <= now]
             for line in late:
                 del self._due[line]
+                line.terminate()
             self._looks = bool(self._due)
-        for line in late:
-            line.terminate()
         if self._looks:
             self._look_later()
 
@@ -169,7 +177,8 @@ class Books(drivers.Books):
 
     def _interrupt(self) -> None:
         """End what runs in the background. A thread that dials goes on until its dial has failed, which is bounded."""
-        for line in list(self._due):
-            line.terminate()
+        with self._lock:
+            for line in self._due:
+                line.terminate()
         for worker in list(self._workers):
             worker.cancel()

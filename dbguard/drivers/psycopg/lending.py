@@ -31,7 +31,6 @@ class Lending(Books):
         super().__init__(node, colour=colour, clock=clock, size=size)
         self._free: deque[Lease] = deque()
         self._waiters: deque[Waiter] = deque()
-        self._closing = False
 
     def _wake(self) -> None:
         """Bring what those who wait need, as far as that may be done."""

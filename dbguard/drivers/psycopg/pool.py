@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.statement import Touch
 from dbguard.drivers.pacing import Pacing
 from dbguard.drivers.psycopg.birth import Birth, is_full
-from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Tag
+from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Settling, Tag
 from dbguard.drivers.psycopg.lending import Lending
 from dbguard.drivers.psycopg.upkeep import called, cleaned, in_autocommit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from dbguard.core.route import Node, Rng
     from dbguard.core.topology import Drain, Sighting
@@ -213,7 +214,7 @@ class OwnPool(Lending):
         if work is not None:
             self._beside(self._in_time(lease.con, work), "reset")
 
-    def settle(self, lease: Lease, touched: Touch) -> Awaitable[None] | None:
+    def settle(self, lease: Lease, touched: Touch) -> Settling | None:
         """Take a lease back as `give` does; a thread resets it itself, which costs less than another thread."""
         work = self._taken_back(lease, touched)
         if work is None or self._blocks:
@@ -221,7 +222,7 @@ class OwnPool(Lending):
         self._beside(self._in_time(lease.con, work), "reset")
         return None
 
-    def _taken_back(self, lease: Lease, touched: Touch) -> Coroutine[Any, Any, None] | None:
+    def _taken_back(self, lease: Lease, touched: Touch) -> Settling | None:
         self._returned(lease)
         line, tag = lease.con, lease.tag
         worst = max(lease.touched, touched)
@@ -244,8 +245,8 @@ class OwnPool(Lending):
             self._pass(lease)
         return None
 
-    async def _cleaned(self, lease: Lease, worst: Touch) -> None:
-        """Take back what the use may have left, and hand the connection on; close it where that is not possible."""
+    async def _cleaned(self, lease: Lease, worst: Touch) -> Callable[[], None]:
+        """Take back what the use may have left; return what hands the connection on, or closes it where that is not possible."""
         try:
             fit = await cleaned(lease, worst, self._configure)
             if fit:
@@ -253,7 +254,7 @@ class OwnPool(Lending):
                 await in_autocommit(lease.con)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, it is not used again
             fit = False
-        (self._pass if fit else self._discard)(lease)
+        return partial(self._pass if fit else self._discard, lease)
 
     def _pass(self, lease: Lease) -> None:
         """Hand a clean lease on: to who waits longest, or keep it at hand."""

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import queue
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -25,12 +26,12 @@ from dbguard.drivers.identity import identify
 from dbguard.drivers.named import PoolExhausted
 from dbguard.drivers.probe import ask, sighting
 from dbguard.drivers.psycopg.failures import PoolClosed
-from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Tag
+from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Settling, Tag
 from dbguard.drivers.psycopg.lending import Lending
 from dbguard.drivers.psycopg.upkeep import cleaned, in_autocommit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from dbguard.core.route import Node
     from dbguard.core.topology import Drain, Sighting
@@ -260,7 +261,7 @@ class WrappedPool(Lending):
         if work is not None:
             self._beside(self._in_time(lease.con, work), "return")
 
-    def settle(self, lease: Lease, touched: Touch) -> Coroutine[Any, Any, None] | None:
+    def settle(self, lease: Lease, touched: Touch) -> Settling | None:
         """Take a lease back; what has to be awaited for that is returned.
 
         Where leases are held, or somebody waits, one that nothing was left on stays out.
@@ -282,16 +283,24 @@ class WrappedPool(Lending):
             return self._cleaned(lease, worst)
         return None if self._stays(lease) else self._returned_to_pool(lease)
 
-    async def _cleaned(self, lease: Lease, worst: Touch) -> None:
-        """Take back what the use may have left, or end the connection; then hold it, or give it back to the pool."""
+    async def _cleaned(self, lease: Lease, worst: Touch) -> Callable[[], None] | None:
+        """Take back what the use may have left, or end the connection; return what holds it, or give it back to the pool."""
         try:
             fit = await cleaned(lease, worst, None)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  whatever it was, it is not used again
             fit = False
         if not fit:
             await self._put_back(lease.con, lease.loan[0], fit=False)
-        elif not self._stays(lease):
+        elif self._hold:
+            return partial(self._kept, lease)
+        else:
             await self._returned_to_pool(lease)
+        return None
+
+    def _kept(self, lease: Lease) -> None:
+        """Hold a clean lease, or give it back to the pool beside the caller."""
+        if not self._stays(lease):
+            self._give_back(lease)
 
     def _stays(self, lease: Lease) -> bool:
         """Hand a clean lease to who waits longest, or hold it, if that keeps nobody else waiting; say whether."""

@@ -88,8 +88,9 @@ async def back(side: Any, pool: OwnPool, lease: Any, touched: Touch) -> None:
 
     async def settle() -> None:
         work = pool.settle(lease, touched)
-        if work is not None:
-            await work
+        hand_on = None if work is None else await work
+        if hand_on is not None:
+            hand_on()
 
     await side.run(settle())
 
@@ -133,6 +134,51 @@ async def test_the_lease_used_last_is_handed_out_first(side: Any, make: Any) -> 
     assert pool.take_now() is other
     assert pool.take_now() is one
     assert pool.take_now() is None
+
+
+async def test_what_is_taken_just_as_the_pool_ends_does_not_go_out(
+    side: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that holds it between the two would go on with it for ever: nobody sweeps any more."""
+    pool = make(1)
+    lease = await taken(side, pool)
+    pool.give(lease, Touch.NOTHING)
+
+    def ends() -> bool:
+        pool.terminate()
+        return False
+
+    monkeypatch.setattr(lease.con, "is_dead", ends)
+    assert pool.take_now() is None
+    assert lease.con.is_closed()
+    assert not pool.out
+
+
+@pytest.mark.parametrize("side", ["threads"], indirect=True)
+async def test_what_is_done_in_time_is_not_ended_afterwards(make: Any) -> None:
+    """Whoever has bounded a line and is done with it has handed it on: its end would be another caller's."""
+    pool = make(1)
+    done = threading.Event()
+    done_meanwhile: list[bool] = []
+
+    class Late:
+        """A line whose time is over, and that somebody else is done with just as it is ended."""
+
+        def terminate(self) -> None:
+            threading.Thread(target=be_done).start()
+            done_meanwhile.append(done.wait(0.2))
+
+    line: Any = Late()
+
+    def be_done() -> None:
+        pool._unbound(line)
+        done.set()
+
+    pool._bound(line, -1.0)
+    pool._look()
+    assert done_meanwhile == [False]
+    assert await asyncio.to_thread(done.wait, SOON)
+    assert not pool._due
 
 
 async def test_a_full_pool_makes_who_comes_wait_and_wakes_them_in_their_order(side: Any, make: Any) -> None:
@@ -826,8 +872,9 @@ async def test_many_callers_over_few_connections_lose_none_and_share_none(side: 
                 Touch.LOST if (number, turn) in ((3, 11), (17, 5)) else Touch.SETTINGS if turn == 7 else Touch.NOTHING
             )
             work = pool.settle(lease, worst)
-            if work is not None:
-                await work
+            hand_on = None if work is None else await work
+            if hand_on is not None:
+                hand_on()
             done += 1
         return done
 

@@ -111,8 +111,9 @@ async def back(side: Any, pool: WrappedPool, lease: Any, touched: Touch = Touch.
 
     async def settle() -> None:
         work = pool.settle(lease, touched)
-        if work is not None:
-            await work
+        hand_on = None if work is None else await work
+        if hand_on is not None:
+            hand_on()
 
     await side.run(settle())
 
@@ -623,8 +624,9 @@ async def test_many_callers_over_few_connections_lose_none_and_share_none(side: 
             holders[pid] -= 1
             worst = Touch.LOST if (number, turn) == (3, 7) else Touch.SETTINGS if turn == 5 else Touch.NOTHING
             work = pool.settle(lease, worst)
-            if work is not None:
-                await work
+            hand_on = None if work is None else await work
+            if hand_on is not None:
+                hand_on()
         return turn
 
     done = await asyncio.gather(*(side.start(client(number)) for number in range(32)))
