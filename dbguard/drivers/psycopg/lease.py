@@ -80,10 +80,18 @@ class Books(drivers.Books):
     # ------------------------------------------------------------------ in the background
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Let *work* run beside the caller."""
+        """Let *work* run beside the caller. Raises `RuntimeError` where the system has no thread for it."""
         with self._lock:
             self._jobs += 1
-        self._colour.spawn(self._job(work), f"dbguard {name} {self.node.name}")
+        job = self._job(work)
+        try:
+            self._colour.spawn(job, f"dbguard {name} {self.node.name}")
+        except RuntimeError:
+            job.close()
+            work.close()
+            with self._lock:
+                self._jobs -= 1
+            raise
 
     async def _job(self, work: Coroutine[Any, Any, None]) -> None:
         me = self._colour.task()

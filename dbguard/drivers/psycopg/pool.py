@@ -156,7 +156,10 @@ class OwnPool(Lending):
                 self._paused = True
                 pause = self._pacing.left
         for _ in range(dials):
-            self._beside(self._bring(), "dial")
+            try:
+                self._beside(self._bring(), "dial")
+            except RuntimeError as error:
+                self._not_brought(error)
         for waiter in refused:
             waiter.fail(self._pacing.refusal())
         if pause:
@@ -173,11 +176,7 @@ class OwnPool(Lending):
         try:
             line = await self._birth.bring(tag)
         except BaseException as error:
-            with self._lock:
-                self._dialling -= 1
-                self._taken -= 1
-                self._least = 0
-            self._fail(error)
+            self._not_brought(error)
             if not isinstance(error, Exception):
                 raise
             return
@@ -192,6 +191,14 @@ class OwnPool(Lending):
                 self._refill_at = lease.used_at
         self._pass(lease)
         self._wake()
+
+    def _not_brought(self, error: BaseException) -> None:
+        """Give up the place of a connection that could not be dialled."""
+        with self._lock:
+            self._dialling -= 1
+            self._taken -= 1
+            self._least = 0
+        self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """Tell who waits longest that the dial for him has failed, unless what others give back can still come."""

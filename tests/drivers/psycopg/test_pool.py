@@ -181,6 +181,24 @@ async def test_what_is_done_in_time_is_not_ended_afterwards(make: Any) -> None:
     assert not pool._due
 
 
+@pytest.mark.parametrize("side", ["threads"], indirect=True)
+async def test_where_no_thread_can_be_started_the_place_is_not_lost(
+    side: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(2)
+
+    def full(_: Any, work: Any, name: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(side.colour), "spawn", full)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await taken(side, pool)
+    assert not pool._waiters
+    await is_whole(side, pool, 2)
+
+
 async def test_a_full_pool_makes_who_comes_wait_and_wakes_them_in_their_order(side: Any, make: Any) -> None:
     pool = make(1)
     lease = await taken(side, pool)
