@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-SLICE = 0.3
+SLICE = 0.15
 ROWS = 1000
 POOLED = 20
 POOLING = {"pool_size": POOLED, "max_overflow": 0}
@@ -76,22 +76,29 @@ async def load(call: Callable[[int], Awaitable[Any]], clients: int, seconds: flo
 async def compare(
     ours: Callable[[int], Awaitable[Any]], plain: Callable[[int], Awaitable[Any]], clients: int, seconds: float
 ) -> dict[str, float]:
-    """Alternate slices of both; return the medians of the ratio and of the plain one's CPU."""
+    """Alternate slices of both; return the median of the ratio, and that of what each took at its best.
+
+    What else the machine does can only add to a slice, so the best ones tell most on a busy machine.
+    """
     await load(ours, clients, SLICE)
     await load(plain, clients, SLICE)
-    ratios, alone = [], []
+    ratios, mine, alone = [], [], []
     for turn in range(max(4, int(seconds / SLICE / 2))):
         seen = {}
         for call in (ours, plain) if turn % 2 else (plain, ours):
             seen[call] = await load(call, clients, SLICE)
         ratios.append(seen[ours] / seen[plain])
+        mine.append(seen[ours])
         alone.append(seen[plain])
+    few = max(1, len(alone) // 10)
+    best = [statistics.mean(sorted(taken)[:few]) for taken in (mine, alone)]
     quarters = statistics.quantiles(ratios, n=4)
     return {
         "cpu": round(statistics.median(ratios), 3),
         "from": round(quarters[0], 3),
         "to": round(quarters[2], 3),
-        "plain_us": round(statistics.median(alone)),
+        "best": round(best[0] / best[1], 3),
+        "plain_us": round(best[1]),
     }
 
 
@@ -123,10 +130,16 @@ async def costs(cluster: Cluster, clients: int, seconds: float) -> dict[str, dic
         async with plain.begin() as con:
             await con.run_sync(Base.metadata.create_all)
             await con.execute(text(f"INSERT INTO account SELECT i, 0 FROM generate_series(1, {ROWS}) i"))  # noqa: S608  a number
+        await asyncio.sleep(1)  # the guard reads the catalogue
         mine = calls(async_sessionmaker(ours, class_=AsyncSession))
         theirs = calls(async_sessionmaker(plain, class_=PlainSession))
-        results = {name: await compare(mine[name], theirs[name], clients, seconds / len(mine)) for name in mine}
+        another = plain_engine(dsn.replace("postgresql:", "postgresql+asyncpg:"), **POOLING)
+        again = calls(async_sessionmaker(another, class_=PlainSession))
+        each = seconds / (len(mine) + 1)
+        results = {"plain (noise)": await compare(again["text"], theirs["text"], clients, each)}
+        results |= {name: await compare(mine[name], theirs[name], clients, each) for name in mine}
         await ours.dispose()
+        await another.dispose()
     await plain.dispose()
     return results
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -238,6 +240,23 @@ async def test_commit_that_was_not_sent_or_had_nothing_to_apply_is_no_doubt(calm
         with pytest.raises(exc.DBAPIError) as read:
             await con.scalar(PID)
         assert not isinstance(read.value, dbguard.OutcomeUnknown)
+
+
+async def test_commit_of_what_only_read_is_no_doubt(engine, written):
+    async with engine.connect() as con:
+        backend = await con.scalar(PID)
+        raw = con.sync_connection.connection.driver_connection
+        os.kill(backend, signal.SIGSTOP)  # so that the COMMIT stays on its way
+        try:
+            committing = asyncio.ensure_future(con.commit())
+            await asyncio.wait([committing], timeout=0.1)
+            raw.terminate()
+            with pytest.raises(exc.DBAPIError) as lost:
+                await committing
+        finally:
+            os.kill(backend, signal.SIGCONT)
+    assert lost.value.connection_invalidated
+    assert not isinstance(lost.value, dbguard.OutcomeUnknown)
 
 
 async def test_write_in_autocommit_whose_answer_is_lost_is_of_unknown_outcome(calm_cluster, guard, engine_of, written):

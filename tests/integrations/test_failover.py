@@ -195,3 +195,22 @@ async def test_session_goes_on_to_another_replica_when_one_was_lost_in_its_trans
         await session.execute(INSERT, {"id": 1})
         await session.commit()
     assert await rows(home, "a") == {1}
+
+
+async def test_transaction_that_notices_late_costs_nobody_a_good_connection(home, open_guard, engine_of):
+    """SQLAlchemy would replace all connections that are older than the loss of one."""
+    pid = text("SELECT pg_backend_pid()")
+    guard = await open_guard(home)
+    engine = engine_of(guard)
+    async with engine.connect() as late:
+        await late.execute(WHERE)
+        await asyncio.to_thread(home.promote, "b")
+        await until(lambda: guard.status().primary == "b")
+        async with engine.connect() as con:
+            assert await con.scalar(WHERE) == "b"
+            good = await con.scalar(pid)
+
+        with pytest.raises(exc.DBAPIError):
+            await late.execute(WHERE)
+        async with engine.connect() as con:
+            assert await con.scalar(pid) == good
