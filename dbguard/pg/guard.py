@@ -123,7 +123,12 @@ class PsycopgGuard(PoolNames, AsyncCalls):
         on_event: Listener | None,
     ) -> Any:
         given = cls._sections(config)
-        return cls._over(given, checked_pools(primary, replicas, hold, kind), on_event)
+        pools = checked_pools(primary, replicas, hold, kind)
+        guard = cls._over(given, pools, on_event)
+        made = pools["primary"].pool.kwargs
+        if not callable(made):  # a function says it anew for each connection
+            guard._core.dialect = cls._dialect({"kwargs": made})  # noqa: SLF001  one of its own
+        return guard
 
     def connector(self, role: str = "primary") -> AsyncConnector:
         """Return what connects a pool of the application's: ``AsyncConnectionPool(connection_class=c.connection_class, check=c.check)``.

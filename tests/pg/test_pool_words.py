@@ -7,6 +7,7 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import psycopg_pool
 import pytest
 
 import dbguard
@@ -167,3 +168,25 @@ async def test_words_on_a_guard_that_is_not_open_are_refused(calm_cluster: Clust
             with pytest.raises(dbguard.GuardClosed):
                 await got(word())
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("kind", [dbguard.PsycopgGuard, dbguard.SyncGuard])
+async def test_a_wrapped_pools_connections_are_in_autocommit_if_the_pool_says_so(
+    calm_cluster: Cluster, kept: Any, kind: Any, *, autocommit: bool
+) -> None:
+    tasks = kind is dbguard.PsycopgGuard
+    pools: Any = psycopg_pool.AsyncConnectionPool if tasks else psycopg_pool.ConnectionPool
+    options = {"autocommit": autocommit, "cursor_factory": psycopg.AsyncRawCursor if tasks else psycopg.RawCursor}
+    pool = pools(calm_cluster.dsn("a"), kwargs=options, min_size=1, open=False)
+    await got(pool.open(wait=True))
+    guard = kind.wrap(pool)
+    await got(guard.open())
+    con = await got(guard.getconn())
+    await got(con.execute("INSERT INTO kept VALUES ($1)", [1]))
+    await got(guard.putconn(con))
+
+    assert kept() == [(int(autocommit),)]
+    assert await got(guard.fetchone("SELECT $1 || '%s'", ["a"])) == ("a%s",)
+    await got(guard.close(1))
+    await got(pool.close())
