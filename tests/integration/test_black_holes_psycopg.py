@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import dbguard
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
@@ -250,6 +251,21 @@ async def opened(proxied: ProxiedCluster, facade: str) -> AsyncIterator[Callable
 
 
 @pytest.fixture
+async def wrapped(proxied: ProxiedCluster, facade: str) -> AsyncIterator[Any]:
+    """A guard over a pool of the application's: one connection of it is at hand, and there may be one more."""
+    link = proxied.link(APPLICATION, proxied.primary)
+    dsn = f"postgresql://postgres@{link.host}:{link.port}/postgres"
+    kind = ConnectionPool if facade == "threads" else AsyncConnectionPool
+    pool = kind(dsn, min_size=1, max_size=2, open=False)
+    await waited(pool.open, wait=True)
+    guard = kind_of(facade).wrap(pool)
+    await waited(guard.open)
+    yield guard
+    await waited(guard.close, timeout=0.1)
+    await waited(pool.close)
+
+
+@pytest.fixture
 async def hole(proxied: ProxiedCluster) -> AsyncIterator[Callable[[str], Any]]:
     """Open a hole of one kind; healed at the end."""
     async with AsyncExitStack() as stack:
@@ -280,7 +296,7 @@ async def timed(guard: Any, function: Callable[..., Any], reach: Reach, seen: di
 @over_psycopg
 @pytest.mark.parametrize("fault", ["replies", "frozen"])
 async def test_no_call_hangs_in_a_black_hole(
-    opened: Callable[..., Any], hole: Callable[[str], Any], facade: str, fault: str
+    opened: Callable[..., Any], wrapped: Any, hole: Callable[[str], Any], facade: str, fault: str
 ) -> None:
     before = set(threading.enumerate())
     seen: dict[str, Any] = {}
@@ -297,6 +313,17 @@ async def test_no_call_hangs_in_a_black_hole(
     async def waits_for_the_only_one(guard: Any, _: Reach) -> None:
         await got(guard.execute(INSERT))
 
+    async def a_wrapped_pool_s(guard: Any, reach: Reach) -> None:
+        async with block(guard.connection()) as con:
+            await reach()
+            await got(con.execute("SELECT 1"))
+
+    async def a_wrapped_pool_s_checkout(guard: Any, _: Reach) -> None:
+        await got(guard.execute(INSERT))
+
+    async def another_of_them(guard: Any, _: Reach) -> None:
+        await got(guard.execute(INSERT))
+
     async def waits_for_a_primary(guard: Any, _: Reach) -> None:
         await got(guard.execute(INSERT))
 
@@ -308,19 +335,23 @@ async def test_no_call_hangs_in_a_black_hole(
             *(timed(guard, function, reach, seen) for function in FORMS.values()),
             timed(full, holds_the_only_one, reach, seen),
             timed(resets, a_reset, reach, seen),
+            timed(wrapped, a_wrapped_pool_s, reach, seen),
         ]
     )
     with suppress(TimeoutError):
-        await until(lambda: reach.arrived >= len(FORMS) + 2, LIMIT / 2)
+        await until(lambda: reach.arrived >= len(FORMS) + 3, LIMIT / 2)
     await hole(fault)
-    begun += words.work([timed(full, waits_for_the_only_one, reach, seen)])
+    begun += words.work(
+        [timed(full, waits_for_the_only_one, reach, seen)]
+        + [timed(wrapped, call, reach, seen) for call in (a_wrapped_pool_s_checkout, another_of_them)]
+    )
     reach.open()
     await until(lambda: guard.status().writes != "open")
     begun += words.work([timed(guard, waits_for_a_primary, reach, seen)])
     async with asyncio.timeout(LIMIT + 30):
         await asyncio.gather(*begun)
 
-    assert len(seen) == len(FORMS) + 4
+    assert len(seen) == len(FORMS) + 7
     assert {name: over for name, (over, _) in seen.items() if over > TOO_LATE} == {}
     assert {name: raised for name, (_, raised) in seen.items() if raised and not isinstance(raised, TOLD)} == {}
     # All others asked something that nobody could answer. A statement was answered before its connection was reset.

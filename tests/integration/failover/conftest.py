@@ -14,6 +14,8 @@
     test_episodes.py        what the log says of one
     test_listening.py       what becomes of LISTEN
 
+Those that differ by driver, or by whether calls are tasks or threads, run over each facade (`every_facade`).
+
 * `home`: a cluster for the forms of one file, which follow each other; its commits wait for a replica, so that nothing
   acknowledged is lost with its primary. Whole at the beginning of each test, whoever is the primary then.
 * `work`: `Workload` over a guard on `home`, at work.
