@@ -207,10 +207,17 @@ class SyncLine(Line):
 
     def __init__(self, raw: Any, hear: Callable[[str | None], None]) -> None:
         super().__init__(raw, hear)
-        raw._try_cancel = self._interrupted  # noqa: SLF001  psycopg has no other word for it
+        raw._try_cancel = self._try_cancel  # noqa: SLF001  psycopg has no other word for it
 
-    def _interrupted(self, *, timeout: float) -> None:  # noqa: ARG002  what psycopg would give its request
-        self.terminate()
+    def _try_cancel(self, *, timeout: float | None = None) -> None:
+        """Do what psycopg wants to be cancelled: *timeout* says that it was interrupted where it waits.
+
+        Without one it tidies up behind a stream or a COPY that was left early, or has failed: that commits nothing.
+        """
+        if timeout is None:
+            type(self.raw)._try_cancel(self.raw)  # noqa: SLF001  as above
+        else:
+            self.terminate()
 
     def leave(self, then: Callable[[], object]) -> bool:
         """See `Line.leave`."""
