@@ -220,7 +220,7 @@ def main() -> None:
         return
     for name, row in cost.items():
         print(
-            f"{name:15} CPU {row['cpu']:.3f} ({row['from']:.3f} to {row['to']:.3f}) of {row['plain_us']:.0f} us plain"
+            f"{name:15} CPU {row['cpu']:.3f} ({row['from']:.3f} to {row['to']:.3f}), at best {row['best']:.3f} of {row['plain_us']} us plain"
         )
     for one in demotions:
         print("demotion:       " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in one.items()))
