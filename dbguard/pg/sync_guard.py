@@ -140,9 +140,14 @@ class SyncGuard(SyncCalls):
 
     def _leave(self, home: Home) -> None:
         """Stop the home of a guard that has ended."""
-        life = self._inner._life  # noqa: SLF001  same
-        if life is None or life.over:
-            home.stop()
+
+        async def over() -> bool:  # asked there: what was called off there is taken in first
+            life = self._inner._life  # noqa: SLF001  same
+            return life is None or life.over
+
+        with self._turn:  # who opens it again meanwhile waits until it has ended
+            if not home.over and home.run(over()):
+                home.stop()
 
     def __enter__(self) -> Self:
         return self.open()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -52,4 +54,29 @@ async def test_a_write_of_open_fate_is_told_of_when_the_guard_is_closed(
     await asyncio.to_thread(guard.close, timeout=0.2)
     with pytest.raises(dbguard.OutcomeUnknown):
         await asyncio.wait_for(writing, 5)
+    assert "dbguard" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_opening_that_is_interrupted_leaves_no_thread() -> None:
+    node = {"name": "a", "host": "127.0.0.1", "port": 9}
+    guard = dbguard.SyncGuard({"nodes": [node], "connection": {"user": "postgres", "database": "postgres"}})
+    main = threading.main_thread().ident
+    assert main == threading.get_ident()
+    interrupts = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+    interrupts.start()
+    with pytest.raises(KeyboardInterrupt):
+        guard.open()
+    assert "dbguard" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_one_thread_may_open_what_another_one_closes(calm_cluster: Cluster, configured: Any) -> None:
+    guard = dbguard.SyncGuard(configured(calm_cluster), min_size=0, max_size=2)
+
+    def open_and_close() -> None:
+        for _ in range(6):
+            with contextlib.suppress(dbguard.GuardClosed):
+                guard.open()
+                guard.close(timeout=0.2)
+
+    await asyncio.gather(*(asyncio.to_thread(open_and_close) for _ in range(3)))
     assert "dbguard" not in {thread.name for thread in threading.enumerate()}
