@@ -40,7 +40,7 @@ CHECKS = [
     ("ruff format --check", ["-m", "ruff", "format", "--check", "."]),
     ("mypy", ["-m", "mypy"]),
 ]
-PARALLEL = ["-n", "2", "--dist", "loadfile"]  # most tests wait for servers; -n 0 among the arguments runs them in a row
+PARALLEL = ["-n", "3", "--dist", "loadfile"]  # most tests wait for servers; -n 0 among the arguments runs them in a row
 LOG_EVERY = 10  # seconds between two lines of progress where there is no terminal
 
 

@@ -103,14 +103,20 @@ async def test_nobody_listens_is_hard(single: Cluster) -> None:
 
 
 class Listener(asyncio.Protocol):
-    """Takes a connection, and says nothing, or hangs up."""
+    """Takes a connection, and says nothing, or hangs up. met, lost: how many it took, and how many have ended."""
+
+    met = lost = 0
 
     def __init__(self, *, hang_up: bool) -> None:
         self._hang_up = hang_up
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        Listener.met += 1
         if self._hang_up:
             transport.close()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        Listener.lost += 1
 
 
 @pytest.mark.parametrize(("hangs_up", "timed_out"), [(False, True), (True, False)], ids=["black hole", "hangs up"])
@@ -120,7 +126,7 @@ async def test_a_handshake_that_is_not_answered_is_hard(*, hangs_up: bool, timed
     with pytest.raises(Exception) as raised:
         await asyncpg.connect(host="127.0.0.1", port=server.sockets[0].getsockname()[1], user="x", timeout=0.2)
     server.close()
-    await asyncio.sleep(0)
+    await until(lambda: Listener.met == Listener.lost > 0)
 
     failure = name_dial(raised.value, "a")
 

@@ -17,7 +17,7 @@ from dbguard.testing.simulation.many import run_many
 from dbguard.testing.simulation.schedule import CHOSEN, KINDS, OUSTED
 from dbguard.testing.simulation.shrink import shrink
 
-SEEDS, OF_THE_ENGINE = 10_000, 300
+SEEDS, OF_THE_ENGINE = 5_000, 300
 """How many are run here; the command runs as many as it is told to."""
 
 RULES = ("repeat", "fence", "gate", "number", "budget", "deadline", "nothing", "renewal", "branch")
