@@ -16,6 +16,7 @@ from dbguard.drivers.psycopg.dial import OF_CONNECT, Dialer, dialer_of_pool, of_
 from dbguard.drivers.psycopg.driver import Psycopg
 from dbguard.drivers.psycopg.line import AsyncLine, SyncLine
 from dbguard.drivers.psycopg.pool import OwnPool
+from dbguard.drivers.psycopg.wrapped import WrappedPool
 from dbguard.drivers.registry import Registry
 from dbguard.errors import NoPrimary
 from dbguard.login import libpq_keywords
@@ -68,8 +69,6 @@ def wire(
     for node in settings.nodes:
         name, target = node.name, state.nodes[node.name]
         if wrapped is not None:
-            from dbguard.drivers.psycopg.wrapped import WrappedPool  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
-
             given = wrapped[name]
             dialers[name] = dialer = dialer_of_pool(given.pool)
             pools[name] = WrappedPool(
