@@ -19,6 +19,7 @@ from chaos.checkers.course import SHOWN
 from chaos.clients import CLIENTS, Place
 from chaos.history import History, Kind
 from chaos.journal import Journal
+from chaos.stage import Stage
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class _Run:
         self._scenario = scenario
         self._workload = scenario.workload
         self._cluster = cluster
+        self._stage = Stage(cluster)
         self._client = client
         self._seed = seed
         self._threads = threads
@@ -192,21 +194,22 @@ class _Run:
         await _until(journal, due.at)
         # The thread that injects a fault also notes how to heal it: a cancellation in between finds it here.
         healing = contextlib.ExitStack()
-        number: int | None = None
+        number, what = None, str(due.fault)
         try:
-            await self._do(lambda: healing.enter_context(due.fault.inject(self._cluster)))
+            entered = await self._do(lambda: healing.enter_context(due.fault.inject(self._stage)))
+            what = entered if isinstance(entered, str) else str(due.fault)
             start = journal.now()
-            number = journal.broke(str(due.fault), start)
-            self._tell(journal, f"broken: {due.fault}")
+            number = journal.broke(what, start)
+            self._tell(journal, f"broken: {what}")
             await _until(journal, start + due.seconds)
-            if effect := await self._do(due.fault.effect, self._cluster):
-                journal.event({"event": SHOWN, "at": journal.now(), "fault": str(due.fault), "what": effect})
+            if effect := await self._do(due.fault.effect, self._stage):
+                journal.event({"event": SHOWN, "at": journal.now(), "fault": what, "what": effect})
         finally:
             end = journal.now()
             await self._do(healing.close)
             if number is not None:
                 journal.healed(number, end)
-                self._tell(journal, f"healed: {due.fault}")
+                self._tell(journal, f"{'over' if due.fault.momentary else 'healed'}: {what}")
 
     async def _do(self, work: Callable[..., T], *args: object) -> T:
         """Do what blocks, in a thread. A cancellation waits for its end, since it cannot be stopped halfway."""

@@ -25,6 +25,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from chaos.checkers import CHECKERS, Checker, Felt, Order
 from chaos.faults import FAULTS, Breakage
+from chaos.stage import ROLES
 from chaos.workload import WORKLOADS, ListAppend, Workload
 from dbguard.config import load as load_settings
 from dbguard.config.document import read
@@ -39,6 +40,7 @@ __all__ = ["Due", "Scenario", "Step", "Topology", "every", "find", "load"]
 
 _FOLDER = Path(__file__).parent / "scenarios"
 _HOUR = 3_600.0
+_FELT = 1.0  # seconds in which what is over at once is to be felt
 _WHEN = ("at", "for", "times", "every", "jitter")  # the keys of a step that do not say what is broken
 _Made = TypeVar("_Made", bound=Section)
 
@@ -84,10 +86,10 @@ class Step(Section):
 
     at: Annotated[float, Duration(0, _HOUR)]
     """Seconds after the warm-up, the first time. No default."""
-    for_: Annotated[float, Duration(0, _HOUR, above=True)]
-    """Seconds until it is healed, above 0. No default."""
     fault: Breakage
     """What is broken."""
+    for_: Annotated[float, Duration(0, _HOUR)] = 0.0
+    """Seconds until it is healed, above 0. Default, for what is over at once: the 1 s in which it is to be felt."""
     times: Annotated[int, Whole(1, 10_000)] = 1
     """How often. Default once."""
     every: Annotated[float, Duration(0, _HOUR)] = 0.0
@@ -98,20 +100,27 @@ class Step(Section):
     @property
     def end(self) -> float:
         """By when all is healed, in seconds after the warm-up."""
-        return self.at + (self.times - 1) * self.every + self.jitter + self.for_
+        return self.at + (self.times - 1) * self.every + self.jitter + self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts each time, or is felt."""
+        return self.for_ or _FELT
 
     def due(self, rng: Random) -> list[Due]:
         """List its faults."""
         return [
-            Due(self.at + n * self.every + rng.uniform(0, self.jitter), self.for_, self.fault)
+            Due(self.at + n * self.every + rng.uniform(0, self.jitter), self.seconds, self.fault)
             for n in range(self.times)
         ]
 
     def _contradictions(self) -> list[Fault]:
-        if self.times == 1 or self.every > self.for_ + self.jitter:
+        if not self.for_ and not self.fault.momentary:
+            return [(("for",), "is missing, or 0: what lasts is to be healed after some time")]
+        if self.times == 1 or self.every > self.seconds + self.jitter:
             return []
         return [
-            (("every",), f"should be above {self.for_ + self.jitter:g} s, so that one time is over before the next")
+            (("every",), f"should be above {self.seconds + self.jitter:g} s, so that one time is over before the next")
         ]
 
 
@@ -253,7 +262,7 @@ class _Reading:
 
     def _names(self, scenario: Scenario) -> None:
         """See that all nodes that are named are there."""
-        there = scenario.topology.names
+        there = (*scenario.topology.names, *ROLES)
         sections: list[tuple[tuple[str | int, ...], Breakage | Checker]] = [
             (("checkers", name), checker) for name, checker in scenario.checkers.items()
         ]
@@ -262,7 +271,7 @@ class _Reading:
             sections.append((("timeline", n, kind), step.fault))
         for path, section in sections:
             for key, name in section.names().items():
-                if name not in there or len(name) != 1:
+                if name not in there:
                     self._wrong(
                         (*path, key.split()[0]), f"names {name}, which is no node; there are {', '.join(there)}"
                     )

@@ -19,6 +19,7 @@ from chaos.history import History, Kind
 from chaos.journal import read
 from chaos.play import Result, play
 from chaos.scenario import Scenario, find
+from chaos.stage import Stage
 from chaos.workload import Append
 from dbguard.testing.proxied import ProxiedCluster
 from dbguard.testing.toxiproxy import ToxiproxyError
@@ -115,9 +116,9 @@ async def test_history_tells_who_served_and_what_was_broken(
 def test_fault_between_nodes_shows_there_and_one_that_is_none_does_not(
     fault: Breakage, *, shows: bool, proxied: ProxiedCluster
 ) -> None:
-    with fault.inject(proxied):
+    with fault.inject(Stage(proxied)):
         proxied.sql("a", "SELECT pg_logical_emit_message(true, 'something', 'to replicate')")
-        effect = fault.effect(proxied)
+        effect = fault.effect(Stage(proxied))
 
     assert (effect is not None) is shows, effect
     for replica in "bc":

@@ -1,45 +1,24 @@
-"""What a scenario can break. Each fault is a dataclass whose fields are its YAML keys, and gives back what it took.
+"""What a scenario can break on the links: toxics, links that are down, and holes.
 
 (Annotations are evaluated here, since `Section` reads the rules in them.)
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
+from chaos.faults.base import Breakage
+from chaos.stage import Stage
 from dbguard.config.quantities import Number, Whole
-from dbguard.config.section import Section
 from dbguard.config.values import Choice, Fault, Rule, Unfit
-from dbguard.testing.proxied import APPLICATION, ProxiedCluster
+from dbguard.testing.proxied import APPLICATION
 from dbguard.testing.toxiproxy import TOXICS, Proxy, Stream, ToxicKind
 
-__all__ = ["FAULTS", "Breakage", "Down", "Hole", "Link", "Toxic"]
+__all__ = ["Down", "Hole", "Link", "Toxic"]
 
 _FRESH = 0.3  # seconds in which a replica that streams has what its upstream wrote; usually 0.001
-
-
-class Breakage(Section, ABC):
-    """A fault, with what it needs to be told."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
-        """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks."""
-
-    def effect(self, cluster: ProxiedCluster) -> str | None:  # noqa: ARG002  see below
-        """Say what it does to the nodes themselves while it lasts; None if that is nothing. Blocks.
-
-        What it does to clients is theirs to tell.
-        """
-        return None
-
-    def names(self) -> dict[str, str]:
-        """Return the nodes that the fields name, by the field that does."""
-        return {}
 
 
 class Link(NamedTuple):
@@ -61,7 +40,7 @@ class _LinkRule(Rule):
         """Return the link."""
         if isinstance(value, Link):
             return value
-        if isinstance(value, str) and (ends := re.fullmatch(r"([a-z]+)->([a-z]+)", value)):
+        if isinstance(value, str) and (ends := re.fullmatch(r"([a-z-]+?)->([a-z-]+)", value)):
             return Link(ends[1], ends[2])
         raise Unfit("should be a link, such as app->b for the application's way to b, or b->a for b's to its upstream")
 
@@ -94,15 +73,16 @@ class _OnLink(Breakage):
     link: Annotated[Link, _LinkRule()]
     """Where. No default."""
 
-    def proxy(self, cluster: ProxiedCluster) -> Proxy:
+    def proxy(self, stage: Stage) -> Proxy:
         """Return the link's proxy."""
-        return cluster.link(*self.link)
+        return stage.link(*self.link)
 
-    def effect(self, cluster: ProxiedCluster) -> str | None:
+    def effect(self, stage: Stage) -> str | None:
         """Say whether a replica gets what its upstream writes, where the link is between nodes."""
         replica, upstream = self.link
         if replica == APPLICATION:
             return None
+        cluster = stage.cluster
         position = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END"
         try:
             (written,) = cluster.sql(upstream, f"SELECT ({position})::text")[0]
@@ -129,9 +109,9 @@ class Toxic(_OnLink):
     attributes: Annotated[Mapping[str, int], _Attributes()] = field(default_factory=dict)
     """Its attributes, by Toxiproxy's names. Default none: all are 0."""
 
-    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+    def inject(self, stage: Stage) -> AbstractContextManager[object]:
         """Add the toxic."""
-        return self.proxy(cluster).toxic(self.kind, stream=self.stream, toxicity=self.toxicity, **self.attributes)
+        return self.proxy(stage).toxic(self.kind, stream=self.stream, toxicity=self.toxicity, **self.attributes)
 
     def _contradictions(self) -> list[Fault]:
         known = TOXICS[self.kind]
@@ -150,9 +130,9 @@ class Toxic(_OnLink):
 class Down(_OnLink):
     """One link ends its connections and refuses new ones."""
 
-    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+    def inject(self, stage: Stage) -> AbstractContextManager[object]:
         """Take it down."""
-        return self.proxy(cluster).down()
+        return self.proxy(stage).down()
 
     def __str__(self) -> str:
         return f"{self.link} is down"
@@ -162,13 +142,9 @@ class Down(_OnLink):
 class Hole(_OnLink):
     """One link swallows everything, both ways; connections stay open, and new ones are taken."""
 
-    def inject(self, cluster: ProxiedCluster) -> AbstractContextManager[object]:
+    def inject(self, stage: Stage) -> AbstractContextManager[object]:
         """Make the hole."""
-        return self.proxy(cluster).hole()
+        return self.proxy(stage).hole()
 
     def __str__(self) -> str:
         return f"hole on {self.link}"
-
-
-FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic, "down": Down, "hole": Hole}
-"""The faults, by their names in a scenario."""

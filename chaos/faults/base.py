@@ -1,0 +1,38 @@
+"""What every fault is: a dataclass whose fields are its YAML keys, which gives back what it took."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+from chaos.stage import Stage
+from dbguard.config.section import Section
+
+__all__ = ["Breakage"]
+
+
+class Breakage(Section, ABC):
+    """A fault, with what it needs to be told.
+
+    momentary: whether it is over at once, with nothing to heal; a step's ``for`` is then the time in which it is felt.
+    """
+
+    __slots__ = ()
+    momentary: ClassVar[bool] = False
+
+    @abstractmethod
+    def inject(self, stage: Stage) -> AbstractContextManager[object]:
+        """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks.
+
+        A text that is entered to says what was broken in the end, with the nodes that had the roles; else ``str`` does.
+        """
+
+    def effect(self, stage: Stage) -> str | None:  # noqa: ARG002  see below
+        """Say what it does to the nodes themselves while it lasts; None if that is nothing. Blocks.
+
+        What it does to clients is theirs to tell.
+        """
+        return None
+
+    def names(self) -> dict[str, str]:
+        """Return the nodes that the fields name, by letter or role, by the field that does."""
+        return {}
