@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from chaos.clients.base import CLIENTS_NAME, Client
+from chaos.clients.base import CLIENTS_NAME, Client, driven
 from chaos.history import Kind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeAlias
 
-    from chaos.clients.base import Place
+    from chaos.clients.base import Place, Work
+
+    T = TypeVar("T")
+    _Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[Any]
+    _Left: TypeAlias = Callable[[], float]
 
 __all__ = ["NaiveRetry", "Plain"]
 
@@ -38,6 +42,8 @@ class Plain(Client):
 
     Its errors are read with care: an append that was sent is unknown, unless the server itself refused it.
     """
+
+    takes_tokens = False
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -90,13 +96,51 @@ class Plain(Client):
 
     async def call(self, kind: Kind, query: str, args: Sequence[object], timeout: float) -> Any:
         """Run one statement on a connection of the pool for its kind."""
+
+        async def use(connection: _Connection, left: _Left) -> Any:
+            row = await connection.fetchrow(query, *args, timeout=left())
+            assert row is not None, f"no row: {query}"
+            return row
+
+        return await self._do(kind, use, timeout)
+
+    async def fetch(self, query: str, args: Sequence[object], timeout: float) -> Sequence[Any]:
+        """Run a read on a connection of the pool for reads."""
+
+        async def use(connection: _Connection, left: _Left) -> Sequence[Any]:
+            return await connection.fetch(query, *args, timeout=left())
+
+        return await self._do(Kind.READ, use, timeout)
+
+    async def transaction(self, work: Work[T], *, isolation: str | None, timeout: float) -> T:
+        """Run *work* in a transaction of asyncpg's."""
+
+        async def use(connection: _Connection, left: _Left) -> T:
+            async with connection.transaction(isolation=isolation):  # type: ignore[arg-type]  # one of its words
+                return await driven(work, lambda query, args: connection.fetchrow(query, *args, timeout=left()))
+
+        return await self._do(Kind.APPEND, use, timeout)
+
+    async def copy(
+        self, table: str, columns: Sequence[str], records: Sequence[Sequence[object]], timeout: float
+    ) -> int:
+        """Write by COPY."""
+
+        async def use(connection: _Connection, left: _Left) -> int:
+            await connection.copy_records_to_table(table, columns=columns, records=records, timeout=left())
+            return len(records)
+
+        return await self._do(Kind.APPEND, use, timeout)
+
+    async def _do(self, kind: Kind, use: Callable[[_Connection, _Left], Awaitable[T]], timeout: float) -> T:
+        """Do something with a connection of the pool for its kind; *use* is told how many seconds are left."""
         pool, until = self._pools[kind], time.monotonic() + timeout
         try:
             connection = await pool.acquire(timeout=timeout)
         except Exception as e:
             raise _NotSentError(f"{type(e).__name__}: {e}") from e
         try:
-            row = await connection.fetchrow(query, *args, timeout=max(_LEAST, until - time.monotonic()))
+            return await use(connection, lambda: max(_LEAST, until - time.monotonic()))
         except asyncpg.PostgresError:
             raise
         except BaseException:
@@ -104,8 +148,6 @@ class Plain(Client):
             raise
         finally:
             await pool.release(connection)
-        assert row is not None, f"no row: {query}"
-        return row
 
     def outcome_of(self, kind: Kind, error: Exception) -> Outcome:
         """Read an error."""
@@ -125,14 +167,14 @@ class NaiveRetry(Plain):
     It applies appends twice whose acknowledgement was lost: the proof that the checkers see.
     """
 
-    async def call(self, kind: Kind, query: str, args: Sequence[object], timeout: float) -> Any:
-        """Run one statement until it succeeds."""
+    async def _do(self, kind: Kind, use: Callable[[_Connection, _Left], Awaitable[T]], timeout: float) -> T:
+        """Do it until it succeeds."""
         until, attempt = time.monotonic() + timeout, 0
         unknown: Exception | None = None
         while True:
             attempt += 1
             try:
-                return await super().call(kind, query, args, max(_LEAST, until - time.monotonic()))
+                return await super()._do(kind, use, max(_LEAST, until - time.monotonic()))
             except Exception as e:
                 if self.outcome_of(kind, e) is Outcome.UNKNOWN:
                     unknown = unknown or e

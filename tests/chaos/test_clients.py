@@ -55,15 +55,15 @@ async def test_error_is_read_as_its_library_means_it(client: str, error: Excepti
 
 
 class Script:
-    """Stands in for `Plain.call`: raises or returns what comes next; the last for ever."""
+    """Stands in for what `Plain` does: raises or returns what comes next; the last for ever."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *steps: Any) -> None:
         self.steps = list(steps)
         self.calls = 0
-        monkeypatch.setattr(Plain, "call", self.call)
+        monkeypatch.setattr(Plain, "_do", self.do)
         monkeypatch.setattr(pools, "_PAUSE", 0.001)
 
-    async def call(self, kind: Kind, query: str, args: Any, timeout: float) -> Any:
+    async def do(self, kind: Kind, use: Any, timeout: float) -> Any:
         assert timeout > 0
         self.calls += 1
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]

@@ -23,6 +23,8 @@ PLACE = Place(addresses={}, size=1, guard={}, tell=print)
 class Memory(Client):
     """Answers *calls* calls, then sets *stop*; every seventh raises, and counts as unknown."""
 
+    takes_tokens = False
+
     def __init__(self, calls: int, stop: asyncio.Event) -> None:
         super().__init__(PLACE)
         self.left = calls
@@ -51,6 +53,15 @@ class Memory(Client):
             return {"node": "a", "seen": list(self.lists[args[0]]) or None}
         self.lists[args[0]].append(args[1])
         return {"node": "a"}
+
+    async def fetch(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+    async def transaction(self, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+    async def copy(self, *args: Any) -> int:
+        raise NotImplementedError
 
     def outcome_of(self, kind: Kind, error: Exception) -> Outcome:
         return Outcome.FAILED if kind is Kind.READ else Outcome.UNKNOWN
