@@ -30,19 +30,22 @@ class Pause:
         return f"{self.seconds:.3f} s at {self.start:.3f} s ({self.client})"
 
 
-def pauses(history: History, kind: Kind) -> list[Pause]:
+def pauses(history: History, kind: Kind | None = None) -> list[Pause]:
     """Return the longest time without an acknowledged operation of *kind*, for each client that made one, or tried to.
+
+    kind: None counts both kinds, so that a client which appends now and then and reads meanwhile does not pause.
 
     From the run's time zero until callers were told to stop (or to the end of the client's own last call, or of the
     record), and from end to end: an operation that takes long is a pause, and so is the silence of a client that makes
     no call any more.
     """
-    ends = {op.client: [0.0] for op in history.operations if op.kind is kind}
+    kinds = tuple(Kind) if kind is None else (kind,)
+    ends = {op.client: [0.0] for op in history.operations if op.kind in kinds}
     stopped = history.stopped
     if stopped is None:
         stopped = max((op.end for op in history.operations), default=0.0)
     last = dict.fromkeys(ends, stopped)
-    for op in sorted(history.of(kind), key=lambda op: op.end):
+    for op in sorted((op for kind in kinds for op in history.of(kind)), key=lambda op: op.end):
         last[op.client] = max(stopped, op.end)
         if op.acknowledged:
             ends[op.client].append(op.end)

@@ -1,0 +1,67 @@
+"""What a run comes to in a few numbers, counted from its history alone, whichever checkers its scenario has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chaos.checkers import Duplicated, Lost, Stale, pauses
+from chaos.history import Kind, Outcome
+
+if TYPE_CHECKING:
+    from chaos.checkers import Checker, State
+    from chaos.history import History
+    from chaos.play import Result
+
+__all__ = ["Summary", "summary_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One line of a table of runs; whatever happened during the warm-up counts, but for pauses.
+
+    faults: how many times something was broken.
+    lost, duplicated: appends; None: the table could not be read in the end, so nobody knows.
+    stale: reads that missed an append of their own client.
+    unknown: appends whose outcome the client was not told.
+    failed_reads: reads that returned no rows, for whatever reason.
+    longest_pause: seconds for which a client at most had no acknowledged call, be it a read or an append.
+    """
+
+    scenario: str
+    client: str
+    seed: int
+    faults: int
+    calls: int
+    lost: int | None
+    duplicated: int | None
+    stale: int
+    unknown: int
+    failed_reads: int
+    longest_pause: float
+    state: State
+
+
+def summary_of(result: Result) -> Summary:
+    """Count."""
+    history = result.history
+    read_back = history.final is not None
+    return Summary(
+        scenario=history.head["scenario"],
+        client=history.head["client"],
+        seed=history.head["seed"],
+        faults=len(history.faults),
+        calls=len(history.operations),
+        lost=_found(Lost(), history) if read_back else None,
+        duplicated=_found(Duplicated(), history) if read_back else None,
+        stale=_found(Stale(), history),
+        unknown=sum(op.outcome is Outcome.UNKNOWN for op in history.operations),
+        failed_reads=sum(op.kind is Kind.READ and not op.acknowledged for op in history.operations),
+        longest_pause=max((pause.seconds for pause in pauses(history)), default=0.0),
+        state=result.state,
+    )
+
+
+def _found(checker: Checker, history: History) -> int:
+    """Return how much breaks a promise: a checker has no evidence where nothing does."""
+    return len(checker.judge(history).evidence)
