@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chaos.workload import Workload
     from dbguard.testing.proxied import ProxiedCluster
 
-__all__ = ["FinalTableError", "leases", "locks", "read_back", "sessions", "tasks"]
+__all__ = ["FinalTableError", "leases", "locks", "read_back", "read_between", "sessions", "tasks"]
 
 _PATIENCE = 2.0  # seconds in which a client may tidy up; what comes and goes meanwhile is its own work
 _GONE = 15.0  # seconds for the servers to notice that the client is gone
@@ -73,18 +73,29 @@ def read_back(cluster: ProxiedCluster, workload: Workload) -> dict[int, tuple[in
     Raises FinalTableError if it cannot be read, if the node is no primary, or if a client's session is still there,
     which could write more.
     """
+    return _read(cluster, workload, "true", "sessions of the client: they could write")
+
+
+def read_between(cluster: ProxiedCluster, workload: Workload) -> dict[int, tuple[int, ...]]:
+    """Read the same while the client stays open, once all its calls have ended.
+
+    Raises FinalTableError as `read_back`, but for sessions that do nothing.
+    """
+    return _read(cluster, workload, "backend_xid IS NOT NULL", "transactions of the client that could commit")
+
+
+def _read(cluster: ProxiedCluster, workload: Workload, which: str, so: str) -> dict[int, tuple[int, ...]]:
     primary = cluster.primary
+    ours = f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS} AND {which}"
     try:
-        (in_recovery, ours) = cluster.sql(
-            primary, f"SELECT pg_is_in_recovery(), (SELECT count(*) FROM pg_stat_activity WHERE {_OURS})"
-        )[0]
+        (in_recovery, left) = cluster.sql(primary, f"SELECT pg_is_in_recovery(), ({ours})")[0]
         rows = cluster.sql(primary, workload.read_back)
     except OSError as e:  # TimeoutError is one
         raise FinalTableError(f"{primary} cannot be asked: {e}") from e
     if in_recovery:
         raise FinalTableError(f"{primary} is in recovery: it is no primary")
-    if ours:
-        raise FinalTableError(f"{primary} still has {ours} sessions of the client: they could write")
+    if left:
+        raise FinalTableError(f"{primary} still has {left} {so}")
     return {key: tuple(values) for key, values in rows}
 
 

@@ -10,17 +10,16 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from chaos import aftermath
+from chaos.bench import Bench
 from chaos.checkers.course import SHOWN
-from chaos.clients import CLIENTS, Place
 from chaos.history import History, Kind
 from chaos.journal import Journal
 from chaos.stage import Stage
-from dbguard.testing.proxied import APPLICATION, ProxiedCluster
+from dbguard.testing.proxied import ProxiedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     from chaos.clients import Client
     from chaos.scenario import Due, Scenario
 
-__all__ = ["Result", "cluster_for", "play"]
-
-T = TypeVar("T")
+__all__ = ["Result", "cluster_for", "play", "play_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +78,28 @@ async def play(
     path: where to write the history while it happens. Default: nowhere.
     say: told in one line what happens.
     """
-    with ThreadPoolExecutor(8, "chaos") as threads:
-        run = _Run(scenario, cluster, client, seed, threads, say)
-        await run.prepare()
-        try:
-            history = await run.play(path)
-        except ExceptionGroup as errors:  # the harness's own: what callers are told never comes here
-            raise _first(errors) from None
-        finally:
-            await run.tidy_up()
+    async with Bench(cluster, client, size=scenario.workload.callers, guard=scenario.guard, say=say) as bench:
+        return await play_on(bench, scenario, seed=seed, path=path)
+
+
+async def play_on(
+    bench: Bench, scenario: Scenario, *, seed: int = 1, path: Path | None = None, last: bool = True
+) -> Result:
+    """Run *scenario* with the client of *bench*, which has room for its callers and the settings that it asks for.
+
+    last: close the client in the end, so that what it leaves behind is judged, too. Otherwise it can go on.
+    seed, path: as for `play`.
+    """
+    run = _Run(scenario, bench, seed)
+    await run.prepare()
+    try:
+        history = await run.play(path, last=last)
+    except ExceptionGroup as errors:  # the harness's own: what callers are told never comes here
+        raise _first(errors) from None
+    finally:
+        if last:
+            await bench.close()  # first, as its locks may be in the way
+        await run.tidy_up()
     verdicts = {name: checker.judge(history) for name, checker in scenario.checkers.items()}
     return Result(history, verdicts)
 
@@ -97,25 +107,14 @@ async def play(
 class _Run:
     """One run under way."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        cluster: ProxiedCluster,
-        client: str,
-        seed: int,
-        threads: ThreadPoolExecutor,
-        say: Callable[[str], object],
-    ) -> None:
+    def __init__(self, scenario: Scenario, bench: Bench, seed: int) -> None:
         self._scenario = scenario
         self._workload = scenario.workload
-        self._cluster = cluster
-        self._stage = Stage(cluster)
-        self._client = client
+        self._bench = bench
+        self._cluster = bench.cluster
+        self._stage = Stage(bench.cluster)
         self._seed = seed
-        self._threads = threads
-        self._say = say
-        self._journal: Journal | None = None
-        self._early: list[Mapping[str, Any]] = []
+        self._do = bench.do
 
     async def prepare(self) -> None:
         """Make the table on all nodes."""
@@ -133,44 +132,27 @@ class _Run:
         """Remove the table."""
         await self._do(self._cluster.sql, self._cluster.primary, f"DROP TABLE IF EXISTS {self._workload.table}")
 
-    async def play(self, path: Path | None) -> History:
+    async def play(self, path: Path | None, *, last: bool) -> History:
         """Let the callers work while things break; return what happened."""
-        scenario, cluster, before = self._scenario, self._cluster, asyncio.all_tasks()
-        place = Place(
-            addresses={node.name: self._address(node.name) for node in cluster.nodes},
-            size=self._workload.callers,
-            guard=scenario.guard,
-            tell=self._heard,
-        )
-        head = {"scenario": scenario.name, "client": self._client, "seed": self._seed}
-        with contextlib.ExitStack() as file:  # closed after the client, which may tell something to the last
-            async with contextlib.AsyncExitStack() as opened:
-                client = await opened.enter_async_context(CLIENTS[self._client](place))
-                journal = file.enter_context(Journal(time.monotonic() + scenario.warm_up, path=path, **head))
-                self._note_in(journal)
-                await self._work(client, journal)
-                self._tell(journal, "callers have ended; looking for what is left")
-                leaks = await aftermath.leases(client) + await self._do(aftermath.locks, cluster)
-                await opened.aclose()
-                leaks += await aftermath.tasks(before) + await self._do(aftermath.sessions, cluster)
-                journal.leaks(leaks)
-                try:
-                    journal.final(await self._do(aftermath.read_back, cluster, self._workload))
-                except aftermath.FinalTableError as e:
-                    self._tell(journal, f"the table cannot be read: {e}")
-                return journal.history()
-
-    def _heard(self, event: Mapping[str, Any]) -> None:
-        """Keep what the client tells; until there is a journal, here."""
-        if self._journal is None:
-            self._early.append(event)
-        else:
-            self._journal.event({**event, "at": event["at"] - self._journal.zero})
-
-    def _note_in(self, journal: Journal) -> None:
-        self._journal = journal
-        for event in self._early:
-            self._heard(event)
+        scenario, bench, cluster = self._scenario, self._bench, self._cluster
+        head = {"scenario": scenario.name, "client": bench.name, "seed": self._seed}
+        with (
+            Journal(time.monotonic() + scenario.warm_up, path=path, **head) as journal,
+            bench.heard_by(lambda event: journal.event({**event, "at": event["at"] - journal.zero})),
+        ):
+            await self._work(bench.client, journal)
+            self._tell(journal, "callers have ended; looking for what is left")
+            leaks = await aftermath.leases(bench.client) + await self._do(aftermath.locks, cluster)
+            if last:
+                await bench.close()
+                leaks += await bench.left()
+            journal.leaks(leaks)
+            read = aftermath.read_back if last else aftermath.read_between
+            try:
+                journal.final(await self._do(read, cluster, self._workload))
+            except aftermath.FinalTableError as e:
+                self._tell(journal, f"the table cannot be read: {e}")
+            return journal.history()
 
     async def _work(self, client: Client, journal: Journal) -> None:
         """Let the callers work until the time is over and all is healed."""
@@ -184,10 +166,6 @@ class _Run:
             journal.stopped(journal.now())
             stop.set()
             await callers
-
-    def _address(self, node: str) -> tuple[str, int]:
-        link = self._cluster.link(APPLICATION, node)
-        return link.host, link.port
 
     async def _break(self, due: Due, journal: Journal) -> None:
         """Break one thing when its time has come, and heal it when its time is over, or when all is over."""
@@ -211,17 +189,8 @@ class _Run:
                 journal.healed(number, end)
                 self._tell(journal, f"{'over' if due.fault.momentary else 'healed'}: {what}")
 
-    async def _do(self, work: Callable[..., T], *args: object) -> T:
-        """Do what blocks, in a thread. A cancellation waits for its end, since it cannot be stopped halfway."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
-
     def _tell(self, journal: Journal, what: str) -> None:
-        self._say(f"{journal.now():6.1f} s  {what}")
+        self._bench.say(f"{journal.now():6.1f} s  {what}")
 
 
 def _first(errors: ExceptionGroup[Exception]) -> Exception:
