@@ -116,7 +116,7 @@ class Leak:
 class History:
     """All of a run.
 
-    head: what was run, as plain data: scenario, client, seed.
+    head: what was run, as plain data: scenario, client, seed, and what the scenario is about.
     operations: in the order in which they ended.
     faults: in the order in which they began.
     stopped: when callers were told to stop; None if the record ends before that.
@@ -124,6 +124,8 @@ class History:
         healed and every client gone; None if they could not be read.
     leaks: what was left behind; None if nobody could look.
     events: what the client reported, as plain data with its name in ``event`` and the run's time in ``at``.
+    samples: what the client said of itself every now and then (`Client.sample`), with the run's time in ``at``; none in
+        histories that were written before there were any.
     """
 
     head: Mapping[str, Any] = field(default_factory=dict)
@@ -133,6 +135,7 @@ class History:
     final: Mapping[int, tuple[int, ...]] | None = None
     leaks: tuple[Leak, ...] | None = None
     events: tuple[Mapping[str, Any], ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
 
     def of(self, kind: Kind) -> list[Operation]:
         """List the operations of one kind that began after the warm-up."""

@@ -1,7 +1,8 @@
 """A history while it happens: kept in memory, and line by line in a file that can be read whatever becomes of the run.
 
 In the file each line is one JSON object with one key that says what it is: ``run`` (first), ``operation``, ``fault``,
-``healed``, ``event``, ``stopped``, ``leaks``, ``final``. A line is written as soon as the thing has happened, in one piece.
+``healed``, ``event``, ``sample``, ``stopped``, ``leaks``, ``final``. A line is written as soon as the thing has happened,
+in one piece.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Journal:
         self._operations: list[Operation] = []
         self._faults: list[Fault] = []
         self._events: list[Mapping[str, Any]] = []
+        self._samples: list[Mapping[str, Any]] = []
         # line by line, so that nothing is lost in a buffer when the process is killed
         self._file: TextIO | None = path.open("w", buffering=1, encoding="utf-8") if path is not None else None
         self._write("run", head)
@@ -76,6 +78,11 @@ class Journal:
         self._events.append(event)
         self._write("event", event)
 
+    def sample(self, sample: Mapping[str, Any]) -> None:
+        """Keep what a client said of itself: plain data with ``at``, the run's time."""
+        self._samples.append(sample)
+        self._write("sample", sample)
+
     def stopped(self, at: float) -> None:
         """Keep when callers were told to stop."""
         self._history = replace(self._history, stopped=at)
@@ -98,6 +105,7 @@ class Journal:
             operations=tuple(self._operations),
             faults=tuple(sorted(self._faults, key=lambda fault: fault.start)),
             events=tuple(self._events),
+            samples=tuple(self._samples),
         )
 
     def _write(self, kind: str, said: object) -> None:
@@ -116,7 +124,7 @@ def read(path: Path) -> History:
             json.loads(last)
             lines.append(last)
     found: dict[str, list[Any]] = {
-        kind: [] for kind in ("run", "operation", "fault", "healed", "event", "stopped", "leaks", "final")
+        kind: [] for kind in ("run", "operation", "fault", "healed", "event", "sample", "stopped", "leaks", "final")
     }
     for number, line in enumerate(lines, 1):
         try:
@@ -146,6 +154,7 @@ def _history(found: Mapping[str, list[Any]]) -> History:
         final=None if final is None else {key: tuple(values) for key, values in final},
         leaks=None if leaks is None else tuple(Leak(kind=LeakKind(x["kind"]), what=x["what"]) for x in leaks),
         events=tuple(found["event"]),
+        samples=tuple(found["sample"]),
     )
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chaos import aftermath
+from chaos import aftermath, sampling
 from chaos.bench import Bench
 from chaos.checkers.course import SHOWN
 from chaos.history import History, Kind
@@ -135,7 +135,7 @@ class _Run:
     async def play(self, path: Path | None, *, last: bool) -> History:
         """Let the callers work while things break; return what happened."""
         scenario, bench, cluster = self._scenario, self._bench, self._cluster
-        head = {"scenario": scenario.name, "client": bench.name, "seed": self._seed}
+        head = {"scenario": scenario.name, "client": bench.name, "seed": self._seed, "about": scenario.about}
         with (
             Journal(time.monotonic() + scenario.warm_up, path=path, **head) as journal,
             bench.heard_by(lambda event: journal.event({**event, "at": event["at"] - journal.zero})),
@@ -160,12 +160,14 @@ class _Run:
         self._tell(journal, f"warming up for {scenario.warm_up:g} s")
         async with asyncio.TaskGroup() as tasks:
             callers = tasks.create_task(self._workload.run(client, journal, stop, self._seed))
+            sampler = tasks.create_task(sampling.watch(client, journal))
             for due in scenario.schedule(self._seed):
                 tasks.create_task(self._break(due, journal))
             await _until(journal, scenario.duration)
             journal.stopped(journal.now())
             stop.set()
             await callers
+            sampler.cancel()
 
     async def _break(self, due: Due, journal: Journal) -> None:
         """Break one thing when its time has come, and heal it when its time is over, or when all is over."""

@@ -35,6 +35,7 @@ HISTORY = History(
     ),
     faults=(Fault(what="a hole", start=0.25, end=1.25), Fault(what="another", start=0.5)),
     events=({"event": "NodeDown", "at": 1.0, "node": "b"},),
+    samples=({"at": -0.5, "waiting": 0}, {"at": 0.5, "gate": "open", "nodes": {"a": "primary"}}),
     stopped=2.0,
     leaks=(Leak(kind=LeakKind.LOCK, what="b: 1 holds X"),),
     final={1: (3, 4), 10: ()},
@@ -52,6 +53,8 @@ def write(history: History, file: Path | None = None) -> History:
                 journal.healed(number, fault.end)
         for event in history.events:
             journal.event(event)
+        for sample in history.samples:
+            journal.sample(sample)
         if history.stopped is not None:
             journal.stopped(history.stopped)
         if history.leaks is not None:
@@ -71,6 +74,14 @@ def test_history_is_read_as_it_was_written(history: History, tmp_path: Path) -> 
     found = read(file)
     assert found == history
     assert all(isinstance(op.outcome, Outcome) and isinstance(op.kind, Kind) for op in found.operations)
+
+
+def test_history_that_was_written_before_there_were_samples_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    write(HISTORY, file)
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith('{"sample"')))
+
+    assert read(file) == replace(HISTORY, samples=())
 
 
 def test_every_history_comes_back(honest: Callable[[int], History], tmp_path: Path) -> None:

@@ -98,7 +98,12 @@ async def test_history_tells_who_served_and_what_was_broken(
     assert history.leaks == ()
     assert history.final is not None
     assert sum(map(len, history.final.values())) == sum(op.kind is Kind.APPEND for op in history.operations)
-    assert history.head == {"scenario": "replica-hole", "client": "guard", "seed": 3}
+    assert history.head == {"scenario": "replica-hole", "client": "guard", "seed": 3, "about": hole.about}
+    assert len(history.samples) >= 10
+    assert {sample["nodes"]["b"] for sample in history.samples} == {"replica", "down"}
+    assert {sample["gate"] for sample in history.samples} == {"open"}
+    assert all(sample["waiting"] == 0 <= sample["in_use"] for sample in history.samples)
+    assert [sample["at"] for sample in history.samples] == sorted(sample["at"] for sample in history.samples)
     assert read(file).operations == history.operations
     assert read(file).final == history.final
 
