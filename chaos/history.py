@@ -78,11 +78,13 @@ class Fault:
     """Something that was broken from *start*, when breaking it was done, to *end*, when healing it began.
 
     end: None if the record ends before that.
+    began: when breaking it began, at most *start*; None if that is not known.
     """
 
     what: str
     start: float
     end: float | None = None
+    began: float | None = None
 
     def __str__(self) -> str:
         return f"{self.what} at {self.start:.3f} s"

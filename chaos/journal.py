@@ -61,11 +61,11 @@ class Journal:
         self._operations.append(op)
         self._write("operation", {name: value for name in _FIELDS if (value := getattr(op, name)) is not None})
 
-    def broke(self, what: str, start: float) -> int:
+    def broke(self, what: str, start: float, *, began: float | None = None) -> int:
         """Keep that something is broken; return the number to say that it was healed by."""
-        self._faults.append(Fault(what=what, start=start))
+        self._faults.append(Fault(what=what, start=start, began=began))
         number = len(self._faults) - 1
-        self._write("fault", {"number": number, "what": what, "start": start})
+        self._write("fault", {"number": number, "what": what, "start": start, "began": began})
         return number
 
     def healed(self, number: int, end: float) -> None:
@@ -142,7 +142,9 @@ def read(path: Path) -> History:
 
 def _history(found: Mapping[str, list[Any]]) -> History:
     ends = {healed["number"]: healed["end"] for healed in found["healed"]}
-    faults = [Fault(what=f["what"], start=f["start"], end=ends.get(f["number"])) for f in found["fault"]]
+    faults = [
+        Fault(what=f["what"], start=f["start"], end=ends.get(f["number"]), began=f["began"]) for f in found["fault"]
+    ]
     (stopped,) = found["stopped"] or [None]
     (leaks,) = found["leaks"] or [None]
     (final,) = found["final"] or [None]

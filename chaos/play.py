@@ -112,7 +112,7 @@ class _Run:
         self._workload = scenario.workload
         self._bench = bench
         self._cluster = bench.cluster
-        self._stage = Stage(bench.cluster)
+        self._stage = Stage(bench.cluster, seed)
         self._seed = seed
         self._do = bench.do
 
@@ -161,9 +161,9 @@ class _Run:
         async with asyncio.TaskGroup() as tasks:
             callers = tasks.create_task(self._workload.run(client, journal, stop, self._seed))
             sampler = tasks.create_task(sampling.watch(client, journal))
-            for due in scenario.schedule(self._seed):
-                tasks.create_task(self._break(due, journal))
+            breaking = [tasks.create_task(self._break(due, journal)) for due in scenario.schedule(self._seed)]
             await _until(journal, scenario.duration)
+            await asyncio.gather(*breaking)  # to bring back a server can take longer than was planned
             journal.stopped(journal.now())
             stop.set()
             await callers
@@ -174,12 +174,12 @@ class _Run:
         await _until(journal, due.at)
         # The thread that injects a fault also notes how to heal it: a cancellation in between finds it here.
         healing = contextlib.ExitStack()
-        number, what = None, str(due.fault)
+        number, what, began = None, str(due.fault), journal.now()
         try:
             entered = await self._do(lambda: healing.enter_context(due.fault.inject(self._stage)))
             what = entered if isinstance(entered, str) else str(due.fault)
             start = journal.now()
-            number = journal.broke(what, start)
+            number = journal.broke(what, start, began=began)
             self._tell(journal, f"broken: {what}")
             await _until(journal, start + due.seconds)
             if effect := await self._do(due.fault.effect, self._stage):

@@ -4,8 +4,9 @@
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
 from chaos.history import Fault, History
@@ -16,8 +17,26 @@ __all__ = ["NOTICED", "SHOWN", "Felt", "Leaks"]
 SHOWN = "FaultShown"
 """The harness's own event: a fault showed on the nodes themselves while it lasted."""
 
-NOTICED = frozenset({"CallRepeated", "NodeDown", "OutcomeLeftOpen", SHOWN})
+NOTICED = frozenset(
+    {
+        "BreakerChanged",
+        "CallRepeated",
+        "Contested",
+        "GateChanged",
+        "NodeDown",
+        "NodeFenced",
+        "OutcomeLeftOpen",
+        "OutcomeResolved",
+        "PrimaryChanged",
+        "RoleChanged",
+        "SplitBrainSeen",
+        SHOWN,
+    }
+)
 """Events that tell of a fault: of `dbguard.events`, a naive client's own ``CallRepeated``, and the harness's."""
+
+_CALM = frozenset({("GateChanged", "open"), ("BreakerChanged", "closed"), ("BreakerChanged", "half-open")})
+"""What they tell of the end of one: the event, and what is so now."""
 
 STUCK = 0.25
 """Seconds that a call must have taken to be counted though it ended after the fault. To heal is to cut, too: removing a
@@ -61,6 +80,11 @@ class Leaks(Checker):
 
 def _marks(history: History, fault: Fault) -> int:
     end = math.inf if fault.end is None else fault.end
-    calls = [op for op in history.operations if not op.acknowledged and op.start < end and op.end > fault.start]
-    told = [e for e in history.events if e["event"] in NOTICED and fault.start <= e["at"] < end]
+    began = fault.start if fault.began is None else fault.began
+    calls = [op for op in history.operations if not op.acknowledged and op.start < end and op.end > began]
+    told = [e for e in history.events if _tells(e) and began <= e["at"] < end]
     return len([op for op in calls if op.end <= end or op.end - op.start >= STUCK]) + len(told)
+
+
+def _tells(event: Mapping[str, Any]) -> bool:
+    return event["event"] in NOTICED and (event["event"], event.get("now")) not in _CALM

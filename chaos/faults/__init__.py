@@ -4,8 +4,41 @@ from __future__ import annotations
 
 from chaos.faults.base import Breakage
 from chaos.faults.links import Down, Hole, Link, Toxic
+from chaos.faults.nodes import Freeze, Kill, Promote, Restart, Stop, Switchover
+from chaos.faults.servers import Crash, PauseReplay, Sql, Terminate
 
-__all__ = ["FAULTS", "Breakage", "Down", "Hole", "Link", "Toxic"]
+__all__ = [
+    "FAULTS",
+    "Breakage",
+    "Crash",
+    "Down",
+    "Freeze",
+    "Hole",
+    "Kill",
+    "Link",
+    "PauseReplay",
+    "Promote",
+    "Restart",
+    "Sql",
+    "Stop",
+    "Switchover",
+    "Terminate",
+    "Toxic",
+]
 
-FAULTS: dict[str, type[Breakage]] = {"toxic": Toxic, "down": Down, "hole": Hole}
+FAULTS: dict[str, type[Breakage]] = {
+    "toxic": Toxic,
+    "down": Down,
+    "hole": Hole,
+    "kill": Kill,
+    "freeze": Freeze,
+    "stop": Stop,
+    "restart": Restart,
+    "promote": Promote,
+    "switchover": Switchover,
+    "crash": Crash,
+    "terminate": Terminate,
+    "pause-replay": PauseReplay,
+    "sql": Sql,
+}
 """The faults, by their names in a scenario."""

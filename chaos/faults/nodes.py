@@ -1,0 +1,226 @@
+"""What a scenario can do to whole servers: end, freeze and restart them, and change which is the primary.
+
+(Annotations are evaluated here, since `Section` reads the rules in them.)
+"""
+
+import contextlib
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from chaos.faults.base import Breakage
+from chaos.stage import Stage
+from dbguard.config.values import Choice, Text
+from dbguard.testing.cluster import ClusterNode
+
+__all__ = ["Freeze", "Kill", "Promote", "Restart", "Stop", "Switchover"]
+
+_Mode = Literal["fast", "immediate"]  # not smart: it waits for clients to go, and pools never do
+
+_FITTEST = "fittest"
+_PATIENCE = 15.0  # seconds for a replica to come back that is to be promoted, or to be asked what it has
+_LOOK = 0.02  # seconds between two looks
+_RECEIVED = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
+_PARTED = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class _OnNode(Breakage):
+    """A node that is taken out of its place, and comes back to it: what has become its place meanwhile."""
+
+    node: Annotated[str, Text()]
+    """Which, by letter or role. No default."""
+    done: ClassVar[str]
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """Take it out of its place."""
+        return self._out_of_place(stage)
+
+    @contextlib.contextmanager
+    def _out_of_place(self, stage: Stage) -> Iterator[str]:
+        with stage.changing:
+            node = stage.node(self.node)
+            stage.hold(node)
+        try:
+            with stage.changing:
+                if fit := node.running and not node.frozen:
+                    self.take(stage, node)
+            yield f"{node.name} {self.done}" if fit else f"{node.name} was off already, and is not {self.done}"
+        finally:
+            stage.restore(node)
+
+    @abstractmethod
+    def take(self, stage: Stage, node: ClusterNode) -> None:
+        """Do it to a node that runs."""
+
+    def names(self) -> dict[str, str]:
+        """Return the node."""
+        return {"node": self.node}
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.done}"
+
+
+class Kill(_OnNode):
+    """All processes of a server are killed at once; it is gone until it is restored."""
+
+    __slots__ = ()
+    done = "killed"
+
+    def take(self, stage: Stage, node: ClusterNode) -> None:
+        """Kill it."""
+        stage.cluster.kill(node)
+
+
+class Freeze(_OnNode):
+    """All processes of a server are stopped: its connections stay open, and nothing answers."""
+
+    __slots__ = ()
+    done = "frozen"
+
+    def take(self, stage: Stage, node: ClusterNode) -> None:
+        """Freeze it."""
+        stage.cluster.freeze(node)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Stop(_OnNode):
+    """A server is stopped as an administrator does."""
+
+    done = "stopped"
+    mode: Annotated[_Mode, Choice(_Mode)] = "fast"
+    """fast: its sessions are ended, and all is flushed; immediate: it crashes in order. Default fast."""
+
+    def take(self, stage: Stage, node: ClusterNode) -> None:
+        """Stop it."""
+        stage.cluster.stop_node(node, self.mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Restart(_OnNode):
+    """A server is stopped and started in place, at once."""
+
+    done = "restarted"
+    momentary = True
+    mode: Annotated[_Mode, Choice(_Mode)] = "fast"
+    """As of `Stop`."""
+
+    def take(self, stage: Stage, node: ClusterNode) -> None:
+        """Restart it."""
+        stage.cluster.stop_node(node, self.mode)
+        stage.cluster.start_node(node)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Promote(Breakage):
+    """A replica becomes the primary, and the other replicas follow it. Nothing happens to a primary that still runs.
+
+    In the end the old primary, and whoever does not follow the new one, come back as its replicas.
+    """
+
+    node: Annotated[str, Text()] = _FITTEST
+    """Which replica, by letter or role, or ``fittest``: the one that has received most, as a cluster manager chooses.
+    With synchronous replication it has all that was acknowledged. Default fittest."""
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """Promote it."""
+        return self._promoted(stage)
+
+    @contextlib.contextmanager
+    def _promoted(self, stage: Stage) -> Iterator[str]:
+        with contextlib.ExitStack() as healing:
+            with _election(stage, self.node) as replicas:
+                old = stage.node("primary")
+                stage.hold(old)
+                healing.callback(stage.restore, old)
+                new = _promote(stage, self.node, replicas)
+            yield f"{new.name} promoted, in place of {old.name}"
+
+    def names(self) -> dict[str, str]:
+        """Return the node."""
+        return {} if self.node == _FITTEST else {"node": self.node}
+
+    def __str__(self) -> str:
+        return f"{self.node} promoted"
+
+
+class Switchover(Breakage):
+    """The primary is stopped in order, the fittest replica promoted, and the old primary becomes its replica; at once."""
+
+    __slots__ = ()
+    momentary = True
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """Do all of it."""
+        return self._switched(stage)
+
+    @contextlib.contextmanager
+    def _switched(self, stage: Stage) -> Iterator[str]:
+        with contextlib.ExitStack() as healing, _election(stage, _FITTEST) as replicas:
+            old = stage.node("primary")
+            stage.hold(old)
+            healing.callback(stage.restore, old)
+            if old.running and not old.frozen:
+                stage.cluster.stop_node(old)
+            new = _promote(stage, _FITTEST, replicas)
+            if not old.running:
+                stage.cluster.follow(old, new)  # without being rewound: it has nothing that the others lack
+        yield f"switchover from {old.name} to {new.name}"
+
+    def __str__(self) -> str:
+        return "switchover"
+
+
+@contextlib.contextmanager
+def _election(stage: Stage, wanted: str) -> Iterator[list[ClusterNode]]:
+    """Wait until a replica can be promoted; lend those that run, while nobody else changes anything.
+
+    Raises LookupError if there is none for a long time.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        with stage.changing:
+            if replicas := _candidates(stage, wanted):
+                yield replicas
+                return
+        if time.monotonic() > until:
+            raise LookupError(f"no replica can be promoted (wanted: {wanted})")
+        time.sleep(_LOOK)
+
+
+def _candidates(stage: Stage, wanted: str) -> list[ClusterNode]:
+    """List the replicas that run, if the one that is wanted is among them; else nobody."""
+    if wanted == _FITTEST:
+        return stage.electable()
+    replicas = stage.replicas()
+    try:
+        return replicas if stage.node(wanted) in replicas else []
+    except LookupError:  # nobody has that role now
+        return []
+
+
+def _promote(stage: Stage, wanted: str, replicas: list[ClusterNode]) -> ClusterNode:
+    """Promote the one that is wanted, and let the others follow it.
+
+    All are parted from the old primary before they are compared: if it lives, or something of it was still on its way,
+    another one could get more than the best has, and could not follow it then.
+    """
+    cluster = stage.cluster
+    try:
+        new = None if wanted == _FITTEST else stage.node(wanted)
+        for node in replicas:
+            cluster.sql(node, "ALTER SYSTEM SET primary_conninfo = ''")
+            cluster.sql(node, "SELECT pg_reload_conf()")
+        for node in replicas:
+            cluster.wait_for(node, _PARTED)
+        new = new or max(replicas, key=lambda node: cluster.sql(node, _RECEIVED)[0][0])
+        for node in replicas:
+            if node is not new:
+                cluster.follow(node, new)
+        cluster.promote(new)
+    finally:
+        stage.promoted(node for node in replicas if node is not cluster.primary)
+    return new

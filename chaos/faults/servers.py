@@ -1,0 +1,151 @@
+"""What a scenario can do inside a server: end and crash sessions, pause what a replica applies, and run statements.
+
+(Annotations are evaluated here, since `Section` reads the rules in them.)
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Annotated
+
+from chaos.clients import CLIENTS_NAME
+from chaos.faults.base import Breakage
+from chaos.stage import Stage
+from dbguard.config.quantities import Flag, Number
+from dbguard.config.values import Text
+from dbguard.testing.cluster import ClusterNode
+
+__all__ = ["Crash", "PauseReplay", "Sql", "Terminate"]
+
+_BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}' ORDER BY backend_start, pid"
+_UP = 10.0  # seconds for a server to take connections again after one of its sessions crashed; usually 0.2
+_APPLIED = 1.0  # seconds for something to come that is to be applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class _InServer(Breakage):
+    """Something that is done inside one server."""
+
+    node: Annotated[str, Text()] = "primary"
+    """Where, by letter or role. Default the primary."""
+
+    def names(self) -> dict[str, str]:
+        """Return the node."""
+        return {"node": self.node}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Terminate(_InServer):
+    """Sessions of the client are ended as an administrator does (57P01)."""
+
+    momentary = True
+    share: Annotated[float, Number(0, 1)] = 1.0
+    """The share of them that is ended, 0 to 1, at least one; who, the run's seed decides. Default 1: all."""
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """End them."""
+        return contextlib.nullcontext(self._end(stage))
+
+    def _end(self, stage: Stage) -> str:
+        node = stage.node(self.node)
+        pids = [pid for (pid,) in stage.cluster.sql(node, _BACKENDS)]
+        chosen = stage.chance.sample(pids, min(len(pids), max(1, round(len(pids) * self.share))))
+        ended = stage.cluster.terminate_backends(node, where=f"pid = ANY(ARRAY{chosen}::int[])")
+        return f"{ended} of {len(pids)} sessions on {node.name} ended"
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} of the sessions on {self.node} ended"
+
+
+class Crash(_InServer):
+    """One session of the client is killed by SIGKILL: its server ends all others, recovers, and goes on."""
+
+    __slots__ = ()
+    momentary = True
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """Kill it."""
+        return self._crashed(stage)
+
+    @contextlib.contextmanager
+    def _crashed(self, stage: Stage) -> Iterator[str]:
+        node = stage.node(self.node)
+        pids = [pid for (pid,) in stage.cluster.sql(node, _BACKENDS)]
+        if pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(stage.chance.choice(pids), signal.SIGKILL)
+        yield f"session on {node.name} crashed" if pids else f"no session on {node.name} to crash"
+        if node.running and not node.frozen:
+            stage.cluster.wait_for(node, "SELECT true", _UP)
+
+    def __str__(self) -> str:
+        return f"session on {self.node} crashed"
+
+
+class PauseReplay(_InServer):
+    """A replica receives, and does not apply: it serves what is older and older."""
+
+    __slots__ = ()
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """Pause it."""
+        return self._paused(stage)
+
+    @contextlib.contextmanager
+    def _paused(self, stage: Stage) -> Iterator[str]:
+        node = stage.node(self.node)
+        stage.cluster.pause_replay(node)
+        try:
+            yield f"replay on {node.name} paused"
+        finally:
+            resume = "SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()"  # by now it may be the primary
+            stage.undo(node, lambda: stage.cluster.sql(node, resume))
+
+    def effect(self, stage: Stage) -> str | None:
+        """Say whether something has come that is not applied."""
+        try:
+            node = stage.node(self.node)
+            stage.cluster.wait_for(node, "SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()", _APPLIED)
+        except (LookupError, TimeoutError):
+            return None
+        return f"{node.name} has not applied what it received"
+
+    def __str__(self) -> str:
+        return f"replay on {self.node} paused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Sql(_InServer):
+    """A statement of the superuser, and another that undoes what it did; each in autocommit."""
+
+    do: Annotated[str, Text()]
+    """What is done, such as ``ALTER SYSTEM SET ...``. No default."""
+    undo: Annotated[str, Text(empty=True)] = ""
+    """What undoes it, on the same node. Default nothing."""
+    reload: Annotated[bool, Flag()] = False
+    """Whether the server reads its configuration again after each of the two. Default no."""
+
+    def inject(self, stage: Stage) -> AbstractContextManager[str]:
+        """Do it."""
+        return self._done(stage)
+
+    @contextlib.contextmanager
+    def _done(self, stage: Stage) -> Iterator[str]:
+        node = stage.node(self.node)
+        try:
+            self._run(stage, node, self.do)
+            yield f"{self.do} on {node.name}"
+        finally:
+            if self.undo:
+                stage.undo(node, lambda: self._run(stage, node, self.undo))
+
+    def _run(self, stage: Stage, node: ClusterNode, statement: str) -> None:
+        stage.cluster.sql(node, statement)
+        if self.reload:
+            stage.cluster.sql(node, "SELECT pg_reload_conf()")
+
+    def __str__(self) -> str:
+        return f"{self.do} on {self.node}"
