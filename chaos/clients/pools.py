@@ -25,12 +25,23 @@ if TYPE_CHECKING:
     _Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[Any]
     _Left: TypeAlias = Callable[[], float]
 
-__all__ = ["NaiveRetry", "Plain"]
+__all__ = ["NaiveRetry", "Plain", "hush"]
 
 _DIAL = 2.0  # seconds for a new connection
 _CLOSE = 5.0  # seconds for closing a pool in peace
 _PAUSE = 0.05  # seconds before something is repeated
 _LEAST = 0.001  # seconds for an attempt whose time is almost over: asyncpg takes 0 for none at all
+
+
+_nobody = logging.NullHandler()
+
+
+def hush() -> None:
+    """Let asyncpg's pools not write a traceback for each connection that they cannot replace.
+
+    What callers get is in the history.
+    """
+    logging.getLogger("asyncpg").addHandler(_nobody)
 
 
 class _NotSentError(Exception):
@@ -47,8 +58,7 @@ class Plain(Client):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        # It writes a traceback for each connection that it cannot replace; what callers get is in the history.
-        logging.getLogger("asyncpg").addHandler(logging.NullHandler())
+        hush()
         self._pools = {
             Kind.APPEND: self._pool("primary"),
             Kind.READ: self._pool("prefer-standby"),
