@@ -9,7 +9,9 @@ from chaos.checkers import Duplicated, Lost, Stale, pauses
 from chaos.history import Kind, Outcome
 
 if TYPE_CHECKING:
-    from chaos.checkers import Checker, State
+    from collections.abc import Sequence
+
+    from chaos.checkers import Checker, Pause, State
     from chaos.history import History
     from chaos.play import Result
 
@@ -26,6 +28,8 @@ class Summary:
     unknown: appends whose outcome the client was not told.
     failed_reads: reads that returned no rows, for whatever reason.
     longest_pause: seconds for which a client at most had no acknowledged call, be it a read or an append.
+    read_pause, append_pause: the same for clients that do nothing but read, or append: who appends now and then lets time
+        pass between two appends by its nature. Of all that do so, where nobody does nothing else.
     """
 
     scenario: str
@@ -39,6 +43,8 @@ class Summary:
     unknown: int
     failed_reads: int
     longest_pause: float
+    read_pause: float
+    append_pause: float
     state: State
 
 
@@ -57,7 +63,9 @@ def summary_of(result: Result) -> Summary:
         stale=_found(Stale(), history),
         unknown=sum(op.outcome is Outcome.UNKNOWN for op in history.operations),
         failed_reads=sum(op.kind is Kind.READ and not op.acknowledged for op in history.operations),
-        longest_pause=max((pause.seconds for pause in pauses(history)), default=0.0),
+        longest_pause=_longest(pauses(history)),
+        read_pause=_longest(_of(Kind.READ, history)),
+        append_pause=_longest(_of(Kind.APPEND, history)),
         state=result.state,
     )
 
@@ -65,3 +73,14 @@ def summary_of(result: Result) -> Summary:
 def _found(checker: Checker, history: History) -> int:
     """Return how much breaks a promise: a checker has no evidence where nothing does."""
     return len(checker.judge(history).evidence)
+
+
+def _longest(found: Sequence[Pause]) -> float:
+    return max((pause.seconds for pause in found), default=0.0)
+
+
+def _of(kind: Kind, history: History) -> list[Pause]:
+    """Return the pauses of clients that do nothing else, or of all where there are none."""
+    mixed = {op.client for op in history.operations if op.kind is not kind}
+    found = pauses(history, kind)
+    return [pause for pause in found if pause.client not in mixed] or found

@@ -183,7 +183,7 @@ async def test_run_whose_fault_cannot_be_made_ends_with_the_reason(
 
 
 def test_interrupted_command_heals_and_says_so_and_its_history_can_be_read(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "chaos.run", "replica-hole", "--history", str(tmp_path)]
+    command = [sys.executable, "-m", "chaos", "run", "replica-hole", "--history", str(tmp_path)]
     file = tmp_path / "replica-hole-guard-1.jsonl"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -88,3 +88,18 @@ def test_pause_of_either_kind_ends_with_whatever_is_acknowledged() -> None:
 
     assert pauses(History(operations=operations)) == [Pause(1.5, 2.0, "o")]
     assert pauses(History(operations=operations), Kind.APPEND) == [Pause(3.0, 1.0, "o")]
+
+
+def test_pauses_of_reads_and_appends_are_those_of_clients_that_do_nothing_else() -> None:
+    def call(client: str, kind: Kind, end: float) -> Operation:
+        return Operation(client=client, kind=kind, start=end - 0.1, end=end, outcome=Outcome.OK, key=1, value=int(end))
+
+    writer = tuple(call("w", Kind.APPEND, moment) for moment in (1.0, 2.0, 3.5, 4.0))
+    owner = (call("o", Kind.APPEND, 1.0), call("o", Kind.READ, 3.25), call("o", Kind.APPEND, 4.0))
+    head = {"scenario": "x", "client": "guard", "seed": 1}
+
+    both = summed(History(head=head, operations=(*writer, *owner), stopped=4.0))
+    alone = summed(History(head=head, operations=owner, stopped=4.0))
+
+    assert (both.append_pause, both.read_pause) == (1.5, 3.25)  # nobody does nothing but read
+    assert (alone.append_pause, alone.read_pause) == (3.0, 3.25)

@@ -1,0 +1,119 @@
+"""The command line: ``python -m chaos list | run | soak | validate``.
+
+Exit code 0: all checkers say ok; 1: something is broken; 2: nothing is broken, but something is unknown, or it could not
+be run; 130: interrupted, and healed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chaos import cli_list, cli_run
+from chaos.clients import CLIENTS
+from dbguard.errors import ConfigError
+from dbguard.testing.cluster import ClusterError
+from dbguard.testing.toxiproxy_server import ToxiproxyUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_ABOUT = """\
+Scenarios: a real PostgreSQL cluster behind Toxiproxy is broken on a timeline, while clients work with it, and checkers
+judge what the clients saw: nothing acknowledged may be lost, nothing applied twice, no client may miss its own writes."""
+
+_EXAMPLES = """\
+examples:
+  python -m chaos list                                  what there is
+  python -m chaos run ack-lost                          one scenario, with a guard
+  python -m chaos run ack-lost --client naive-retry     the same with the loop that is written everywhere
+  python -m chaos run all --report chaos.html           all of them, and a page to look at
+  python -m chaos run my-own.yaml                       a scenario of your own
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the words say; return the exit code. argv: default those of the process."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    given = parser.parse_args(words)
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # it heals, too
+    try:
+        code: int = given.do(given)
+    except (ConfigError, ToxiproxyUnavailable, ClusterError) as e:
+        print(e, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=_ABOUT, epilog=_EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("list", help="the scenarios there are")
+    command.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    command.set_defaults(do=cli_list.show)
+
+    command = commands.add_parser("validate", help="say what is wrong with scenario files")
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all that there are")
+    command.set_defaults(do=cli_list.validate)
+
+    command = commands.add_parser("run", help="run scenarios, and judge them")
+    command.add_argument("names", nargs="+", metavar="NAME", help="a scenario, a file of your own, or `all`")
+    command.add_argument(
+        "--client",
+        type=_clients,
+        default=("guard",),
+        metavar="NAME",
+        help=f"who is put to the test: {', '.join(CLIENTS)}; several with commas, or `all` that are guarded "
+        "(default: guard)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of the faults' times and the callers' choices (default: 1)"
+    )
+    command.add_argument(
+        "--rounds", type=_count, default=1, metavar="N", help="run all so often, each time with the next seed"
+    )
+    _add_output(command)
+    command.set_defaults(do=cli_run.run)
+    return parser
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write one document with everything; without FILE to standard output, and everything else to standard error",
+    )
+    command.add_argument("--markdown", action="store_true", help="write the table at the end as Markdown")
+    command.add_argument(
+        "--history", type=Path, metavar="FOLDER", help="write the history of each run there while it happens"
+    )
+
+
+def _clients(text: str) -> tuple[str, ...]:
+    names = cli_run.GUARDED if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in CLIENTS]:
+        raise argparse.ArgumentTypeError(f"no client {', '.join(unknown)}; there are {', '.join(CLIENTS)}, and all")
+    return names
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000):
+        raise argparse.ArgumentTypeError("should be a whole number from 1 to 1000")
+    return int(text)

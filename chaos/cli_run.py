@@ -1,0 +1,182 @@
+"""The command ``run``: scenarios one after the other, with one client or several, and what they come to."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from chaos import table
+from chaos.checkers import State
+from chaos.clients import CLIENTS
+from chaos.clients.pools import Plain
+from chaos.clusters import Clusters
+from chaos.play import play
+from chaos.progress import progress_on
+from chaos.scenario import every, find, load
+from chaos.table import Entry
+from dbguard.cli import running
+from dbguard.cli.output import Output
+from dbguard.errors import ConfigError
+from dbguard.testing.cluster import ClusterError
+from dbguard.testing.toxiproxy_server import server_binary
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from chaos.progress import Progress
+    from chaos.scenario import Scenario
+
+__all__ = ["EXIT_CODES", "GUARDED", "INTERRUPTED", "run"]
+
+EXIT_CODES = {State.OK: 0, State.BROKEN: 1, State.UNKNOWN: 2}
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+GUARDED = tuple(name for name, kind in CLIENTS.items() if not issubclass(kind, Plain))
+"""The clients that have a guard."""
+
+_OVERHEAD = 3.0  # seconds that a run takes beside its own, at first sight: opening, closing, reading back
+
+
+class Planned(NamedTuple):
+    """A run to be made."""
+
+    scenario: Scenario
+    client: str
+    seed: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it will be working."""
+        return self.scenario.warm_up + self.scenario.duration
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run what was asked for; return the exit code."""
+    plan = planned(given.names, given.client, given.seed, given.rounds)
+    if given.history:
+        given.history.mkdir(parents=True, exist_ok=True)
+    people: TextIO = sys.stderr if given.json == "-" else sys.stdout
+    batch = _Batch(plan, given.history)
+    batch.run(people)
+    if batch.entries:
+        _tell(batch, people, given)
+    if batch.interrupted:
+        return INTERRUPTED
+    return max((EXIT_CODES[entry.state] for entry in batch.entries), key=[0, 2, 1].index)
+
+
+def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int) -> list[Planned]:
+    """List the runs in their order. Raises ConfigError where a name is none, or a file is wrong.
+
+    For ``all`` those of one topology follow each other, so that they can share a cluster.
+    """
+    scenarios: list[Scenario] = []
+    for name in names:
+        if name == "all":
+            scenarios += sorted(map(load, every()), key=lambda made: (str(made.topology), made.name))
+        else:
+            scenarios.append(load(Path(name)) if _is_file(name) else find(name))
+    return [
+        Planned(scenario, client, seed + extra)
+        for extra in range(rounds)
+        for client in clients
+        for scenario in scenarios
+    ]
+
+
+class _Batch:
+    """Runs, one after the other; those that are over are in *entries*."""
+
+    def __init__(self, plan: Sequence[Planned], folder: Path | None) -> None:
+        self._plan = plan
+        self._folder = folder
+        self.entries: list[Entry] = []
+        self.interrupted = False
+
+    def run(self, people: TextIO) -> None:
+        """Make all runs, or those before the interruption. Raises what keeps a cluster from starting."""
+        binary = server_binary(say=lambda line: print(line, file=people, flush=True))
+        try:
+            with progress_on(people) as progress, Clusters(binary, progress.say) as clusters:
+                for number, one in enumerate(self._plan):
+                    self._begin(progress, number)
+                    self._one(one, clusters, progress)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _begin(self, progress: Progress, number: int) -> None:
+        one = self._plan[number]
+        over = [entry.seconds - made.seconds for entry, made in zip(self.entries, self._plan, strict=False)]
+        each = sum(over) / len(over) if over else _OVERHEAD
+        progress.begin(
+            f"{one.scenario.name} ({one.client}, seed {one.seed})",
+            one.scenario.about,
+            number=number + 1,
+            count=len(self._plan),
+            seconds=one.seconds + each,
+            left=sum(made.seconds + each for made in self._plan[number:]),
+        )
+
+    def _one(self, one: Planned, clusters: Clusters, progress: Progress) -> None:
+        """Make one run. What fails in it is told and kept; the next can still be made."""
+        scenario, client, seed = one
+        path = self._folder / f"{scenario.name}-{client}-{seed}.jsonl" if self._folder else None
+        began = time.monotonic()
+        try:
+            with clusters.lend(scenario) as cluster:
+                result = running.run(play(scenario, cluster, client=client, seed=seed, path=path, say=progress.say))
+        except Exception as e:  # noqa: BLE001  kept, and shown in the end
+            error = f"{type(e).__name__}: {e}"
+            entry = Entry(
+                scenario=scenario.name,
+                about=scenario.about,
+                client=client,
+                seed=seed,
+                seconds=time.monotonic() - began,
+                error=error,
+            )
+            known = isinstance(e, (ClusterError, ConfigError))  # it says by itself what is wrong
+            progress.end(State.UNKNOWN, error, error if known else "".join(traceback.format_exception(e)))
+        else:
+            entry = Entry.of(result, scenario.about, time.monotonic() - began)
+            progress.end(entry.state, _brief(entry), str(result))
+        self.entries.append(entry)
+
+
+def _brief(entry: Entry) -> str:
+    said = entry.summary
+    assert said is not None
+    return (
+        f"{entry.scenario} ({entry.client}): {entry.verdict}; {said.faults} faults, {said.calls:,} calls, "
+        f"{said.unknown} of unknown outcome, {entry.seconds:.0f} s"
+    )
+
+
+def _tell(batch: _Batch, people: TextIO, given: argparse.Namespace) -> None:
+    """Write the table, and the document."""
+    output = Output(people)
+    if given.markdown:
+        people.write(table.markdown(batch.entries))
+    else:
+        table.table(output, batch.entries)
+    for entry in batch.entries:
+        if entry.error:
+            output.line(f"{entry.scenario} ({entry.client}) could not be run: {entry.error}", "yellow")
+    if batch.interrupted:
+        output.line(f"interrupted, and healed; {len(batch.entries)} runs were over", "yellow")
+    if given.json:
+        said = json.dumps(table.document(batch.entries, interrupted=batch.interrupted), indent=1) + "\n"
+        if given.json == "-":
+            sys.stdout.write(said)
+        else:
+            Path(given.json).write_text(said, encoding="utf-8")
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or "/" in name
