@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from chaos.clients import Client
-    from chaos.workload import Workload
+    from chaos.workloads import Workload
     from dbguard.testing.proxied import ProxiedCluster
 
 __all__ = ["FinalTableError", "leases", "locks", "read_back", "read_between", "sessions", "tasks"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chaos.faults import FAULTS
 from chaos.scenario import every, load
-from chaos.workload import WORKLOADS
+from chaos.workloads import WORKLOADS
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
 

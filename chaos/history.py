@@ -45,6 +45,7 @@ class Operation:
     value: what was appended; unique in the run.
     seen: what a read returned: the values below the key, in the order in which the table has them.
     node: who served it; None if the client was not told.
+    attempts: how often the client ran its transaction function; None if it was no such call, or did not succeed.
     error: the exception's class and text, if there was one.
     deadline: by when the call was to end; None if it had no deadline.
     """
@@ -58,6 +59,7 @@ class Operation:
     value: int | None = None
     seen: tuple[int, ...] | None = None
     node: str | None = None
+    attempts: int | None = None
     error: str | None = None
     deadline: float | None = None
 
@@ -92,6 +94,10 @@ class Fault:
     def during(self, op: Operation) -> bool:
         """Whether all of an operation fell into the fault."""
         return self.start <= op.start and (self.end is None or op.end <= self.end)
+
+    def overlaps(self, op: Operation) -> bool:
+        """Whether some of an operation fell into the fault."""
+        return op.end > self.start and (self.end is None or op.start < self.end)
 
 
 class LeakKind(StrEnum):

@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from chaos.checkers import CHECKERS, Checker, Felt, Order
 from chaos.faults import FAULTS, Breakage
 from chaos.stage import ROLES
-from chaos.workload import WORKLOADS, ListAppend, Workload
+from chaos.workloads import WORKLOADS, Workload
 from dbguard.config import load as load_settings
 from dbguard.config.document import read
 from dbguard.config.problems import Report
@@ -162,8 +162,11 @@ class Scenario(Section):
         kinds = {type(checker): name for name, checker in self.checkers.items()}
         if self.timeline and Felt not in kinds:
             found.append((("checkers",), "lacks felt: a fault that did nothing would prove nothing"))
-        if Order in kinds and not isinstance(self.workload, ListAppend):
-            found.append((("checkers", kinds[Order]), "needs the workload list-append, whose values have an order"))
+        ordered = [name for name, kind in WORKLOADS.items() if kind.ordered]
+        if Order in kinds and not self.workload.ordered:
+            found.append(
+                (("checkers", kinds[Order]), f"needs a workload whose values have an order: {', '.join(ordered)}")
+            )
         return found
 
 

@@ -8,7 +8,8 @@ A checker is a dataclass: its fields are the bounds that a scenario sets, and `C
 
 from __future__ import annotations
 
-from chaos.checkers.course import Felt, Leaks
+from chaos.checkers.answers import Failed, Latency
+from chaos.checkers.course import Contended, Felt, Leaks
 from chaos.checkers.reads import Order, Stale
 from chaos.checkers.table import Duplicated, Lost, Phantom
 from chaos.checkers.times import Gaps, Overshoot, Pause, ReadsGoOn, pauses
@@ -17,9 +18,12 @@ from chaos.checkers.verdict import Checker, State, Verdict
 __all__ = [
     "CHECKERS",
     "Checker",
+    "Contended",
     "Duplicated",
+    "Failed",
     "Felt",
     "Gaps",
+    "Latency",
     "Leaks",
     "Lost",
     "Order",
@@ -42,7 +46,10 @@ CHECKERS: dict[str, type[Checker]] = {
     "reads-go-on": ReadsGoOn,
     "gaps": Gaps,
     "overshoot": Overshoot,
+    "failed": Failed,
+    "latency": Latency,
     "leaks": Leaks,
     "felt": Felt,
+    "contended": Contended,
 }
 """The checkers, by their names in a scenario."""

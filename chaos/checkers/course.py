@@ -1,4 +1,4 @@
-"""Whether a run was what it was meant to be: its faults were felt, and nothing stays behind it.
+"""Whether a run was what it was meant to be: its faults were felt, its callers contended, and nothing stays behind it.
 
 (Annotations are evaluated here, since `Section` reads the rules in them.)
 """
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
-from chaos.history import Fault, History
+from chaos.history import Fault, History, Kind
 from dbguard.config.quantities import Whole
 
-__all__ = ["NOTICED", "SHOWN", "Felt", "Leaks"]
+__all__ = ["NOTICED", "SHOWN", "Contended", "Felt", "Leaks"]
 
 SHOWN = "FaultShown"
 """The harness's own event: a fault showed on the nodes themselves while it lasted."""
@@ -61,6 +61,29 @@ class Felt(Checker):
         if not_felt := [fault for fault, found in marks.items() if found < self.least]:
             return unknown(f"{len(not_felt)} of {len(marks)} faults were not felt, the first: {not_felt[0]}")
         return ok(f"{len(marks)} faults, each felt at least {min(marks.values())} times")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contended(Checker):
+    """Transactions met on the same rows: some were run again, or failed.
+
+    Never broken: where nobody contends, nothing is proved about those who do.
+    """
+
+    least: Annotated[int, Whole(1, 1_000_000)] = 100
+    """Transactions that were run more than once, or not done. Default 100."""
+
+    def judge(self, history: History) -> Verdict:
+        """Count them."""
+        appends = history.of(Kind.APPEND)
+        again = [op for op in appends if (op.attempts or 0) > 1]
+        failed = [op for op in appends if not op.acknowledged]
+        if len(again) + len(failed) < self.least:
+            return unknown(
+                f"{len(again)} of {len(appends)} transactions were run again; {self.least} would prove something"
+            )
+        most = max((op.attempts or 0 for op in again), default=1)
+        return ok(f"{len(again)} of {len(appends)} transactions were run again, one of them {most} times")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class Stale(Checker):
                     wrote[mine] = op.node
             elif op.seen is not None and op.acknowledged:
                 judged += bool(due[mine])
-                elsewhere += bool(due[mine]) and op.node != wrote.get(mine)
+                elsewhere += bool(due[mine]) and op.node != (wrote.get(mine) or op.node)
                 if missing := due[mine].difference(op.seen):
                     missed = missed or missing
                     stale.append(op)
@@ -58,7 +58,7 @@ class Stale(Checker):
 class Order(Checker):
     """Lists only grow: each read is a beginning of the final list, and an append that began after another stands after it.
 
-    For the workload ``list-append`` alone, in which the server puts the values of a key in order.
+    For workloads alone in which the values of a key stand in the order of their appends.
     """
 
     least: Annotated[int, Whole(1, 1_000_000)] = 100

@@ -28,7 +28,7 @@ class _TableChecker(Checker):
             return unknown("the table could not be read in the end")
         appends = [op for op in history.operations if op.kind is Kind.APPEND]
         there = [value for values in history.final.values() for value in values]
-        if (wrong := self.compare(appends, there)) is not None:
+        if (wrong := self.compare(appends, self.judged(history, there))) is not None:
             return wrong
         acknowledged = sum(op.acknowledged for op in appends)
         if acknowledged < self.least:
@@ -39,9 +39,13 @@ class _TableChecker(Checker):
             f"{acknowledged} appends acknowledged, {len(open_)} unknown of which {applied} applied, {len(there)} values"
         )
 
+    def judged(self, history: History, there: Sequence[int]) -> Sequence[int]:  # noqa: ARG002  see below
+        """Return the values that it looks at: those in the final table, unless it says otherwise."""
+        return there
+
     @abstractmethod
     def compare(self, appends: Sequence[Operation], there: Sequence[int]) -> Verdict | None:
-        """Return what is wrong, if something is. there: all values in the table."""
+        """Return what is wrong, if something is. appends: all of them; there: the values that are `judged`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +80,14 @@ class Duplicated(_TableChecker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phantom(_TableChecker):
-    """Nothing is in the final table that nobody appended, or that was said to have failed."""
+    """Nothing is in the final table, or was ever read, that nobody appended, or that was said to have failed."""
 
     least: Annotated[int, Whole(1, 1_000_000)] = 100
     """As of `Lost`."""
+
+    def judged(self, history: History, there: Sequence[int]) -> Sequence[int]:
+        """Return what was read, too."""
+        return [*there, *(value for op in history.operations for value in op.seen or ())]
 
     def compare(self, appends: Sequence[Operation], there: Sequence[int]) -> Verdict | None:
         """Look for values that should not be there."""

@@ -18,7 +18,7 @@ from chaos.clients.pools import Plain
 from chaos.history import LeakKind
 from chaos.play import play
 from chaos.scenario import find
-from chaos.workload import Append
+from chaos.workloads import Append
 from dbguard.testing.proxied import ProxiedCluster
 
 if TYPE_CHECKING:

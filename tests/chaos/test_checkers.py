@@ -14,9 +14,12 @@ import pytest
 from chaos.checkers import (
     CHECKERS,
     Checker,
+    Contended,
     Duplicated,
+    Failed,
     Felt,
     Gaps,
+    Latency,
     Leaks,
     Lost,
     Order,
@@ -44,8 +47,11 @@ JUDGES: dict[str, Checker] = {
     "reads-go-on": ReadsGoOn(gap=GAP, away="b", least=20),
     "gaps": Gaps(read=GAP, append=2.5, least=20),
     "overshoot": Overshoot(),
+    "failed": Failed(reads=0, least=20),
+    "latency": Latency(attempt=0.1, least=5),
     "leaks": Leaks(),
     "felt": Felt(),
+    "contended": Contended(least=2),
 }
 TABLE = [JUDGES["lost"], JUDGES["duplicated"], JUDGES["phantom"]]
 HISTORY = Callable[[int], History]
@@ -216,6 +222,28 @@ def a_call_outlived_its_deadline(history: History, rng: random.Random) -> tuple[
     return changed(history, late, deadline=late.end - 0.101)
 
 
+def a_read_during_the_fault_was_slow(history: History, rng: random.Random) -> tuple[History, object]:
+    """Slower than twice the calm and an attempt, though no pause of its client is too long."""
+    readers = [op for op in history.of(Kind.READ) if op.client.startswith("reader") and 1.5 < op.start < 2.5]
+    before, slow = rng.choice(
+        [(a, b) for a, b in pairwise(sorted(readers, key=lambda op: (op.client, op.end))) if a.client == b.client]
+    )
+    end = before.end + GAP - 0.01
+    history = without(history, slow.client, slow.end, end)
+    return changed(history, slow, end=end, deadline=None)
+
+
+def a_read_returned_what_nobody_sent(history: History, rng: random.Random) -> tuple[History, object]:
+    read, value = pick(history, rng, Kind.READ, Outcome.OK), -1 - rng.randrange(100)
+    return changed(history, read, seen=(*(read.seen or ()), value))[0], value
+
+
+def a_read_returned_what_had_failed(history: History, rng: random.Random) -> tuple[History, object]:
+    read, failed = pick(history, rng, Kind.READ, Outcome.OK), pick(history, rng, Kind.APPEND, Outcome.FAILED)
+    assert failed.value is not None
+    return changed(history, read, seen=(*(read.seen or ()), failed.value))[0], failed
+
+
 def something_was_left(history: History, rng: random.Random) -> tuple[History, object]:
     leak = Leak(kind=rng.choice(list(LeakKind)), what="of somebody")
     return replace(history, leaks=(leak,)), leak
@@ -226,12 +254,15 @@ LIES: list[tuple[Lie, set[str], set[str]]] = [  # the lie, who must find just it
     (an_append_is_there_twice, {"duplicated"}, {"order"}),
     (a_failed_append_is_there, {"phantom"}, set()),
     (a_value_is_there_that_nobody_sent, {"phantom"}, set()),
+    (a_read_returned_what_nobody_sent, {"phantom"}, {"order"}),
+    (a_read_returned_what_had_failed, {"phantom"}, {"order", "stale"}),
     (a_read_misses_an_append_of_its_own, {"stale"}, {"order"}),
     (a_read_misses_what_was_seen_before, {"stale"}, {"order"}),
     (a_read_has_two_values_the_wrong_way_round, {"order"}, set()),
     (an_append_stands_after_a_later_one, {"order"}, {"stale"}),
-    (a_read_failed, {"reads-go-on"}, set()),
-    (a_read_took_too_long, {"reads-go-on", "gaps"}, {"stale"}),
+    (a_read_failed, {"reads-go-on", "failed"}, set()),
+    (a_read_took_too_long, {"reads-go-on", "gaps"}, {"stale", "latency"}),
+    (a_read_during_the_fault_was_slow, {"latency"}, set()),
     (a_reader_fell_silent, {"reads-go-on", "gaps"}, set()),
     (a_writer_fell_silent, {"gaps"}, set()),
     (a_call_outlived_its_deadline, {"overshoot"}, set()),
@@ -320,7 +351,7 @@ def test_short_run_with_a_loss_is_broken_all_the_same() -> None:
     assert Lost().judge(History(operations=(append("w", 0, 1, 7),), final={})).state is State.BROKEN
 
 
-@pytest.mark.parametrize("name", ["reads-go-on", "felt"])
+@pytest.mark.parametrize("name", ["reads-go-on", "latency", "felt"])
 def test_run_without_a_fault_is_unknown(name: str, honest: HISTORY) -> None:
     assert JUDGES[name].judge(replace(honest(1), faults=())).state is State.UNKNOWN
 
@@ -392,6 +423,86 @@ def test_answer_under_way_when_the_fault_came_is_not_held_against_it(honest: HIS
     under_way = next(op for op in history.of(Kind.READ) if op.start < history.faults[0].start < op.end)
 
     assert JUDGES["reads-go-on"].judge(changed(history, under_way, node="b")[0]).state is State.OK
+
+
+# --- failed calls, slow ones, and those that were run again
+
+
+@pytest.mark.parametrize(
+    ("bounds", "state"),
+    [
+        ({"reads": 1}, State.BROKEN),
+        ({"reads": 2}, State.OK),
+        ({"appends": 0}, State.BROKEN),
+        ({"appends": 1}, State.OK),
+        ({"unknown": 1}, State.BROKEN),
+        ({"unknown": 2}, State.OK),
+        ({"reads": 2, "appends": 1, "unknown": 2}, State.OK),
+        ({"reads": 2, "appends": 1, "unknown": 0}, State.BROKEN),
+        ({"reads": 2, "least": 4}, State.UNKNOWN),
+        ({"reads": 1, "least": 4}, State.BROKEN),
+    ],
+)
+def test_as_many_calls_may_fail_as_the_bounds_say(bounds: dict[str, Any], state: State) -> None:
+    early = read("r", -1, -0.9, Outcome.FAILED)
+    reads = [read("r", n, n + 1, outcome) for n, outcome in enumerate([Outcome.OK, Outcome.FAILED, Outcome.FAILED])]
+    outcomes = [Outcome.OK, Outcome.FAILED, Outcome.UNKNOWN, Outcome.UNKNOWN, Outcome.RESULT_LOST]
+    appends = [append("w", n, n + 1, n, outcome) for n, outcome in enumerate(outcomes)]
+
+    checker = Failed(**({"least": 3} | bounds))
+
+    assert checker.judge(History(operations=(early, *reads, *appends))).state is state
+
+
+def timed(calm: float, during: float, count: int = 200) -> History:
+    """Reads of which two in a hundred take as long as that, before a fault at 100 s and after."""
+    takes = lambda n, seconds: seconds if n % 50 == 0 else 0.001  # noqa: E731
+    reads = [read("r", n / 10, n / 10 + takes(n, calm)) for n in range(count)]
+    reads += [read("r", 100 + n / 10, 100 + n / 10 + takes(n, during), Outcome.FAILED) for n in range(count)]
+    return History(operations=tuple(reads), faults=(Fault(what="a hole", start=100.0, end=200.0),))
+
+
+@pytest.mark.parametrize(
+    ("calm", "during", "state"),
+    [
+        (0.010, 0.519, State.OK),
+        (0.010, 0.521, State.BROKEN),
+        (0.030, 0.559, State.OK),
+        (0.030, 0.561, State.BROKEN),
+    ],
+)
+def test_reads_may_be_twice_as_slow_during_a_fault_and_wait_for_one_attempt(
+    calm: float, during: float, state: State
+) -> None:
+    assert Latency(attempt=0.5).judge(timed(calm, during)).state is state
+
+
+def test_one_read_in_a_hundred_may_be_slower() -> None:
+    history = timed(0.01, 0.001)
+    slow = [replace(op, end=op.end + 3) if op.start in (110.0, 111.0, 112.0) else op for op in history.operations]
+
+    assert Latency(attempt=0.5).judge(replace(history, operations=tuple(slow))).state is State.BROKEN
+    slow[-1:] = [read("r", 130 + n / 10, 130.001 + n / 10) for n in range(101)]
+    assert Latency(attempt=0.5).judge(replace(history, operations=tuple(slow))).state is State.OK
+
+
+def test_what_a_fault_did_after_its_end_or_beside_it_is_no_calm() -> None:
+    history = timed(0.01, 0.5)
+    later = replace(history, faults=(Fault(what="a cut", start=0.0, end=0.05), *history.faults))
+
+    assert Latency(attempt=0.6).judge(history).state is State.OK
+    assert Latency(attempt=0.6).judge(later).state is State.UNKNOWN
+
+
+def test_transactions_contend_if_they_are_run_again_or_fail() -> None:
+    alone = append("w", 0, 1, 1)
+    cases = {
+        State.UNKNOWN: [replace(alone, attempts=1), replace(alone, attempts=2), replace(alone, start=-1, attempts=2)],
+        State.OK: [replace(alone, attempts=2), replace(alone, attempts=None, outcome=Outcome.FAILED)],
+    }
+
+    for state, operations in cases.items():
+        assert Contended(least=2).judge(History(operations=tuple(operations))).state is state
 
 
 # --- details
@@ -535,6 +646,10 @@ def test_every_checker_says_what_it_promises() -> None:
         (ReadsGoOn, {"gap": 1, "away": "b", "least": 0}),
         (ReadsGoOn, {"gap": 1, "away": ""}),
         (Gaps, {}),
+        (Failed, {}),
+        (Failed, {"reads": -1}),
+        (Latency, {"attempt": 0}),
+        (Latency, {"attempt": 1, "factor": 0.5}),
         (Gaps, {"read": "none"}),
         (Overshoot, {"by": -1}),
     ],

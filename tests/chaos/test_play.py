@@ -20,7 +20,7 @@ from chaos.journal import read
 from chaos.play import Result, play
 from chaos.scenario import Scenario, find
 from chaos.stage import Stage
-from chaos.workload import Append
+from chaos.workloads import Append
 from dbguard.testing.proxied import ProxiedCluster
 from dbguard.testing.toxiproxy import ToxiproxyError
 

@@ -9,7 +9,7 @@ import pytest
 from chaos.checkers import Felt, Lost, ReadsGoOn
 from chaos.faults import Down, Link, Toxic
 from chaos.scenario import Scenario, every, find, load
-from chaos.workload import Append
+from chaos.workloads import Append
 from dbguard.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
         (5, "  redas: ¦{}", "guard.redas: unknown key; did you mean reads?"),
         (5, "  nodes: ¦[{host: x}]", "guard.nodes: is the harness's to say"),
         (6, "workload: {append: {readers: ¦many}}", "workload.append.readers: should be a whole number"),
-        (6, "workload: {upend: ¦{}}", "workload.upend: unknown; known: append, list-append"),
-        (6, "workload: ¦{}", "workload: should hold one of append, list-append"),
+        (6, "workload: {upend: ¦{}}", "workload.upend: unknown; known: append, list-append, hot-rows, bulk"),
+        (6, "workload: ¦{}", "workload: should hold one of append, list-append, hot-rows, bulk"),
         (7, "warm_up: ¦0s", "warm_up: should be a duration"),
         (8, "duration: ¦6m", "duration: should be a duration such as"),
         (
@@ -135,7 +135,8 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
             "checkers.reads-go-on.away: names z, which is no node; there are a, ",
         ),
         (14, "  found:¦", "checkers.found: unknown; known: lost, duplicated, phantom, stale"),
-        (14, "  order: ¦{}", "checkers.order: needs the workload list-append"),
+        (14, "  order: ¦{}", "checkers.order: needs a workload whose values have an order: list-append, hot-rows"),
+        (14, "  failed: ¦{}", "checkers.failed: should bound how many reads fail"),
         (15, "  gaps: ¦{}", "checkers.gaps: should bound the gaps of read"),
         (14, "  lost: {least: ¦0}", "checkers.lost.least: should be a whole number from 1"),
         (14, "  ¦reads-go-on: {}", "the same key stands at 13:3"),

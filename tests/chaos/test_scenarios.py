@@ -1,4 +1,4 @@
-"""Every scenario, on a real cluster behind the real Toxiproxy server, judged by its checkers."""
+"""Some scenarios, on a real cluster behind the real Toxiproxy server, judged by their checkers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from chaos.checkers import State
 from chaos.history import Outcome
 from chaos.play import cluster_for, play
-from chaos.scenario import every, find
+from chaos.scenario import find
 
 if TYPE_CHECKING:
     from dbguard.testing.binaries import Binaries
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.chaos
 CAUGHT = {"ack-lost": ("naive-retry", "duplicated"), "replica-lag": ("plain", "stale")}
 
 
-@pytest.mark.parametrize("name", [path.stem for path in every() if path.stem not in CAUGHT])
+@pytest.mark.parametrize("name", ["replica-hole"])  # `python -m chaos run all` has the time for the others
 def test_promises_of_the_scenario_are_kept(name: str, binaries: Binaries) -> None:
     scenario = find(name)
 

@@ -9,9 +9,10 @@ was told. Callers stop between two calls: a harness that cancelled a COMMIT woul
 import asyncio
 import itertools
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from chaos.clients import Client
 from chaos.history import Kind, Operation, Outcome
@@ -19,18 +20,33 @@ from chaos.journal import Journal
 from dbguard.config.quantities import Duration, Whole
 from dbguard.config.section import Section
 
-__all__ = ["WORKLOADS", "Append", "ListAppend", "Workload"]
+__all__ = ["NODE", "Appended", "Seen", "Workload"]
 
-_KEYS = 4  # keys in use at a time
-_PER_KEY = 16  # values below a key, so that what a read returns stays short; then another key takes its place
+NODE = "current_setting('cluster_name') AS node"
+"""The column that tells who served a statement."""
+
+
+class Seen(NamedTuple):
+    """What a read returned: the values below its key, and the node that served it, or None if that is not told."""
+
+    node: str | None
+    values: tuple[int, ...]
+
+
+class Appended(NamedTuple):
+    """Who appended, and how often its function was run for it; each None if that is not told, or has no meaning."""
+
+    node: str | None
+    attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Workload(Section):
+class Workload(Section, ABC):
     """Callers that append unique values below a few shared keys, and read what is below one.
 
-    What a workload does is a matter of its statements: `append` takes a key and a value, `read` a key; both return one
-    row with ``node``, `read` also with ``seen``. `read_back` returns keys with their values.
+    table: where they do. create: the statements that make it. read_back: a query for all keys with their values.
+    per_key: values below a key, so that what a read returns stays short; then another key takes its place.
+    ordered: whether the values of a key stand in the order in which the server applied them.
     """
 
     readers: Annotated[int, Whole(0, 1_000)] = 4
@@ -39,6 +55,8 @@ class Workload(Section):
     """Callers that append, 0 to 1,000. Default 2."""
     owners: Annotated[int, Whole(0, 1_000)] = 2
     """Callers that append a value and then read it back for the time of *linger*, 0 to 1,000. Default 2."""
+    keys: Annotated[int, Whole(1, 1_000)] = 4
+    """Keys in use at a time, 1 to 1,000. Default 4."""
     linger: Annotated[float, Duration()] = 1.0
     """Seconds that an owner reads before it appends again: long enough for replicas to have it. Default 1 s."""
     pause: Annotated[float, Duration()] = 0.005
@@ -48,9 +66,21 @@ class Workload(Section):
 
     table: ClassVar[str]
     create: ClassVar[tuple[str, ...]]
-    append: ClassVar[str]
-    read: ClassVar[str]
     read_back: ClassVar[str]
+    per_key: ClassVar[int] = 16
+    ordered: ClassVar[bool] = False
+
+    @abstractmethod
+    async def append(self, client: Client, key: int, value: int) -> Appended:
+        """Append *value* below *key*, as one call."""
+
+    @abstractmethod
+    async def read(self, client: Client, key: int) -> Any:
+        """Read what is below *key*, as one call, and return the answer as it came."""
+
+    @abstractmethod
+    def seen(self, answer: Any) -> Seen:
+        """Say what an answer of `read` holds; what that costs is none of the call's time."""
 
     @property
     def callers(self) -> int:
@@ -59,7 +89,7 @@ class Workload(Section):
 
     async def run(self, client: Client, journal: Journal, stop: asyncio.Event, seed: int) -> None:
         """Let all callers work until *stop* is set; return once each has ended its last call."""
-        keys = _Keys()
+        keys = _Keys(self.keys, self.per_key)
         kinds = [
             ("reader", self.readers, _Caller.read_on),
             ("writer", self.writers, _Caller.write_on),
@@ -76,9 +106,10 @@ class Workload(Section):
 class _Keys:
     """The keys in use, and values that nobody appends twice; shared by all callers."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int, per_key: int) -> None:
         self._fresh = itertools.count(1)
-        self._keys = [next(self._fresh) for _ in range(_KEYS)]
+        self._keys = [next(self._fresh) for _ in range(count)]
+        self._per_key = per_key
         self._times = Counter[int]()
         self._values = itertools.count(1)
 
@@ -89,7 +120,7 @@ class _Keys:
         """Return a key, and a value to append."""
         key = self.choose(rng)
         self._times[key] += 1
-        if self._times[key] == _PER_KEY:
+        if self._times[key] == self._per_key:
             self._keys[self._keys.index(key)] = next(self._fresh)
         return key, next(self._values)
 
@@ -140,17 +171,20 @@ class _Caller:
     async def _call(self, kind: Kind, key: int, value: int | None = None) -> None:
         """Make one call, record what became of it, and wait a little."""
         load, journal = self._workload, self._journal
-        query = load.read if kind is Kind.READ else load.append
-        node, seen, error, outcome = None, None, None, Outcome.OK
+        answer, seen, error, outcome = None, None, None, Outcome.OK
+        done = Appended(None)
         start = journal.now()
         try:
-            row = await self._client.call(kind, query, (key,) if value is None else (key, value), load.timeout)
+            if value is None:
+                answer = await load.read(self._client, key)
+            else:
+                done = await load.append(self._client, key, value)
         except Exception as e:  # noqa: BLE001  whatever a caller is told goes into the history
             end = journal.now()
             outcome, error = self._client.outcome_of(kind, e), f"{type(e).__name__}: {e}"
         else:
             end = journal.now()
-            node, seen = row["node"], tuple(row["seen"] or ()) if kind is Kind.READ else None
+            seen = load.seen(answer) if value is None else None
         journal.operation(
             Operation(
                 client=self._name,
@@ -160,44 +194,11 @@ class _Caller:
                 outcome=outcome,
                 key=key,
                 value=value,
-                seen=seen,
-                node=node,
+                seen=None if seen is None else seen.values,
+                node=done.node if seen is None else seen.node,
+                attempts=done.attempts,
                 error=error,
                 deadline=start + load.timeout,
             )
         )
         await asyncio.sleep(load.pause * (0.5 + self._rng.random()))
-
-
-_NODE = "current_setting('cluster_name') AS node"
-
-
-class Append(Workload):
-    """Every value is a row of its own."""
-
-    __slots__ = ()
-    table = "chaos_append"
-    # No index is unique: a second application of an append must show as a second row, not as an error.
-    create = (f"CREATE TABLE {table} (key bigint NOT NULL, n bigint NOT NULL)", f"CREATE INDEX ON {table} (key)")
-    append = f"INSERT INTO {table} (key, n) VALUES ($1, $2) RETURNING {_NODE}"
-    read = f"SELECT {_NODE}, array_agg(n) AS seen FROM {table} WHERE key = $1"
-    read_back = f"SELECT key, array_agg(n) FROM {table} GROUP BY key"
-
-
-class ListAppend(Workload):
-    """The values of a key are one list, in the order in which the server applied the appends."""
-
-    __slots__ = ()
-    table = "chaos_list"
-    # The key is unique, the values are not: a second application makes a list with a value twice.
-    create = (f"CREATE TABLE {table} (key bigint PRIMARY KEY, items bigint[] NOT NULL)",)
-    append = (
-        f"INSERT INTO {table} AS list (key, items) VALUES ($1, ARRAY[$2::bigint]) "
-        f"ON CONFLICT (key) DO UPDATE SET items = list.items || EXCLUDED.items RETURNING {_NODE}"
-    )
-    read = f"SELECT {_NODE}, (SELECT items FROM {table} WHERE key = $1) AS seen"
-    read_back = f"SELECT key, items FROM {table}"
-
-
-WORKLOADS: dict[str, type[Workload]] = {"append": Append, "list-append": ListAppend}
-"""The workloads, by their names in a scenario."""
