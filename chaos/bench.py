@@ -11,15 +11,18 @@ import asyncpg
 
 from chaos import aftermath
 from chaos.clients import CLIENTS, Place
+from chaos.interruptions import Interruptible
 from dbguard.drivers import outcome_sql
 from dbguard.testing.proxied import APPLICATION
+from dbguard.testing.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from chaos.clients import Client
+    from chaos.faults import Breakage
     from chaos.history import Leak
     from dbguard.testing.proxied import ProxiedCluster
 
@@ -41,6 +44,8 @@ class Bench:
     size: how many callers it is for at most.
     guard: the scenario's settings of the guard. Where they ask for tokens, and the client takes them, their schema is on
         the cluster while this is open.
+    faults: what is to be broken. Where they need them, there are wires between the client and its links, or calls that can
+        be given up.
     say: told in one line what happens.
     """
 
@@ -51,6 +56,7 @@ class Bench:
         *,
         size: int,
         guard: Mapping[str, Any],
+        faults: Iterable[Breakage] = (),
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.cluster = cluster
@@ -59,8 +65,14 @@ class Bench:
         kind = CLIENTS[client]
         settings, self._left_off = kind.settings_for(guard)
         self._tokens = kind.takes_tokens and settings.get("outcome", {}).get("resolve", "none") != "none"
-        addresses = {node.name: self._address(node.name) for node in cluster.nodes}
-        self._place = Place(addresses=addresses, size=size, guard=settings, tell=self._heard)
+        links = {node.name: cluster.link(APPLICATION, node) for node in cluster.nodes}
+        kinds = {type(fault) for fault in faults}
+        wired = any(made.on_wire for made in kinds)
+        self.wires = {name: Wire(link.host, link.port) for name, link in links.items()} if wired else {}
+        self._interrupted = any(made.in_calls for made in kinds)
+        self.calls: Interruptible | None = None
+        self._addresses = {name: (link.host, link.port) for name, link in links.items()}
+        self._size, self._settings = size, settings
         self._listener: Callable[[Mapping[str, Any]], object] | None = None
         self._unheard: list[Mapping[str, Any]] = []
         self._exits = contextlib.AsyncExitStack()
@@ -79,7 +91,15 @@ class Bench:
                 await self._on_primary(outcome_sql.schema() + outcome_sql.grants("postgres"))
             self._tasks = asyncio.all_tasks()
             await exits.enter_async_context(self._opened)
-            self.client = await self._opened.enter_async_context(CLIENTS[self.name](self._place))
+            addresses = dict(self._addresses)
+            for name, wire in self.wires.items():
+                await self._opened.enter_async_context(wire)
+                addresses[name] = (addresses[name][0], wire.port)
+            place = Place(addresses=addresses, size=self._size, guard=self._settings, tell=self._heard)
+            client = CLIENTS[self.name](place)
+            if self._interrupted:
+                client = self.calls = Interruptible(client)
+            self.client = await self._opened.enter_async_context(client)
             self._exits = exits.pop_all()
         return self
 
@@ -122,10 +142,6 @@ class Bench:
             self._unheard.append(event)
         else:
             self._listener(event)
-
-    def _address(self, node: str) -> tuple[str, int]:
-        link = self.cluster.link(APPLICATION, node)
-        return link.host, link.port
 
     async def _on_primary(self, script: str) -> None:
         """Run several statements as one transaction, on the node itself."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chaos import aftermath, sampling
+from chaos.application import Application
 from chaos.bench import Bench
 from chaos.checkers.course import SHOWN
 from chaos.history import History, Kind
@@ -78,7 +79,8 @@ async def play(
     path: where to write the history while it happens. Default: nowhere.
     say: told in one line what happens.
     """
-    async with Bench(cluster, client, size=scenario.workload.callers, guard=scenario.guard, say=say) as bench:
+    size, faults = scenario.workload.callers, [step.fault for step in scenario.timeline]
+    async with Bench(cluster, client, size=size, guard=scenario.guard, faults=faults, say=say) as bench:
         return await play_on(bench, scenario, seed=seed, path=path)
 
 
@@ -112,7 +114,8 @@ class _Run:
         self._workload = scenario.workload
         self._bench = bench
         self._cluster = bench.cluster
-        self._stage = Stage(bench.cluster, seed)
+        application = Application(asyncio.get_running_loop(), scenario.workload.table, bench.wires, bench.calls)
+        self._stage = Stage(bench.cluster, seed, application)
         self._seed = seed
         self._do = bench.do
 

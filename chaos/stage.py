@@ -20,6 +20,7 @@ from dbguard.testing.proxied import APPLICATION
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from chaos.application import Application
     from dbguard.testing.cluster import ClusterNode
     from dbguard.testing.proxied import ProxiedCluster
     from dbguard.testing.toxiproxy import Proxy
@@ -41,10 +42,12 @@ class Stage:
 
     changing: held by whoever changes which node is the primary, takes a node out of its place, or brings it back.
     chance: what a fault chooses by, from the run's seed. Default seed 1.
+    application: the clients' side, for faults that act there. Default: there is none.
     """
 
-    def __init__(self, cluster: ProxiedCluster, seed: int = 1) -> None:
+    def __init__(self, cluster: ProxiedCluster, seed: int = 1, application: Application | None = None) -> None:
         self.cluster = cluster
+        self._application = application
         self.changing = threading.RLock()
         self.chance = Random(seed)  # noqa: S311  a schedule, no secret
         self._reigns = [cluster.primary]
@@ -93,6 +96,13 @@ class Stage:
     def link(self, source: str, target: str) -> Proxy:
         """Find the link between two nodes, by letters or roles, or from the application, ``app``, to one."""
         return self.cluster.link(source if source == APPLICATION else self.node(source), self.node(target))
+
+    @property
+    def application(self) -> Application:
+        """The clients' side. Raises LookupError if there is none."""
+        if self._application is None:
+            raise LookupError("nobody works on this stage")
+        return self._application
 
     # --- who is out of its place
 

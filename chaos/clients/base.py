@@ -50,11 +50,13 @@ class Client(ABC):
 
     takes_tokens: whether its writes can carry tokens, as ``outcome: {resolve: token-table}`` in `Place.guard` has them
         do. A client that does not take them refuses such settings: `settings_for` leaves them off, and says so.
+    cancellable: whether cancelling the task of a call ends the call; those in threads go on. Default: it does.
 
     Raises `dbguard.ConfigError` if `Place.guard` is wrong, or asks for tokens that it does not take.
     """
 
     takes_tokens: ClassVar[bool]
+    cancellable: ClassVar[bool] = True
 
     def __init__(self, place: Place) -> None:
         left_off = self.settings_for(place.guard)[1]

@@ -6,11 +6,17 @@ from chaos.faults.base import Breakage
 from chaos.faults.links import Down, Hole, Link, Toxic
 from chaos.faults.nodes import Freeze, Kill, Promote, Restart, Stop, Switchover
 from chaos.faults.servers import Crash, PauseReplay, Sql, Terminate
+from chaos.faults.storms import Cancel, Conflict, Connections, Ddl
+from chaos.faults.strikes import Strike
 
 __all__ = [
     "FAULTS",
     "Breakage",
+    "Cancel",
+    "Conflict",
+    "Connections",
     "Crash",
+    "Ddl",
     "Down",
     "Freeze",
     "Hole",
@@ -21,6 +27,7 @@ __all__ = [
     "Restart",
     "Sql",
     "Stop",
+    "Strike",
     "Switchover",
     "Terminate",
     "Toxic",
@@ -40,5 +47,10 @@ FAULTS: dict[str, type[Breakage]] = {
     "terminate": Terminate,
     "pause-replay": PauseReplay,
     "sql": Sql,
+    "strike": Strike,
+    "connections": Connections,
+    "cancel": Cancel,
+    "conflict": Conflict,
+    "ddl": Ddl,
 }
 """The faults, by their names in a scenario."""

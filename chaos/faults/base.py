@@ -14,10 +14,14 @@ class Breakage(Section, ABC):
     """A fault, with what it needs to be told.
 
     momentary: whether it is over at once, with nothing to heal; a step's ``for`` is then the time in which it is felt.
+    on_wire: whether it needs the wires between the application and its links.
+    in_calls: whether it needs calls that can be given up.
     """
 
     __slots__ = ()
     momentary: ClassVar[bool] = False
+    on_wire: ClassVar[bool] = False
+    in_calls: ClassVar[bool] = False
 
     @abstractmethod
     def inject(self, stage: Stage) -> AbstractContextManager[object]:

@@ -11,14 +11,17 @@ Toxiproxy breaks a link from one moment on; what became of a commit depends on w
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Self
+
+from dbguard.testing.frontend import Frontend
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Break", "Wire"]
+__all__ = ["Armed", "Break", "Wire"]
 
 CHUNK = 65_536
 
@@ -42,12 +45,26 @@ class Break(Enum):
     """The server gets it, the client's end is reset, and the server's stays open and silent."""
 
 
-@dataclass(slots=True)
-class _Armed:
-    what: bytes
+Said = Callable[[tuple[str, ...]], bool]
+"""Whether it is this statement: the last of those that its transaction has run so far."""
+
+
+@dataclass(slots=True, eq=False)
+class Armed:
+    """What waits for its requests. struck: how many it has broken."""
+
+    what: bytes | Said
     how: Break
-    skip: int
-    then: bytes | None
+    skip: int = 0
+    then: bytes | None = None
+    times: int = 1
+    struck: int = 0
+    broken: list[_Line] = field(default_factory=list)
+
+    def meets(self, data: bytes, scripts: list[tuple[str, ...]]) -> bool:
+        """Whether this request is waited for."""
+        what = self.what
+        return what in data if isinstance(what, bytes) else any(what(script) for script in scripts)
 
 
 class _Line:
@@ -59,7 +76,8 @@ class _Line:
         self.deaf = False
         self.mute = False
         self.cut_at_reply = False
-        self.waits_for: tuple[bytes, Break] | None = None
+        self.frontend = Frontend()
+        self.waits_for: Armed | None = None
 
     def reset(self) -> None:
         for end in (self.down, self.up):
@@ -76,7 +94,7 @@ class Wire:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._armed: list[_Armed] = []
+        self._armed: list[Armed] = []
         self._late: list[tuple[_Line, bytes]] = []
         self._lines: set[_Line] = set()
         self.struck = 0
@@ -91,16 +109,22 @@ class Wire:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    def arm(self, what: bytes, how: Break, *, skip: int = 0, then: bytes | None = None) -> None:
+    def arm(
+        self, what: bytes | Said, how: Break, *, skip: int = 0, then: bytes | None = None, times: int = 1
+    ) -> Armed:
         """Break the next request that holds *what*, after *skip* others that do.
 
+        what: bytes that the request holds; or a function that is asked of each statement that a request runs, whatever the
+            driver: it is given the texts of its transaction so far, that statement's last.
         then: break not that one, but the next request on the same connection that holds this.
+        times: how many requests are broken. Default one.
         """
-        self._armed.append(_Armed(what, how, skip, then))
+        self._armed.append(armed := Armed(what, how, skip, then, times))
+        return armed
 
-    def disarm(self, what: bytes | None = None) -> None:
+    def disarm(self, what: bytes | Armed | None = None) -> None:
         """Break nothing more; *what*: no request that holds this."""
-        self._armed = [armed for armed in self._armed if what is not None and armed.what != what]
+        self._armed = [armed for armed in self._armed if what is not None and what not in (armed, armed.what)]
 
     def deliver(self) -> int:
         """Let the server have the requests that were held up; returns how many."""
@@ -109,10 +133,19 @@ class Wire:
             line.up.write(request)
         return len(late)
 
-    def heal(self) -> None:
-        """End the connections that were broken and left open; break nothing more."""
-        self.disarm()
-        for line in list(self._lines):
+    def heal(self, armed: Armed | None = None) -> None:
+        """End the connections that were broken and left open; break nothing more.
+
+        armed: do so for this alone, and let the server have what it held up.
+        """
+        self.disarm(armed)
+        broken = list(self._lines) if armed is None else armed.broken
+        for line, request in [(line, request) for line, request in self._late if armed is not None and line in broken]:
+            self._late.remove((line, request))
+            line.up.write(request)
+            line.up.close()  # once it is sent
+            line.deaf = line.mute = False
+        for line in broken:
             if line.deaf or line.mute:
                 line.reset()
 
@@ -155,10 +188,12 @@ class Wire:
 
     async def _requests(self, line: _Line, reader: asyncio.StreamReader) -> None:
         while data := await reader.read(CHUNK):
-            how = self._struck(line, data)
-            if how is not None:
+            armed = None if line.deaf else self._struck(line, data)
+            if armed is not None:
                 self.struck += 1
-                self._break(line, how, data)
+                armed.struck += 1
+                armed.broken.append(line)
+                self._break(line, armed.how, data)
                 self.broken.set()
             elif not line.deaf:
                 line.up.write(data)
@@ -174,20 +209,22 @@ class Wire:
                 line.down.write(data)
         line.reset()
 
-    def _struck(self, line: _Line, data: bytes) -> Break | None:
-        if line.waits_for is not None and line.waits_for[0] in data:
-            how = line.waits_for[1]
+    def _struck(self, line: _Line, data: bytes) -> Armed | None:
+        scripts = list(line.frontend.feed(data))
+        if (armed := line.waits_for) is not None and armed.then is not None and armed.then in data:
             line.waits_for = None
-            return how
+            return armed
         for armed in self._armed:
-            if armed.what in data:
+            if armed.meets(data, scripts):
                 if armed.skip:
                     armed.skip -= 1
                     return None
-                self._armed.remove(armed)
+                armed.times -= 1
+                if not armed.times:
+                    self._armed.remove(armed)
                 if armed.then is None:
-                    return armed.how
-                line.waits_for = (armed.then, armed.how)
+                    return armed
+                line.waits_for = armed
         return None
 
     def _break(self, line: _Line, how: Break, data: bytes) -> None:
