@@ -109,9 +109,7 @@ class Wire:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    def arm(
-        self, what: bytes | Said, how: Break, *, skip: int = 0, then: bytes | None = None, times: int = 1
-    ) -> Armed:
+    def arm(self, what: bytes | Said, how: Break, *, skip: int = 0, then: bytes | None = None, times: int = 1) -> Armed:
         """Break the next request that holds *what*, after *skip* others that do.
 
         what: bytes that the request holds; or a function that is asked of each statement that a request runs, whatever the
