@@ -231,7 +231,7 @@ def test_list_names_every_scenario_with_its_faults(capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     lines = {words[0]: words for line in said.splitlines() if (words := line.split())}
     assert set(NAMES) <= set(lines)
-    assert lines["replica-lag"][1:6] == ["4", "s", "1", "hole", "list-append"]
+    assert lines["replica-lag"][1:6] == ["16", "s", "5", "hole", "list-append"]
 
     assert cli.main(["list", "--json"]) == 0
 

@@ -51,10 +51,10 @@ def proxied(shared: ProxiedCluster) -> Iterator[ProxiedCluster]:
 
 @pytest.fixture
 def hole() -> Scenario:
-    """The first scenario, cut short."""
+    """The first fault of a scenario, sooner."""
     hole = find("replica-hole")
-    (step,) = hole.timeline
-    return replace(hole, warm_up=0.5, duration=2.5, timeline=(replace(step, at=0.2, for_=2.0),))
+    step = replace(hole.timeline[0], at=0.2, for_=2.0, times=1, jitter=0.0)
+    return replace(hole, warm_up=0.5, duration=2.5, timeline=(step,))
 
 
 def with_toxic(scenario: Scenario, **change: Any) -> Scenario:
