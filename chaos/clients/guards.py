@@ -15,7 +15,7 @@ from chaos.clients.pools import hush
 from chaos.history import Kind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
@@ -161,29 +161,41 @@ class Wrapped(Guarded):
     def __init__(self, place: Place) -> None:
         Client.__init__(self, place)  # the guard is made of open pools
         hush()
-        self._ends = contextlib.AsyncExitStack()
+        self._pools: list[asyncpg.Pool[Any]] = []
 
     async def __aenter__(self) -> Self:
-        async with contextlib.AsyncExitStack() as opened:
-            primary, *others = [await opened.enter_async_context(self._pool(name)) for name in self.place.addresses]
+        try:
+            for name in self.place.addresses:
+                self._pools.append(await self._pool(name))
+            primary, *others = self._pools
             self.guard = dbguard.Guard.wrap(primary, others, config=self.place.guard, on_event=self.heard)
             names = ["primary", *(f"replica{number}" for number in range(1, len(others) + 1))]
             self.nodes = dict(zip(names, self.place.addresses, strict=True))
             await super().__aenter__()
-            self._ends = opened.pop_all()
+        except BaseException:
+            self._terminate()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None
     ) -> None:
-        async with self._ends:
+        try:
             await super().__aexit__(kind, e, at)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE):
+                    await asyncio.gather(*(pool.close() for pool in self._pools))
+        finally:
+            self._terminate()
 
-    @contextlib.asynccontextmanager
-    async def _pool(self, node: str) -> AsyncIterator[asyncpg.Pool[Any]]:
-        """Open the pool of one node; close it in peace if that can be done in time."""
+    def _terminate(self) -> None:
+        for pool in self._pools:
+            pool.terminate()
+
+    async def _pool(self, node: str) -> asyncpg.Pool[Any]:
+        """Open the pool of one node."""
         host, port = self.place.addresses[node]
-        pool = await asyncpg.create_pool(
+        return await asyncpg.create_pool(
             host=host,
             port=port,
             user="postgres",
@@ -194,11 +206,3 @@ class Wrapped(Guarded):
             max_size=self.place.size + _SPARE,
             timeout=_DIAL,
         )
-        try:
-            yield pool
-        finally:
-            try:
-                async with asyncio.timeout(CLOSE):
-                    await pool.close()
-            except TimeoutError:
-                pool.terminate()
