@@ -78,14 +78,16 @@ def test_where_no_file_descriptors_are_left_the_inherited_ones_are_closed() -> N
 def test_a_connection_to_a_server_is_noted_whatever_it_is_dialled_by() -> None:
     # What asyncpg dials through is tested with real servers; this is the way of unix sockets.
     program = """
-import asyncio, os, tempfile
+import asyncio, os, socket, tempfile
 from dbguard.drivers.asyncpg.naming import NamingLoop
 from dbguard.drivers.names import Names
 
 async def main():
     loop = asyncio.get_running_loop()
     path = os.path.join(tempfile.mkdtemp(), "s")
-    server = await asyncio.start_unix_server(lambda r, w: None, path)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
     made, _ = await NamingLoop(loop, Names()).create_unix_connection(asyncio.Protocol, path)
     sock = made.get_extra_info("socket")
     pid = os.fork()

@@ -14,16 +14,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Self
 
 from dbguard.testing.frontend import Frontend
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from dbguard.testing.relay import CHUNK, Relay, both, reset
 
 __all__ = ["Armed", "Break", "Wire"]
-
-CHUNK = 65_536
 
 
 class Break(Enum):
@@ -81,33 +76,23 @@ class _Line:
 
     def reset(self) -> None:
         for end in (self.down, self.up):
-            end.transport.abort()
+            reset(end)
 
 
-class Wire:
+class Wire(Relay):
     """A proxy before the server at *host* and *port*; an asynchronous context manager.
 
     struck: how many requests were broken. opened: how many connections were made.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(host, port)
         self._armed: list[Armed] = []
         self._late: list[tuple[_Line, bytes]] = []
         self._lines: set[_Line] = set()
         self.struck = 0
         self.opened = 0
         self.broken = asyncio.Event()
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        if self._server is None:
-            raise RuntimeError("the wire is not open")
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
 
     def arm(self, what: bytes | Said, how: Break, *, skip: int = 0, then: bytes | None = None, times: int = 1) -> Armed:
         """Break the next request that holds *what*, after *skip* others that do.
@@ -147,41 +132,20 @@ class Wire:
             if line.deaf or line.mute:
                 line.reset()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    async def converse(
+        self,
+        requests: asyncio.StreamReader,
+        client: asyncio.StreamWriter,
+        replies: asyncio.StreamReader,
+        server: asyncio.StreamWriter,
     ) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for line in list(self._lines):
-            line.reset()
-        await asyncio.sleep(0)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        try:
-            replies, up = await asyncio.open_connection(*self._target)
-        except OSError:
-            writer.transport.abort()
-            return
+        """Pass on what comes from either end, until it is broken; what is left open then ends with the wire."""
         self.opened += 1
-        line = _Line(writer, up)
+        line = _Line(client, server)
         self._lines.add(line)
         try:
-            await asyncio.gather(self._requests(line, reader), self._replies(line, replies))
-        except (OSError, asyncio.CancelledError):
-            return
+            await both(self._requests(line, requests), self._replies(line, replies))
         finally:
-            line.reset()
             self._lines.discard(line)
 
     async def _requests(self, line: _Line, reader: asyncio.StreamReader) -> None:
@@ -243,8 +207,8 @@ class Wire:
             case Break.LATE:
                 line.deaf = line.mute = True
                 self._late.append((line, data))
-                line.down.transport.abort()
+                reset(line.down)
             case Break.ORPHAN:
                 line.deaf = line.mute = True
                 line.up.write(data)
-                line.down.transport.abort()
+                reset(line.down)

@@ -15,6 +15,7 @@ import pytest
 
 import dbguard
 from dbguard.testing.cluster import Cluster
+from dbguard.testing.relay import CHUNK, Relay, both
 from tests.drivers import call_forms
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SSL_REQUEST = 80877103
 _numbers = itertools.count(1)
 
 
-class Wire:
+class Wire(Relay):
     """A proxy before one server, which counts connections and cancel requests, and can swallow replies.
 
     cancels: connections whose first packet was a CancelRequest. opened: all others.
@@ -40,9 +41,7 @@ class Wire:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._server: asyncio.Server
-        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(host, port)
         self._flows = asyncio.Event()
         self._flows.set()
         self._reads = asyncio.Event()
@@ -51,11 +50,6 @@ class Wire:
         self.helpers: list[asyncio.Future[None]] = []
         self.cancels = 0
         self.opened = 0
-
-    @property
-    def port(self) -> int:
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
 
     def mute(self) -> None:
         """Hold replies back from now on."""
@@ -68,8 +62,7 @@ class Wire:
     def refuse(self) -> None:
         """Break all connections, and every new one."""
         self._refuses = True
-        for task in self._tasks:
-            task.cancel()
+        self.cut()
 
     def accept(self) -> None:
         """Let connections through again."""
@@ -88,59 +81,37 @@ class Wire:
         """Read on."""
         self._reads.set()
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-
-    async def stop(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-        await asyncio.sleep(0)  # transports close in the next turn of the loop
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def receive(
+        self, requests: asyncio.StreamReader, client: asyncio.StreamWriter, *, first: bytes = b""
+    ) -> None:
         if self._refuses:
-            writer.transport.abort()
             return
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        ends = [writer]
-        pumps: list[asyncio.Task[None]] = []
-        try:
-            first = await reader.readexactly(8)
-            if struct.unpack("!ii", first)[1] == SSL_REQUEST:
-                writer.write(b"N")
-                first = await reader.readexactly(8)
-            if struct.unpack("!ii", first)[1] == CANCEL_REQUEST:
-                self.cancels += 1
-            else:
-                self.opened += 1
-            replies, upstream = await asyncio.open_connection(*self._target)
-            ends.append(upstream)
-            upstream.write(first)
-            pumps.append(asyncio.create_task(self._pump(reader, upstream, requests=True)))
-            pumps.append(asyncio.create_task(self._pump(replies, writer, requests=False)))
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            return
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            for end in ends:
-                end.transport.abort()
+        first = await requests.readexactly(8)
+        if struct.unpack("!ii", first)[1] == SSL_REQUEST:
+            client.write(b"N")
+            first = await requests.readexactly(8)
+        if struct.unpack("!ii", first)[1] == CANCEL_REQUEST:
+            self.cancels += 1
+        else:
+            self.opened += 1
+        await super().receive(requests, client, first=first)
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, requests: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65536):
-                if requests and not self._reads.is_set():
-                    await self._reads.wait()
-                if not requests:
-                    await self._flows.wait()
-                target.write(data)
-                await target.drain()
+    async def converse(
+        self,
+        requests: asyncio.StreamReader,
+        client: asyncio.StreamWriter,
+        replies: asyncio.StreamReader,
+        server: asyncio.StreamWriter,
+    ) -> None:
+        await both(
+            self._pump(requests, server, self._reads), self._pump(replies, client, self._flows), until="FIRST_COMPLETED"
+        )
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, may: asyncio.Event) -> None:
+        while data := await source.read(CHUNK):
+            await may.wait()
+            target.write(data)
+            await target.drain()
 
 
 NAME = "db.example.test"
@@ -198,10 +169,8 @@ def single(binaries: Binaries) -> Iterator[Cluster]:
 @pytest.fixture
 async def wire(single: Cluster) -> AsyncIterator[Wire]:
     """A wire to that server."""
-    wire = Wire(single.primary.host, single.primary.port)
-    await wire.start()
-    yield wire
-    await wire.stop()
+    async with Wire(single.primary.host, single.primary.port) as wire:
+        yield wire
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from dbguard.drivers.asyncpg.failures import (
 from dbguard.drivers.base import WrongNode
 from dbguard.drivers.named import PoolExhausted
 from dbguard.testing.cluster import Cluster
+from dbguard.testing.relay import StreamServer
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -102,31 +103,15 @@ async def test_nobody_listens_is_hard(single: Cluster) -> None:
     assert (failure.family, failure.sqlstate, failure.broken) == (Family.HARD, None, True)
 
 
-class Listener(asyncio.Protocol):
-    """Takes a connection, and says nothing, or hangs up. met, lost: how many it took, and how many have ended."""
-
-    met = lost = 0
-
-    def __init__(self, *, hang_up: bool) -> None:
-        self._hang_up = hang_up
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        Listener.met += 1
-        if self._hang_up:
-            transport.close()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        Listener.lost += 1
-
-
 @pytest.mark.parametrize(("hangs_up", "timed_out"), [(False, True), (True, False)], ids=["black hole", "hangs up"])
 async def test_a_handshake_that_is_not_answered_is_hard(*, hangs_up: bool, timed_out: bool) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Listener(hang_up=hangs_up), "127.0.0.1", 0)
-    with pytest.raises(Exception) as raised:
-        await asyncpg.connect(host="127.0.0.1", port=server.sockets[0].getsockname()[1], user="x", timeout=0.2)
-    server.close()
-    await until(lambda: Listener.met == Listener.lost > 0)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not hangs_up:
+            await reader.read()  # until its end
+
+    async with StreamServer(serve) as server:
+        with pytest.raises(Exception) as raised:
+            await asyncpg.connect(host="127.0.0.1", port=server.port, user="x", timeout=0.2)
 
     failure = name_dial(raised.value, "a")
 

@@ -79,7 +79,7 @@ async def asleep(single: Cluster) -> None:
 
 async def no_primary(guard: dbguard.Guard, wire: Wire) -> None:
     """Take the server away and wait until the guard knows."""
-    await wire.stop()
+    await wire.close()
     await until(lambda: guard.status().writes == "failover")
 
 
@@ -130,7 +130,7 @@ async def test_closing_in_a_black_hole_keeps_to_its_limit(make: Any, wire: Wire)
     for call in calls:
         with pytest.raises(asyncpg.PostgresConnectionError):
             await call
-    await wire.stop()
+    await wire.close()
 
 
 async def test_connections_that_are_never_given_back_do_not_hold_the_closing_up(make: Any) -> None:
@@ -167,7 +167,7 @@ async def test_calls_that_have_sent_nothing_are_sent_home_at_once(end: str, make
         assert not con.is_closed()
     await guard.release(con)
     await in_time(closing)
-    await wire.stop()
+    await wire.close()
 
 
 @pytest.mark.parametrize("end", ["close", "terminate"])
@@ -317,7 +317,7 @@ async def test_closing_while_it_is_opened_ends_the_opening(end: str, make: Any, 
 
     with pytest.raises(dbguard.GuardClosed, match="while it was being opened"):
         await in_time(opening)
-    await wire.stop()
+    await wire.close()
 
 
 async def test_an_opening_that_is_cancelled_leaves_others_theirs(make: Any) -> None:
@@ -342,7 +342,7 @@ async def test_an_opening_that_fails_says_why_to_all_and_can_be_tried_again(make
     wire.unmute()
     async with guard:
         assert await guard.fetchval("SELECT 1") == 1
-    await wire.stop()
+    await wire.close()
 
 
 def test_a_guard_lives_through_several_event_loops(single: Cluster) -> None:

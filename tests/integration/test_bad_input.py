@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 
 import asyncpg
 import pytest
 
 import dbguard
+from dbguard.testing.relay import StreamServer
 
 SECRET = "s3cr3t-w0rd"
 
@@ -23,15 +23,8 @@ def locked(binaries):
         yield cluster
 
 
-@contextlib.asynccontextmanager
-async def answering(answer):
-    """A port on which every connection is handled by *answer*."""
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await server.wait_closed()
+async def hang_up(reader, writer):
+    """Serve nobody."""
 
 
 async def refused(config, kind, **arguments):
@@ -46,9 +39,9 @@ async def refused(config, kind, **arguments):
 
 
 async def test_an_unreachable_cluster_is_reported_after_startup_wait(calm_cluster):
-    async with answering(lambda reader, writer: writer.close()) as port:
+    async with StreamServer(hang_up) as server:
         pass
-    config = {"nodes": [{"name": "gone", "host": "127.0.0.1", "port": port}], "startup": {"wait": "300ms"}}
+    config = {"nodes": [{"name": "gone", "host": "127.0.0.1", "port": server.port}], "startup": {"wait": "300ms"}}
     began = asyncio.get_running_loop().time()
 
     error = await refused(config | {"connection": {"password": SECRET}}, dbguard.NoPrimary)
@@ -61,10 +54,9 @@ async def test_an_unreachable_cluster_is_reported_after_startup_wait(calm_cluste
 async def test_a_black_hole_is_reported_after_startup_wait(calm_cluster):
     async def swallow(reader, writer):
         await reader.read()
-        writer.close()
 
-    async with answering(swallow) as port:
-        config = {"nodes": [{"name": "hole", "host": "127.0.0.1", "port": port}], "startup": {"wait": "300ms"}}
+    async with StreamServer(swallow) as server:
+        config = {"nodes": [{"name": "hole", "host": "127.0.0.1", "port": server.port}], "startup": {"wait": "300ms"}}
         began = asyncio.get_running_loop().time()
         error = await refused(config, dbguard.NoPrimary)
 
@@ -73,8 +65,8 @@ async def test_a_black_hole_is_reported_after_startup_wait(calm_cluster):
 
 
 async def test_a_line_that_breaks_while_tls_is_asked_for_is_no_configuration_error():
-    async with answering(lambda reader, writer: writer.close()) as port:
-        config = {"nodes": [{"host": "127.0.0.1", "port": port}], "startup": {"wait": "200ms"}}
+    async with StreamServer(hang_up) as server:
+        config = {"nodes": [{"host": "127.0.0.1", "port": server.port}], "startup": {"wait": "200ms"}}
 
         await refused(config, dbguard.NoPrimary)
 
@@ -185,9 +177,9 @@ async def test_what_startup_needs_is_waited_for(calm_cluster, configured, need):
     names = ("b",) if need == "primary" else ("a", "b")
     config = configured(calm_cluster, *names, startup={"wait": "300ms", "need": need})
     if need == "all":
-        async with answering(lambda reader, writer: writer.close()) as port:
+        async with StreamServer(hang_up) as server:
             pass
-        config["nodes"].append({"name": "gone", "host": "127.0.0.1", "port": port})
+        config["nodes"].append({"name": "gone", "host": "127.0.0.1", "port": server.port})
 
     await refused(config, dbguard.NoPrimary)
 

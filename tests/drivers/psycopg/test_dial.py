@@ -21,6 +21,7 @@ from dbguard.drivers.server_settings import SERVER_SETTINGS
 from dbguard.login import libpq_keywords
 from dbguard.runtime.colour import now
 from dbguard.testing.cluster import Cluster
+from dbguard.testing.relay import Relay, StreamServer
 from tests.drivers.conftest import NAME
 
 if TYPE_CHECKING:
@@ -108,56 +109,44 @@ async def test_a_socket_in_a_directory_is_not_overruled_by_an_address() -> None:
     assert (said["host"], said["port"], said["hostaddr"]) == ("/var/run/postgresql", "5433", "")
 
 
-async def refuse(writer: asyncio.StreamWriter, message: bytes) -> None:
-    body = b"SFATAL\0VFATAL\0C08P01\0M" + message + b"\0\0"
-    writer.write(b"E" + struct.pack("!i", len(body) + 4) + body)
-    await writer.drain()
-    writer.close()
+class Pooler(Relay):
+    """A proxy that refuses options, as PgBouncer does. packets: the startup packets that it saw."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__("127.0.0.1", port)
+        self.packets: list[bytes] = []
+
+    async def receive(
+        self, requests: asyncio.StreamReader, client: asyncio.StreamWriter, *, first: bytes = b""
+    ) -> None:
+        packet = b""
+        for _ in range(2):
+            head = await requests.readexactly(4)
+            packet = head + await requests.readexactly(struct.unpack("!i", head)[0] - 4)
+            if len(packet) > 8:
+                break
+            client.write(b"N")  # no TLS, no GSSAPI
+        self.packets.append(packet)
+        if b"options" in packet:
+            body = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter in options: tcp_keepalives_count\0\0"
+            client.write(b"E" + struct.pack("!i", len(body) + 4) + body)
+        else:
+            await super().receive(requests, client, first=packet)
 
 
 @pytest.fixture
-async def pooler(single: Cluster) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A proxy that refuses options, as PgBouncer does; its port, and the startup packets that it saw."""
-    packets: list[bytes] = []
-    tasks: set[asyncio.Future[Any]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        packet = b""
-        for _ in range(2):
-            head = await reader.readexactly(4)
-            packet = head + await reader.readexactly(struct.unpack("!i", head)[0] - 4)
-            if len(packet) > 8:
-                break
-            writer.write(b"N")  # no TLS, no GSSAPI
-        packets.append(packet)
-        if b"options" in packet:
-            return await refuse(writer, b"unsupported startup parameter in options: tcp_keepalives_count")
-        replies, upstream = await asyncio.open_connection("127.0.0.1", single.primary.port)
-        upstream.write(packet)
-        tasks.update(asyncio.ensure_future(work) for work in (pump(reader, upstream), pump(replies, writer)))
-        return None
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1], packets
-    server.close()
-    await asyncio.gather(*tasks)
-    await server.wait_closed()
+async def pooler(single: Cluster) -> AsyncIterator[Pooler]:
+    async with Pooler(single.primary.port) as pooler:
+        yield pooler
 
 
-async def test_a_pooler_that_refuses_what_it_is_told_is_not_told_any_more(pooler: tuple[int, list[bytes]]) -> None:
-    port, packets = pooler
-    dialer = own(port, server_settings={"application_name": "shop"})
+async def test_a_pooler_that_refuses_what_it_is_told_is_not_told_any_more(pooler: Pooler) -> None:
+    dialer = own(pooler.port, server_settings={"application_name": "shop"})
 
     assert await asked(dialer, "SHOW application_name") == "shop"
     assert await asked(dialer, "SELECT 1") == 1
 
-    assert [b"options" in packet for packet in packets] == [True, False, False]
+    assert [b"options" in packet for packet in pooler.packets] == [True, False, False]
 
 
 @pytest.mark.parametrize("kind", ["text", "plain", "async"])
@@ -211,14 +200,13 @@ def blocking(dialer: Dialer, timeout: float) -> Any:
     return asyncio.to_thread(now, dialer.connect_blocking(elsewhere, timeout=timeout, autocommit=True))
 
 
-async def test_a_thread_dials_as_a_task_does(pooler: tuple[int, list[bytes]]) -> None:
-    port, packets = pooler
-    dialer = own(port, password=lambda: "any", aside=True, server_settings={"application_name": "till"})
+async def test_a_thread_dials_as_a_task_does(pooler: Pooler) -> None:
+    dialer = own(pooler.port, password=lambda: "any", aside=True, server_settings={"application_name": "till"})
 
     con = await blocking(dialer, 10)
 
     assert (await asyncio.to_thread(con.execute, "SHOW application_name")).fetchone() == ("till",)
-    assert [b"options" in packet for packet in packets] == [True, False]
+    assert [b"options" in packet for packet in pooler.packets] == [True, False]
     con.close()
 
 
@@ -289,21 +277,18 @@ async def test_a_dial_that_was_given_up_leaves_no_connection_behind() -> None:
         with contextlib.suppress(OSError):
             await reader.read()  # until its end
         gone.set()
-        writer.close()
 
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    kept: TimeoutError | None = None
-    began = time.monotonic()
-    try:
-        await own(server.sockets[0].getsockname()[1]).control(timeout=0.3)
-    except TimeoutError as error:
-        kept = error
+    async with StreamServer(say_nothing) as server:
+        kept: TimeoutError | None = None
+        began = time.monotonic()
+        try:
+            await own(server.port).control(timeout=0.3)
+        except TimeoutError as error:
+            kept = error
 
-    assert kept is not None
-    assert 0.25 <= time.monotonic() - began < 0.3 + SLACK
-    await asyncio.wait_for(gone.wait(), SLACK)
-    server.close()
-    await server.wait_closed()
+        assert kept is not None
+        assert 0.25 <= time.monotonic() - began < 0.3 + SLACK
+        await asyncio.wait_for(gone.wait(), SLACK)
 
 
 async def test_the_limit_holds_while_a_name_or_a_function_does_not_answer(

@@ -12,61 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Self
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from dbguard.testing.relay import StreamServer
 
 SSL_REQUEST = 80877103
 AGAIN = 0.02  # seconds between two dials of a server that is not there
 READY, REFUSED, TERMINATE = b"Z", b"E", b"X"
 
 
-class Pooler:
+class Pooler(StreamServer):
     """A context manager; *host* and *port* are the server's. replaced: how often a session was replaced."""
 
     def __init__(self, host: str, port: int) -> None:
+        super().__init__(self._pool)
         self._target = (host, port)
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self.replaced = 0
 
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        return self._server.sockets[0].getsockname()[1]
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            await self._serve(requests, client)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            return
-        finally:
-            client.transport.abort()
-
-    async def _serve(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+    async def _pool(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         greeting = await _first(requests)
         while int.from_bytes(greeting[4:8], "big") == SSL_REQUEST:
             client.write(b"N")
             greeting = await _first(requests)
-        session = await _Session.open(self._target, greeting)
+        session = await self._session(greeting)
         session.pass_on(client)
         try:
             while True:
@@ -74,14 +41,22 @@ class Pooler:
                 if kind == TERMINATE:
                     return
                 if session.gone:
-                    session.close()
-                    session = await _Session.open(self._target, greeting)
+                    await session.close()
+                    session = await self._session(greeting)
                     await session.greeted()
                     session.pass_on(client)
                     self.replaced += 1
                 session.send(message)
         finally:
-            session.close()
+            await session.close()
+
+    async def _session(self, greeting: bytes) -> _Session:
+        while True:
+            with contextlib.suppress(OSError):
+                replies, up = await self.dial(*self._target)
+                up.write(greeting)
+                return _Session(replies, up)
+            await asyncio.sleep(AGAIN)
 
 
 class _Session:
@@ -92,15 +67,6 @@ class _Session:
         self._up = up
         self._busy = True  # until the server says that it is ready
         self._task: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def open(cls, target: tuple[str, int], greeting: bytes) -> Self:
-        while True:
-            with contextlib.suppress(OSError):
-                session = cls(*await asyncio.open_connection(*target))
-                session._up.write(greeting)
-                return session
-            await asyncio.sleep(AGAIN)
 
     @property
     def gone(self) -> bool:
@@ -132,10 +98,11 @@ class _Session:
         self._busy = True
         self._up.write(message)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        self._up.transport.abort()
         if self._task is not None:
             self._task.cancel()
-        self._up.transport.abort()
+            await asyncio.wait([self._task])
 
 
 async def _first(reader: asyncio.StreamReader) -> bytes:

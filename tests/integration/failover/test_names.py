@@ -16,6 +16,7 @@ import pytest
 import dbguard
 from dbguard.events import NodeDown, PrimaryChanged, SplitBrainSeen
 from dbguard.testing.cluster import Cluster
+from dbguard.testing.relay import Relay
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ class Network:
         self.port = port
         self.names: dict[str, tuple[str, ...]] = {}
         self.asked: dict[str, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._real = socket.getaddrinfo
 
     def look_up(self, host: Any, port: Any, *args: Any, **more: Any) -> Any:
@@ -48,38 +48,9 @@ class Network:
         turned = [addresses[(turn + at) % len(addresses)] for at in range(len(addresses))]
         return [entry for address in turned for entry in self._real(address, port, *args, **more)]
 
-    async def serve(self, address: str, server: int) -> asyncio.Server:
+    def relay(self, address: str, server: int) -> Relay:
         """Let a server, by its port, be reached at *address*."""
-
-        async def relay(down: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.add(task)
-            try:
-                up, forth = await asyncio.open_connection("127.0.0.1", server)
-                pumps = [asyncio.create_task(_pump(down, forth)), asyncio.create_task(_pump(up, back))]
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-                forth.transport.abort()
-                await asyncio.gather(*pumps)
-            except (OSError, asyncio.CancelledError):
-                pass
-            finally:
-                back.transport.abort()
-                self._tasks.discard(task)
-
-        return await asyncio.start_server(relay, address, self.port)
-
-    async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks)
-
-
-async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(65_536):
-            target.write(data)
-            await target.drain()
+        return Relay("127.0.0.1", server, at=(address, self.port))
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +73,7 @@ async def network(three: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr("dbguard.runtime.monitor.LOOK_UP", 0.5)
     async with contextlib.AsyncExitStack() as stack:
         for number, node in enumerate(three.nodes, 2):
-            server = await network.serve(f"127.0.0.{number}", node.port)
-            stack.callback(server.close)
-        stack.push_async_callback(network.close)
+            await stack.enter_async_context(network.relay(f"127.0.0.{number}", node.port))
         yield network
 
 
@@ -204,18 +173,17 @@ async def test_one_server_under_two_names_is_no_split_brain(
     network: Network, guarded: Any, three: Cluster, events: list[Event]
 ) -> None:
     network.names = {"old.test": ("127.0.0.2",), "new.test": ("127.0.0.5",), "read.test": ("127.0.0.3",)}
-    server = await network.serve("127.0.0.5", three.node("a").port)
-    try:
-        async with guarded("old.test", "new.test", "read.test", replicas=1) as guard:
-            for number in range(20):
-                assert await guard.fetchval(WRITE, number) == "a"
-                await asyncio.sleep(0.1)  # several rounds of probes: two in a row would refuse writes
+    async with (
+        network.relay("127.0.0.5", three.node("a").port),
+        guarded("old.test", "new.test", "read.test", replicas=1) as guard,
+    ):
+        for number in range(20):
+            assert await guard.fetchval(WRITE, number) == "a"
+            await asyncio.sleep(0.1)  # several rounds of probes: two in a row would refuse writes
 
-            assert guard.status().writes == "open"
-            assert not [event for event in events if isinstance(event, SplitBrainSeen)]
-            assert len([event for event in events if isinstance(event, PrimaryChanged)]) == 1
-    finally:
-        server.close()
+        assert guard.status().writes == "open"
+        assert not [event for event in events if isinstance(event, SplitBrainSeen)]
+        assert len([event for event in events if isinstance(event, PrimaryChanged)]) == 1
 
 
 async def test_a_name_behind_which_several_replicas_stand_serves_reads_by_each_of_them(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -16,6 +16,7 @@ import pytest
 import dbguard
 from dbguard.drivers import outcome_sql
 from dbguard.events import Contested, NodeFenced, PrimaryChanged, ReignUnmarked, WriteMayBeLost
+from dbguard.testing.relay import Relay
 from tests.integration.failover.workload import promote
 
 if TYPE_CHECKING:
@@ -57,52 +58,19 @@ def branch_of(history: str) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-class Door:
+class Door(Relay):
     """An address of one server that nobody can reach until it is opened."""
 
     def __init__(self, port: int) -> None:
-        self._to = port
+        super().__init__("127.0.0.1", port)
         self._open = False
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._meet, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def open(self) -> None:
         self._open = True
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            if self._open:
-                there, back = await asyncio.open_connection("127.0.0.1", self._to)
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._carry(reader, back))
-                        group.create_task(self._carry(there, writer))
-                finally:
-                    back.close()
-        except (OSError, ExceptionGroup):
-            return
-        finally:
-            writer.close()
-            self._tasks.discard(task)
-
-    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-        raise ConnectionResetError
+    async def receive(self, requests, client, *, first=b""):
+        if self._open:
+            await super().receive(requests, client, first=first)
 
 
 # ---------------------------------------------------------------- marks

@@ -26,10 +26,8 @@ GONE = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $1"
 
 @pytest.fixture
 async def wire(home: Cluster) -> AsyncIterator[Wire]:
-    wire = Wire("127.0.0.1", home.primary.port)
-    await wire.start()
-    yield wire
-    await wire.stop()
+    async with Wire("127.0.0.1", home.primary.port) as wire:
+        yield wire
 
 
 async def test_an_idempotent_repeat_is_overtaken_by_its_late_original(
