@@ -24,14 +24,14 @@ _Most: TypeAlias = int | Literal["any"]
 class Failed(Checker):
     """No more calls than these end without what was asked for; those of the warm-up do not count."""
 
-    reads: Annotated[_Most, _Any] = "any"
-    """Reads that fail at most, 0 to 1,000,000, or any number. Default any."""
-    appends: Annotated[_Most, _Any] = "any"
-    """Appends that fail at most, which were not applied then; the same. Default any."""
+    reads: Annotated[_Most, _Any] = 0
+    """Reads that fail at most, 0 to 1,000,000, or any number. Default 0."""
+    appends: Annotated[_Most, _Any] = 0
+    """Appends at most of which the caller is told that they failed; the same. Default 0."""
     unknown: Annotated[_Most, _Any] = "any"
     """Appends at most of which the caller is told that they may have been applied; the same. Default any."""
     least: Annotated[int, Whole(1, 1_000_000)] = 100
-    """Calls of each kind that is bounded, or the run proves nothing. Default 100."""
+    """Calls of the kinds that are bounded, or the run proves nothing. Default 100."""
 
     def judge(self, history: History) -> Verdict:
         """Count them."""
@@ -42,7 +42,7 @@ class Failed(Checker):
         }
         said: list[str] = []
         over: list[Operation] = []
-        few = False
+        kinds: set[Kind] = set()
         for (calls, how, most), (kind, outcome) in counted.items():
             if most == "any":
                 continue
@@ -50,14 +50,16 @@ class Failed(Checker):
             found = [op for op in made if op.outcome is outcome]
             said.append(f"{len(found)} of {len(made)} {calls} {how}, allowed {most}")
             over += found if len(found) > most else []
-            few = few or len(made) < self.least
+            kinds.add(kind)
         if over:
             return broken("; ".join(said), over)
-        return unknown(f"{'; '.join(said)}; {self.least} calls would prove something") if few else ok("; ".join(said))
+        if sum(len(history.of(kind)) for kind in kinds) < self.least:
+            return unknown(f"{'; '.join(said)}; {self.least} would prove something")
+        return ok("; ".join(said))
 
     def _contradictions(self) -> list[Unfitness]:
         bounded = any(most != "any" for most in (self.reads, self.appends, self.unknown))
-        return [] if bounded else [((), "should bound how many reads fail, appends fail, or appends are unknown")]
+        return [] if bounded else [((), "should bound something")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
