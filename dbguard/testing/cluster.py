@@ -7,6 +7,8 @@
         cluster.follow("c", "b")
         cluster.rejoin("a")
 
+``python -m dbguard.testing.cluster`` keeps one up by hand, with commands that break it.
+
 For tests and demonstrations only: it does not sync to disk, and without *password* it trusts every user of this
 machine. It listens on the loopback interface alone. Nothing stays behind, however the process ends (`Sandbox`).
 
@@ -20,6 +22,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -429,3 +432,9 @@ def _all_at_once(do: Callable[[Any], object], over: Iterable[Any]) -> None:
     errors = [e for future in futures if (e := future.exception()) is not None]
     if errors:
         raise min(errors, key=lambda e: not isinstance(e, PortTaken))
+
+
+if __name__ == "__main__":
+    from dbguard.testing.prompt import main
+
+    sys.exit(main())

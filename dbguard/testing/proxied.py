@@ -21,6 +21,7 @@ from dbguard.testing.cluster import Cluster, ClusterError, ClusterNode
 from dbguard.testing.toxiproxy import Proxy, Toxiproxy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = ["APPLICATION", "ProxiedCluster"]
@@ -36,14 +37,17 @@ class ProxiedCluster(Cluster):
     process, as of `Toxiproxy`.
 
     proxy_binary: the Toxiproxy server to run. Default: the one that is found or built.
+    say: told in one line before that is built. Default: nobody.
     options: as for `Cluster`.
 
     toxiproxy: the server; ``toxiproxy.reset()`` heals every link, ``toxiproxy.broken()`` lists what is not healed.
     """
 
-    def __init__(self, *, proxy_binary: Path | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, proxy_binary: Path | None = None, say: Callable[[str], None] = lambda _line: None, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.toxiproxy = Toxiproxy(binary=proxy_binary)
+        self.toxiproxy = Toxiproxy(binary=proxy_binary, say=say)
         self._links: dict[tuple[str, str], Proxy] = {}
         self._links_lock = threading.Lock()  # held while a proxy is made, so that two threads do not make one twice
 
@@ -82,6 +86,12 @@ class ProxiedCluster(Cluster):
                 proxy = self.toxiproxy.proxy(f"{dials}-{target.name}", f"{target.host}:{target.port}")
                 self._links[dials, target.name] = proxy
             return proxy
+
+    @property
+    def links(self) -> Mapping[tuple[str, str], Proxy]:
+        """All links made until now, by the names of their ends: who dials, and who listens."""
+        with self._links_lock:
+            return dict(self._links)
 
     def dsn(self, *names: ClusterNode | str, user: str = "postgres", database: str = "postgres") -> str:
         """Write a DSN of the named nodes, or of all of them, as the application reaches them: through the proxies."""

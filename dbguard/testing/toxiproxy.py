@@ -27,11 +27,11 @@ from urllib.parse import urlsplit
 
 from dbguard.testing.ports import HOST, claim_ports
 from dbguard.testing.processes import RunAs, Sandbox, kill_tree
-from dbguard.testing.toxiproxy_server import server_binary
+from dbguard.testing.toxiproxy_server import ToxiproxyUnavailable, server_binary
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -80,11 +80,15 @@ class Toxiproxy:
 
     binary: the program. Default: the one that `server_binary` finds or builds.
     timeout: seconds that it may take to answer a request, > 0. Default 5.
+    say: told in one line before the program is built, which takes up to a minute. Default: nobody.
     """
 
-    def __init__(self, *, binary: Path | None = None, timeout: float = 5.0) -> None:
+    def __init__(
+        self, *, binary: Path | None = None, timeout: float = 5.0, say: Callable[[str], None] = lambda _line: None
+    ) -> None:
         self._binary = binary
         self._timeout = timeout
+        self._say = say
         self._parts = contextlib.ExitStack()
         self._started = False
         self.port = 0
@@ -96,7 +100,8 @@ class Toxiproxy:
 
         Raises ToxiproxyError if it does not, or if this process runs one already; `ToxiproxyUnavailable`.
         """
-        binary = self._binary or server_binary()
+        _library()  # before anything is built that it would be needed for
+        binary = self._binary or server_binary(say=self._say)
         if not _in_use.acquire(blocking=False):
             raise ToxiproxyError("this process runs a Toxiproxy server already; share it, or stop it first")
         try:
@@ -393,9 +398,11 @@ class _Http:
 
 
 def _library() -> Any:
-    """Return the module of toxiproxy-python in which its requests are made."""
-    import toxiproxy.api  # noqa: PLC0415  see above
-
+    """Return the module of toxiproxy-python in which its requests are made. Raises `ToxiproxyUnavailable`."""
+    try:
+        import toxiproxy.api  # noqa: PLC0415  see above
+    except ModuleNotFoundError as e:
+        raise ToxiproxyUnavailable(f"{e.name} is not installed: pip install 'dbguard-postgres[test]'") from e
     return toxiproxy.api
 
 
