@@ -80,9 +80,14 @@ def dbguard_proxied_cluster(request: pytest.FixtureRequest) -> Iterator[ProxiedC
 def dbguard_faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
     """Give what breaks the test's cluster: `dbguard_proxied_cluster` if the test asks for that, else `dbguard_cluster`."""
     from dbguard.testing.faults import Faults  # noqa: PLC0415
+    from dbguard.testing.processes import ClusterError  # noqa: PLC0415
 
-    with Faults(_chosen(request)) as faults:
-        yield faults
+    cluster = _chosen(request)
+    try:
+        with Faults(cluster) as faults:
+            yield faults
+    except ClusterError as e:  # after the test: one that could not be healed, or that was never done
+        pytest.fail(f"dbguard_faults: {e}", pytrace=False)
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Callers that go on calling while a test breaks what they call.
 
-    async with Callers(order, ledger):        # a coroutine function: tasks of this loop
+    async with Callers(order, ledger) as callers:      # a coroutine function: tasks of this loop
         async with faults.failover():
-            await asyncio.sleep(2)
+            await callers.acknowledged(50)             # until 50 more calls have ended well
 
-    with Callers(order, ledger):              # a plain function: threads
+    with Callers(order, ledger) as callers:            # a plain function: threads
         with faults.failover():
-            time.sleep(2)
+            callers.wait_acknowledged(50)
 
 Each call gets a number that no other call has, and what becomes of it stands in the ledger.
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dbguard.testing.ledger import Ledger
 
 __all__ = ["Callers"]
+
+_POLL = 0.01  # seconds between two looks at the ledger
 
 
 class Callers:
@@ -61,6 +63,14 @@ class Callers:
 
     # --- in threads
 
+    def wait_acknowledged(self, more: int, *, timeout: float = 60.0) -> None:
+        """Wait until *more* further calls were acknowledged. Raises TimeoutError after *timeout* seconds."""
+        goal, until = self._ledger.acknowledged + more, time.monotonic() + timeout
+        while self._ledger.acknowledged < goal:
+            if time.monotonic() > until:
+                raise TimeoutError(self._short(goal, timeout))
+            time.sleep(_POLL)
+
     def __enter__(self) -> Self:
         if asyncio.iscoroutinefunction(self._call):
             raise TypeError(f"{self._call.__name__} is a coroutine function: write `async with Callers(...)`")
@@ -86,6 +96,14 @@ class Callers:
             self._over.wait(self._pause)
 
     # --- in tasks
+
+    async def acknowledged(self, more: int, *, timeout: float = 60.0) -> None:
+        """Wait until *more* further calls were acknowledged. Raises TimeoutError after *timeout* seconds."""
+        goal, until = self._ledger.acknowledged + more, time.monotonic() + timeout
+        while self._ledger.acknowledged < goal:
+            if time.monotonic() > until:
+                raise TimeoutError(self._short(goal, timeout))
+            await asyncio.sleep(_POLL)
 
     async def __aenter__(self) -> Self:
         if not asyncio.iscoroutinefunction(self._call):
@@ -115,6 +133,10 @@ class Callers:
             with contextlib.suppress(Exception), self._ledger.entry(number):  # it stands in the ledger
                 await self._call(number)
             await asyncio.sleep(self._pause)
+
+    def _short(self, goal: int, timeout: float) -> str:
+        seen = ", ".join(f"{name} {times}" for name, times in self._ledger.errors.most_common(3)) or "none"
+        return f"{self._ledger.acknowledged} calls acknowledged, not {goal}, after {timeout:g} s; errors: {seen}"
 
     def _late(self, stuck: int) -> str:
         return f"{stuck} of {self._count} callers were still in a call {self._patience:g} s after their time was over"

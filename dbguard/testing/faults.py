@@ -187,7 +187,8 @@ class Faults:
 
     def latency(self, link: str, seconds: float, *, jitter: float = 0.0) -> Fault:
         """Hold up all replies of a link by *seconds*, give or take *jitter* seconds."""
-        return self.toxic(link, "latency", latency=round(seconds * 1000), jitter=round(jitter * 1000))
+        more: dict[str, Any] = {"jitter": round(jitter * 1000)} if jitter else {}
+        return self.toxic(link, "latency", latency=round(seconds * 1000), **more)
 
     def toxic(
         self, link: str, kind: ToxicKind, *, stream: Stream = "downstream", toxicity: float = 1.0, **attributes: int

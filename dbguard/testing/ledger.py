@@ -100,6 +100,11 @@ class Ledger:
             return tuple(self._entries)
 
     @property
+    def acknowledged(self) -> int:
+        """How many entries were acknowledged until now."""
+        return sum(entry.acknowledged for entry in self.entries)
+
+    @property
     def errors(self) -> Counter[str]:
         """How often callers saw which exception, by the name of its class and, of `Refused`, its message."""
         return Counter(entry.error for entry in self.entries if entry.error is not None)
