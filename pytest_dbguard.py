@@ -87,7 +87,7 @@ def dbguard_faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
         with Faults(cluster) as faults:
             yield faults
     except ClusterError as e:  # after the test: one that could not be healed, or that was never done
-        pytest.fail(f"dbguard_faults: {e}", pytrace=False)
+        raise _failed(f"dbguard_faults: {e}") from None
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def _running(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterato
         try:
             cluster = stack.enter_context(make())
         except (ClusterError, ToxiproxyError, ToxiproxyUnavailable) as e:
-            pytest.fail(f"{request.fixturename}: {e}", pytrace=False)
+            raise _failed(f"{request.fixturename}: {e}") from None
         yield cluster
 
 
@@ -124,7 +124,7 @@ def _shape(request: pytest.FixtureRequest) -> dict[str, Any]:
     config = request.config
     replicas = config.getini("dbguard_replicas")
     if not replicas.isdigit():
-        pytest.fail(f"dbguard_replicas should be a number from 0 to 9, not {replicas!r}", pytrace=False)
+        raise _failed(f"dbguard_replicas should be a number from 0 to 9, not {replicas!r}")
     shape: dict[str, Any] = {
         "replicas": int(replicas),
         "synchronous": config.getini("dbguard_synchronous"),
@@ -133,12 +133,17 @@ def _shape(request: pytest.FixtureRequest) -> dict[str, Any]:
     for marker in reversed(list(request.node.iter_markers(MARKER))):
         if marker.args or (unknown := marker.kwargs.keys() - SHAPE):
             what = f"unknown {', '.join(sorted(unknown))}" if not marker.args else "arguments need names"
-            pytest.fail(f"@pytest.mark.{MARKER}: {what}; it takes {', '.join(SHAPE)}", pytrace=False)
+            raise _failed(f"@pytest.mark.{MARKER}: {what}; it takes {', '.join(SHAPE)}")
         shape |= marker.kwargs
     postgres = shape.pop("postgres")
     if postgres not in {None, "system", "wheel"}:
-        pytest.fail(f"the PostgreSQL for dbguard's clusters is 'system' or 'wheel', not {postgres!r}", pytrace=False)
+        raise _failed(f"the PostgreSQL for dbguard's clusters is 'system' or 'wheel', not {postgres!r}")
     return shape | {"binaries": find_binaries(postgres)}
+
+
+def _failed(why: str) -> BaseException:
+    """Return a failure that is shown in its own words, without a traceback through pytest and us."""
+    return pytest.fail.Exception(why, pytrace=False)
 
 
 def _say(config: pytest.Config, line: str) -> None:

@@ -402,7 +402,9 @@ def _library() -> Any:
     try:
         import toxiproxy.api  # noqa: PLC0415  see above
     except ModuleNotFoundError as e:
-        raise ToxiproxyUnavailable(f"{e.name} is not installed: pip install 'dbguard-postgres[test]'") from e
+        raise ToxiproxyUnavailable(
+            f"{str(e.name).partition('.')[0]} is not installed: pip install 'dbguard-postgres[test]'"
+        ) from e
     return toxiproxy.api
 
 
