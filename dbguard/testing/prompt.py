@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import select
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 PROMPT = "cluster> "
+CHUNK = 4096  # bytes read at once
 
 
 class _Refused(Exception):
@@ -167,7 +169,7 @@ class Prompt:
         """Stay up until a signal ends it."""
         _words(rest, 0)
         while True:
-            threading.Event().wait(3600)
+            time.sleep(1)
 
     def help(self, rest: str) -> str:
         """List the commands."""
@@ -348,16 +350,36 @@ def _converse(cluster: Cluster) -> int:
 
 
 def _lines(*, terminal: bool) -> Iterator[str]:
-    if not terminal:
-        yield from sys.stdin
-        return
-    with contextlib.suppress(ImportError):  # editing and history, where this Python has it
-        import readline  # noqa: F401, PLC0415
-    while True:
-        try:
-            yield input(PROMPT)
-        except EOFError:
-            return
+    """Read standard input line by line.
+
+    Not by `input`: a signal that comes just before it waits is not seen until the next key is pressed. What wakes this
+    is a file, so that it is not lost.
+    """
+    source, pending = sys.stdin.fileno(), b""
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    before = signal.set_wakeup_fd(woken)
+    try:
+        while True:
+            if terminal:
+                print(PROMPT, end="", flush=True)
+            while b"\n" not in pending:
+                ready, _, _ = select.select([source, wake], [], [])
+                if wake in ready:
+                    os.read(wake, CHUNK)  # the signal's own handler runs now, and raises
+                    continue
+                read = os.read(source, CHUNK)
+                if not read:
+                    if pending:
+                        yield pending.decode(errors="replace")
+                    return
+                pending += read
+            line, _, pending = pending.partition(b"\n")
+            yield line.decode(errors="replace")
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wake)
+        os.close(woken)
 
 
 def _say(text: str, *, to: Any = None) -> None:
