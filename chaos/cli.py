@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos import cli_list, cli_run
+from chaos import cli_list, cli_run, cli_soak
 from chaos.clients import CLIENTS
 from dbguard.errors import ConfigError
 from dbguard.testing.cluster import ClusterError
@@ -34,6 +34,7 @@ examples:
   python -m chaos run ack-lost --client naive-retry     the same with the loop that is written everywhere
   python -m chaos run all --report chaos.html           all of them, and a page to look at
   python -m chaos run my-own.yaml                       a scenario of your own
+  python -m chaos soak --minutes 30 --seed 7            one client, and everything that can break
 """
 
 
@@ -87,8 +88,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--rounds", type=_count, default=1, metavar="N", help="run all so often, each time with the next seed"
     )
+    command.add_argument("--markdown", action="store_true", help="write the table at the end as Markdown")
     _add_output(command)
     command.set_defaults(do=cli_run.run)
+
+    command = commands.add_parser(
+        "soak", help="keep one client open while everything breaks, and watch that nothing grows"
+    )
+    command.add_argument("--minutes", type=_minutes, default=30.0, metavar="N", help="how long (default: 30)")
+    command.add_argument("--client", choices=CLIENTS, default="guard", help="who is put to the test (default: guard)")
+    command.add_argument("--seed", type=int, default=1, metavar="N", help="of all that breaks, and when (default: 1)")
+    _add_output(command)
+    command.set_defaults(do=cli_soak.run)
     return parser
 
 
@@ -100,7 +111,6 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write one document with everything; without FILE to standard output, and everything else to standard error",
     )
-    command.add_argument("--markdown", action="store_true", help="write the table at the end as Markdown")
     command.add_argument(
         "--history", type=Path, metavar="FOLDER", help="write the history of each run there while it happens"
     )
@@ -117,3 +127,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000):
         raise argparse.ArgumentTypeError("should be a whole number from 1 to 1000")
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0.1 <= minutes <= 100_000:
+        raise argparse.ArgumentTypeError("should be a number of minutes, at least 0.1")
+    return minutes

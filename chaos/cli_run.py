@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from chaos import table
 from chaos.checkers import State
 from chaos.clients import CLIENTS
-from chaos.clients.pools import Plain
+from chaos.clients.guards import GuardClient
 from chaos.clusters import Clusters
 from chaos.play import play
 from chaos.progress import progress_on
 from chaos.scenario import every, find, load
-from chaos.table import Entry
+from chaos.table import EXIT_CODES, INTERRUPTED, Entry
 from dbguard.cli import running
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
@@ -31,13 +31,9 @@ if TYPE_CHECKING:
     from chaos.progress import Progress
     from chaos.scenario import Scenario
 
-__all__ = ["EXIT_CODES", "GUARDED", "INTERRUPTED", "run"]
+__all__ = ["GUARDED", "run"]
 
-EXIT_CODES = {State.OK: 0, State.BROKEN: 1, State.UNKNOWN: 2}
-INTERRUPTED = 130
-"""The exit code after Ctrl-C."""
-
-GUARDED = tuple(name for name, kind in CLIENTS.items() if not issubclass(kind, Plain))
+GUARDED = tuple(name for name, kind in CLIENTS.items() if issubclass(kind, GuardClient))
 """The clients that have a guard."""
 
 _OVERHEAD = 3.0  # seconds that a run takes beside its own, at first sight: opening, closing, reading back

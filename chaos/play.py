@@ -85,14 +85,22 @@ async def play(
 
 
 async def play_on(
-    bench: Bench, scenario: Scenario, *, seed: int = 1, path: Path | None = None, last: bool = True
+    bench: Bench,
+    scenario: Scenario,
+    *,
+    seed: int = 1,
+    path: Path | None = None,
+    last: bool = True,
+    in_turn: bool = False,
 ) -> Result:
     """Run *scenario* with the client of *bench*, which has room for its callers and the settings that it asks for.
 
     last: close the client in the end, so that what it leaves behind is judged, too. Otherwise it can go on.
+    in_turn: let each fault wait for those that were to be over before it, however long their healing takes, and leave out
+        one for which no node has the role. Otherwise all come on time, and that is an error.
     seed, path: as for `play`.
     """
-    run = _Run(scenario, bench, seed)
+    run = _Run(scenario, bench, seed, in_turn=in_turn)
     await run.prepare()
     try:
         history = await run.play(path, last=last)
@@ -109,7 +117,7 @@ async def play_on(
 class _Run:
     """One run under way."""
 
-    def __init__(self, scenario: Scenario, bench: Bench, seed: int) -> None:
+    def __init__(self, scenario: Scenario, bench: Bench, seed: int, *, in_turn: bool) -> None:
         self._scenario = scenario
         self._workload = scenario.workload
         self._bench = bench
@@ -117,6 +125,7 @@ class _Run:
         application = Application(asyncio.get_running_loop(), scenario.workload.table, bench.wires, bench.calls)
         self._stage = Stage(bench.cluster, seed, application)
         self._seed = seed
+        self._in_turn = in_turn
         self._do = bench.do
 
     async def prepare(self) -> None:
@@ -164,17 +173,27 @@ class _Run:
         async with asyncio.TaskGroup() as tasks:
             callers = tasks.create_task(self._workload.run(client, journal, stop, self._seed))
             sampler = tasks.create_task(sampling.watch(client, journal))
-            breaking = [tasks.create_task(self._break(due, journal)) for due in scenario.schedule(self._seed)]
+            breaking = tasks.create_task(self._break_all(journal))
             await _until(journal, scenario.duration)
-            await asyncio.gather(*breaking)  # to bring back a server can take longer than was planned
+            await breaking  # to bring back a server can take longer than was planned
             journal.stopped(journal.now())
             stop.set()
             await callers
             sampler.cancel()
 
+    async def _break_all(self, journal: Journal) -> None:
+        """Break everything when its time has come, and heal it."""
+        late, begun = 0.0, list[tuple[float, asyncio.Task[None]]]()
+        async with asyncio.TaskGroup() as tasks:
+            for due in self._scenario.schedule(self._seed):
+                if self._in_turn:
+                    await asyncio.gather(*(task for end, task in begun if end <= due.at))
+                    late = max(late, journal.now() - due.at)
+                await _until(journal, due.at + late)
+                begun.append((due.at + due.seconds, tasks.create_task(self._break(due, journal))))
+
     async def _break(self, due: Due, journal: Journal) -> None:
-        """Break one thing when its time has come, and heal it when its time is over, or when all is over."""
-        await _until(journal, due.at)
+        """Break one thing, and heal it when its time is over, or when all is over."""
         # The thread that injects a fault also notes how to heal it: a cancellation in between finds it here.
         healing = contextlib.ExitStack()
         number, what, began = None, str(due.fault), journal.now()
@@ -187,6 +206,10 @@ class _Run:
             await _until(journal, start + due.seconds)
             if effect := await self._do(due.fault.effect, self._stage):
                 journal.event({"event": SHOWN, "at": journal.now(), "fault": what, "what": effect})
+        except LookupError as e:
+            if number is not None or not self._in_turn:
+                raise
+            self._tell(journal, f"left out: {due.fault}: {e}")
         finally:
             end = journal.now()
             await self._do(healing.close)

@@ -36,7 +36,7 @@ from dbguard.config.values import Fault, Rule, Text, Unfit
 from dbguard.errors import ConfigError
 from dbguard.testing.cluster import NAMES
 
-__all__ = ["Due", "Scenario", "Step", "Topology", "every", "find", "load"]
+__all__ = ["Due", "Scenario", "Step", "Topology", "every", "find", "load", "parse"]
 
 _FOLDER = Path(__file__).parent / "scenarios"
 _HOUR = 3_600.0
@@ -189,8 +189,13 @@ def load(path: Path) -> Scenario:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8'}") from None
-    tree, report = read(text, str(path))
-    scenario = _Reading(report).scenario(tree, path.stem) if report.error() is None else None
+    return parse(text, path.stem, where=str(path))
+
+
+def parse(text: str, name: str, *, where: str | None = None) -> Scenario:
+    """Make a scenario of YAML text. Raises ConfigError as `load`; *where*: what it calls the text, by default *name*."""
+    tree, report = read(text, where or name)
+    scenario = _Reading(report).scenario(tree, name) if report.error() is None else None
     if error := report.error():
         raise error
     assert scenario is not None  # what could not be read was reported

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chaos.play import Result
     from dbguard.cli.output import Output
 
-__all__ = ["Entry", "document", "markdown", "table"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "STYLES", "Entry", "document", "markdown", "table"]
 
 _COLUMNS = (
     "scenario",
@@ -34,7 +34,11 @@ _COLUMNS = (
     ">writes paused",
     "verdict",
 )
-_STYLES = {State.OK: "green", State.UNKNOWN: "yellow", State.BROKEN: "red bold"}
+EXIT_CODES = {State.OK: 0, State.BROKEN: 1, State.UNKNOWN: 2}
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+STYLES = {State.OK: "green", State.UNKNOWN: "yellow", State.BROKEN: "red bold"}
 _COUNTS = ("faults", "calls", "lost", "duplicated", "stale", "unknown", "failed_reads")
 
 
@@ -121,7 +125,7 @@ class Entry:
 def table(output: Output, entries: Sequence[Entry]) -> None:
     """Write the table, and the sums below it."""
     rows: list[list[Cell | str]] = [
-        [*entry.cells()[:-1], Cell(entry.verdict, _STYLES[entry.state])] for entry in entries
+        [*entry.cells()[:-1], Cell(entry.verdict, STYLES[entry.state])] for entry in entries
     ]
     if len(entries) > 1:
         rows.append([Cell(cell, "bold") for cell in _total(entries)])

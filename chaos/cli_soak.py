@@ -1,0 +1,125 @@
+"""The command ``soak``: one client stays open for minutes or hours while everything breaks, and nothing may grow."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from chaos.checkers import State
+from chaos.mix import segments
+from chaos.play import cluster_for
+from chaos.progress import progress_on
+from chaos.soak import Soak
+from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry
+from dbguard.cli import running
+from dbguard.cli.output import Output
+from dbguard.testing.toxiproxy_server import server_binary
+
+if TYPE_CHECKING:
+    import argparse
+
+    from chaos.mix import Segment
+    from chaos.play import Result
+    from chaos.progress import Progress
+    from chaos.soak import Stretch
+
+__all__ = ["run"]
+
+
+def run(given: argparse.Namespace) -> int:
+    """Soak; return the exit code."""
+    people: TextIO = sys.stderr if given.json == "-" else sys.stdout
+    if given.history:
+        given.history.mkdir(parents=True, exist_ok=True)
+    binary = server_binary(say=lambda line: print(line, file=people, flush=True))
+    drawn = segments(given.seed)
+    first = next(drawn)  # all have its topology
+    seconds, interrupted = given.minutes * 60, False
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
+        with progress_on(people) as progress:
+            show = _Show(progress, kept, seconds)
+            soak = Soak(client=given.client, seed=given.seed, say=progress.say, folder=given.history, watch=show)
+            try:
+                with cluster_for(first.scenario, proxy_binary=binary) as cluster:
+                    running.run(soak.run(cluster, itertools.chain([first], drawn), seconds=seconds))
+            except KeyboardInterrupt:
+                interrupted = True
+            except Exception as e:  # noqa: BLE001  what was seen before is still told
+                failed = f"{type(e).__name__}: {e}"
+                progress.end(State.UNKNOWN, failed, "".join(traceback.format_exception(e)))
+        _tell(soak, Output(people), interrupted=interrupted)
+        if given.json:
+            kept.seek(0)
+            said = {**soak.as_dict(), "interrupted": interrupted, "segments": [json.loads(line) for line in kept]}
+            text = json.dumps(said, indent=1) + "\n"
+            if given.json == "-":
+                sys.stdout.write(text)
+            else:
+                Path(given.json).write_text(text, encoding="utf-8")
+    return INTERRUPTED if interrupted else EXIT_CODES[soak.state]
+
+
+class _Show:
+    """Shows segments, and keeps all that is known of them in a file: in memory it would count as growth."""
+
+    def __init__(self, progress: Progress, kept: TextIO, seconds: float) -> None:
+        self._progress = progress
+        self._kept = kept
+        self._seconds = seconds
+        self._began = self._at = time.monotonic()
+        self._whole = ""
+
+    def begins(self, number: int, segment: Segment) -> None:
+        """Show that a segment begins."""
+        self._at = time.monotonic()
+        gone, made = self._at - self._began, segment.scenario
+        each = gone / (number - 1) if number > 1 else made.warm_up + made.duration
+        self._progress.begin(
+            made.name,
+            f"{len(made.timeline)} faults",
+            number=number,
+            count=max(number, round(self._seconds / each)),
+            seconds=each,
+            left=max(each, self._seconds - gone),
+        )
+
+    def judged(self, number: int, result: Result) -> None:
+        """Keep what a segment showed."""
+        entry = Entry.of(result, result.history.head["about"], time.monotonic() - self._at)
+        self._kept.write(json.dumps({"number": number, **entry.as_dict()}) + "\n")
+        self._whole = str(result)
+
+    def ends(self, stretch: Stretch) -> None:
+        """Show how a segment ended."""
+        self._progress.end(stretch.state, str(stretch), f"{self._whole}\n{stretch}")
+        self._whole = ""
+
+
+def _tell(soak: Soak, output: Output, *, interrupted: bool) -> None:
+    """Write what it comes to."""
+    total = soak.as_dict()["total"]
+    output.line(
+        f"soak, {total['segments']} segments, client {soak.client}, seed {soak.seed}: "
+        f"{total['faults']:,} faults, {total['calls']:,} calls"
+    )
+    names = ("lost", "duplicated", "stale", "unknown", "failed_reads")
+    output.line("  " + ", ".join(f"{name.replace('_', ' ')} {total[name]:,}" for name in names))
+    if total["not_all_felt"]:
+        output.line(f"  segments in which not every fault was felt: {total['not_all_felt']}")
+    for one in soak.stretches:
+        if one.state is not State.OK:
+            output.line(f"  {one}", STYLES[one.state])
+    for growth in soak.growth():
+        output.line(f"  {growth}", STYLES[growth.state])
+    if soak.leaks is not None:
+        left = "; ".join(map(str, soak.leaks))
+        output.line(f"  left behind in the end: {left or 'nothing'}", STYLES[State.BROKEN if left else State.OK])
+    if interrupted:
+        output.line("interrupted, and healed", "yellow")
+    output.line(soak.state.name.lower(), STYLES[soak.state])
