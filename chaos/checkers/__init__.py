@@ -11,6 +11,7 @@ from __future__ import annotations
 from chaos.checkers.answers import Failed, Latency
 from chaos.checkers.course import Contended, Felt, Leaks
 from chaos.checkers.reads import Order, Stale
+from chaos.checkers.routes import Spared, Steady
 from chaos.checkers.table import Duplicated, Lost, Phantom
 from chaos.checkers.times import Gaps, Overshoot, Pause, ReadsGoOn, pauses
 from chaos.checkers.verdict import Checker, State, Verdict
@@ -31,8 +32,10 @@ __all__ = [
     "Pause",
     "Phantom",
     "ReadsGoOn",
+    "Spared",
     "Stale",
     "State",
+    "Steady",
     "Verdict",
     "pauses",
 ]
@@ -50,6 +53,8 @@ CHECKERS: dict[str, type[Checker]] = {
     "latency": Latency,
     "leaks": Leaks,
     "felt": Felt,
+    "spared": Spared,
+    "steady": Steady,
     "contended": Contended,
 }
 """The checkers, by their names in a scenario."""

@@ -3,11 +3,15 @@
 (Annotations are evaluated here, since `Section` reads the rules in them.)
 """
 
+import asyncio
 import re
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
+
+import asyncpg
 
 from chaos.faults.base import Breakage
 from chaos.stage import Stage
@@ -19,6 +23,10 @@ from dbguard.testing.toxiproxy import TOXICS, Proxy, Stream, ToxicKind
 __all__ = ["Down", "Hole", "Link", "Toxic"]
 
 _FRESH = 0.3  # seconds in which a replica that streams has what its upstream wrote; usually 0.001
+_SLOW = ("latency", "bandwidth", "slicer")  # the toxics that cut nothing
+_SLOWER = 0.03  # seconds by which an answer is slow
+_ANSWER = 500  # bytes of an answer: a few packets of what is read of a table
+_PATIENCE = 10.0  # seconds for it
 
 
 class Link(NamedTuple):
@@ -113,6 +121,14 @@ class Toxic(_OnLink):
         """Add the toxic."""
         return self.proxy(stage).toxic(self.kind, stream=self.stream, toxicity=self.toxicity, **self.attributes)
 
+    def effect(self, stage: Stage) -> str | None:
+        """Say also how much slower a question is answered over the link than past it, where the toxic is to slow it down."""
+        if self.link.source != APPLICATION or self.kind not in _SLOW:
+            return super(Toxic, self).effect(stage)
+        link, node = self.proxy(stage), stage.node(self.link.target)
+        over, past = asyncio.run(_ask(link.host, link.port)), asyncio.run(_ask(node.host, node.port))
+        return f"answered in {over:.3f} s, past the link in {past:.3f} s" if over - past > _SLOWER else None
+
     def _contradictions(self) -> list[Fault]:
         known = TOXICS[self.kind]
         return [
@@ -148,3 +164,16 @@ class Hole(_OnLink):
 
     def __str__(self) -> str:
         return f"hole on {self.link}"
+
+
+async def _ask(host: str, port: int) -> float:
+    """Return the seconds that one answer takes. Raises what asyncpg raises, OSError, or TimeoutError."""
+    connection = await asyncpg.connect(
+        host=host, port=port, user="postgres", database="postgres", ssl=False, timeout=_PATIENCE
+    )
+    try:
+        began = time.monotonic()
+        await connection.execute(f"SELECT repeat('x', {_ANSWER})", timeout=_PATIENCE)
+        return time.monotonic() - began
+    finally:
+        connection.terminate()
