@@ -331,6 +331,8 @@ LOST: list[tuple[BaseException, dict[str, Any], Phase, Family]] = [
     (asyncpg.ReadOnlySQLTransactionError("no"), {"standby": True}, Phase.ERROR, Family.ROLE),
     (asyncpg.ReadOnlySQLTransactionError("no"), {"standby": None}, Phase.ERROR, Family.ROLE),
     (asyncpg.FeatureNotSupportedError("no"), {"standby": None}, Phase.ERROR, Family.ANSWERED),
+    (asyncpg.InvalidCachedStatementError("changed by DDL"), {"standby": True}, Phase.ERROR, Family.CONTENTION),
+    (asyncpg.InvalidCachedStatementError("changed by DDL"), {"standby": False}, Phase.ERROR, Family.CONTENTION),
 ]
 
 

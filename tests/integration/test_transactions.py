@@ -189,6 +189,25 @@ async def test_a_functions_own_exception_passes_unchanged_and_rolls_back(calm_cl
     assert await count(guard, table) == 0
 
 
+async def test_a_transaction_function_whose_statement_was_planned_before_ddl_is_run_again(
+    calm_cluster, open_guard, table
+):
+    guard = await open_guard(calm_cluster, config={"pool": {"min_size": 1, "max_size": 1}})
+    attempts = []
+
+    async def read(tx):
+        attempts.append(tx.attempt)
+        return await tx.fetchval(f"SELECT max(n) FROM {table}")
+
+    await guard.execute(f"INSERT INTO {table} VALUES (1, 7)")
+    await guard.run_in_transaction(read)
+    attempts.clear()
+    calm_cluster.sql("a", f"ALTER TABLE {table} ALTER n TYPE text")
+
+    assert await guard.run_in_transaction(read) == "7"
+    assert attempts == [1, 2]
+
+
 @pytest.mark.parametrize("form", ["block", "function"])
 async def test_a_deferred_violation_at_commit_reaches_the_caller_as_asyncpgs(calm_cluster, open_guard, table, form):
     calm_cluster.sql("a", f"ALTER TABLE {table} ADD UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")

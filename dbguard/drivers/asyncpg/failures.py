@@ -118,8 +118,12 @@ def is_drivers(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Say whether the transaction lost against another one, so that it is worth running again."""
-    return isinstance(error, asyncpg.TransactionRollbackError)
+    """Say whether the transaction lost against another one, so that it is worth running again.
+
+    Also against another's DDL: a statement whose result type changed since it was prepared is refused. asyncpg has
+    forgotten what it had prepared then; outside a transaction it has tried once more by itself.
+    """
+    return isinstance(error, asyncpg.TransactionRollbackError | asyncpg.InvalidCachedStatementError)
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -172,7 +176,9 @@ def name_failure(
         phase, family = Phase.SENT, Family.SOFT
     elif isinstance(error, asyncpg.PostgresError) and not closed:
         phase, family = Phase.ERROR, family_of(sqlstate, connection_died=False)
-        if sqlstate in RECOVERY_REFUSALS if standby else (standby is None and sqlstate == "25006"):
+        if isinstance(error, asyncpg.InvalidCachedStatementError):
+            family = Family.CONTENTION  # with another's DDL; of its code, a replica's refusals are another matter
+        elif sqlstate in RECOVERY_REFUSALS if standby else (standby is None and sqlstate == "25006"):
             family = Family.ROLE  # with the setting off, 25006 speaks of a read-only session, not of the node
     elif closed or torn:
         phase, family = Phase.SENT, Family.HARD
