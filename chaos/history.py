@@ -46,7 +46,7 @@ class Operation:
     seen: what a read returned: the values below the key, in the order in which the table has them.
     node: who served it; None if the client was not told.
     attempts: how often the client ran its transaction function; None if it was no such call, or did not succeed.
-    error: the exception's class and text, if there was one.
+    error: the exception's class, text and notes, if there was one.
     deadline: by when the call was to end; None if it had no deadline.
     """
 

@@ -181,7 +181,8 @@ class _Caller:
                 done = await load.append(self._client, key, value)
         except Exception as e:  # noqa: BLE001  whatever a caller is told goes into the history
             end = journal.now()
-            outcome, error = self._client.outcome_of(kind, e), f"{type(e).__name__}: {e}"
+            outcome = self._client.outcome_of(kind, e)
+            error = "; ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", ())])
         else:
             end = journal.now()
             seen = load.seen(answer) if value is None else None

@@ -48,7 +48,9 @@ class Memory(Client):
             self.stop.set()
         await asyncio.sleep(0)  # others have their turn; the call is let end, though the stop is set
         if self.left % 7 == 0:
-            raise OSError("no route")
+            error = OSError("no route")
+            error.add_note("to b")
+            raise error
         if kind is Kind.READ:
             return {"node": "a", "seen": list(self.lists[args[0]]) or None}
         self.lists[args[0]].append(args[1])
@@ -89,8 +91,8 @@ async def test_every_call_is_recorded_as_it_ended() -> None:
     assert [op.end for op in history.operations] == sorted(op.end for op in history.operations)
     failed = [op for op in history.operations if op.outcome is not Outcome.OK]
     assert {(op.kind, op.outcome, op.error) for op in failed} == {
-        (Kind.READ, Outcome.FAILED, "OSError: no route"),
-        (Kind.APPEND, Outcome.UNKNOWN, "OSError: no route"),
+        (Kind.READ, Outcome.FAILED, "OSError: no route; to b"),
+        (Kind.APPEND, Outcome.UNKNOWN, "OSError: no route; to b"),
     }
     assert all(op.deadline == op.start + 3 for op in history.operations)
     assert all(
