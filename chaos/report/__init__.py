@@ -7,7 +7,7 @@ missing is better told before than after.
 from __future__ import annotations
 
 try:
-    from chaos.report.page import write
+    from chaos.report.page import Page, write
 except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] != "matplotlib":
         raise
@@ -16,4 +16,4 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-__all__ = ["write"]
+__all__ = ["Page", "write"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from chaos.play import Result
     from chaos.summary import Summary
 
-__all__ = ["page", "write"]
+__all__ = ["Page", "write"]
 
 _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _SIGNS = {State.OK: "✔", State.UNKNOWN: "?", State.BROKEN: "✖"}
@@ -44,80 +45,138 @@ _TOLD = 700  # characters of what a checker found
 _NAME = 40  # characters of an event's name
 
 
-def write(path: Path, results: Sequence[Result]) -> None:
-    """Write the report of some runs, one or more, as one HTML file that needs nothing else; replaced if it is there.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A run's line of the overview. verdict: in words; anchor: of its section, and error: why there is none."""
 
-    Raises OSError if it cannot be written.
-    """
-    path.write_text(page(results), encoding="utf-8", errors="replace")  # lone surrogates cannot be written
+    scenario: str
+    client: str
+    seed: int
+    state: State
+    verdict: str
+    anchor: str = ""
+    error: str = ""
+    summary: Summary | None = None
 
 
-def page(results: Sequence[Result]) -> str:
-    """Return the page of some runs, one or more."""
-    summaries = [summary_of(result) for result in results]
-    runs = [
-        _run(f"run-{number}", result, summary)
-        for number, (result, summary) in enumerate(zip(results, summaries, strict=True), 1)
-    ]
-    html = _e(
-        "html",
-        _e(
+class Page:
+    """A report, made run by run: what is kept of a run is what the page shows of it, so that histories can be dropped."""
+
+    def __init__(self) -> None:
+        self._lines: list[_Line] = []
+        self._sections: list[str] = []
+
+    def add(self, result: Result) -> None:
+        """Add a run, drawn."""
+        summary, name = summary_of(result), f"run-{len(self._lines) + 1}"
+        self._sections.append(_text(_run(name, result, summary)))
+        which = [fit(checker) for checker, verdict in result.verdicts.items() if verdict.state is result.state]
+        word = result.state.name.lower()
+        line = _Line(
+            scenario=fit(summary.scenario),
+            client=fit(summary.client),
+            seed=summary.seed,
+            state=result.state,
+            verdict=word if result.state is State.OK else f"{word}: {', '.join(which)}",
+            anchor=name,
+            summary=summary,
+        )
+        self._lines.append(line)
+
+    def add_failed(self, *, scenario: str, client: str, seed: int, error: str) -> None:
+        """Add a run that could not be made, or came to no end: its line says why, and it counts as unknown."""
+        self._lines.append(
+            _Line(
+                scenario=fit(scenario),
+                client=fit(client),
+                seed=seed,
+                state=State.UNKNOWN,
+                verdict="not run",
+                error=fit(error),
+            )
+        )
+
+    def text(self) -> str:
+        """Return the page, of one run or more."""
+        head = _e(
             "head",
             _e("meta", charset="utf-8"),
             _e("meta", name="viewport", content="width=device-width, initial-scale=1"),
             _e("title", "Chaos report"),
             _e("style", _STYLE),
-        ),
-        _e("body", *_overview(summaries), *runs),
-        lang="en",
-    )
-    return "<!DOCTYPE html>\n" + ET.tostring(html, encoding="unicode", method="html") + "\n"
+        )
+        parts = [_text(head), "<body>", *map(_text, _overview(self._lines)), *self._sections, "</body>"]
+        return f'<!DOCTYPE html>\n<html lang="en">{"".join(parts)}</html>\n'
+
+    def write(self, path: Path) -> None:
+        """Write the page as one file that needs nothing else, replaced if it is there. Raises OSError if it cannot be."""
+        path.write_text(self.text(), encoding="utf-8")
 
 
-def _overview(summaries: Sequence[Summary]) -> list[Element]:
+def write(path: Path, results: Iterable[Result]) -> None:
+    """Write the report of some runs, one or more. Raises OSError if it cannot be written."""
+    page = Page()
+    for result in results:
+        page.add(result)
+    page.write(path)
+
+
+def _overview(lines: Sequence[_Line]) -> list[Element]:
     """Make what stands on top: whether all is well, what each client came to, and a line for each run."""
-    now, clients = datetime.now(UTC), list(dict.fromkeys(summary.client for summary in summaries))
+    now, clients = datetime.now(UTC), list(dict.fromkeys(line.client for line in lines))
     about = f"{now:%Y-%m-%d %H:%M} UTC, dbguard {dbguard.__version__}, Python {platform.python_version()}"
-    faults = counted(sum(summary.faults for summary in summaries), "fault")
-    calls = counted(sum(summary.calls for summary in summaries), "call")
+    known = _known(lines)
+    injected = counted(sum(summary.faults for summary in known), "fault")
+    judged = counted(sum(summary.calls for summary in known), "call")
     found = [
         _e("h1", "Chaos report", id="top"),
         _e("p", about, _class="soft"),
-        _e("div", _verdicts(summaries), _e("span", f"{faults} injected, {calls} judged"), _class="banner"),
+        _e("div", _verdicts(lines), _e("span", f"{injected} injected, {judged} judged"), _class="banner"),
     ]
     if len(clients) > 1:
-        rows = [_client(name, [summary for summary in summaries if summary.client == name]) for name in clients]
+        rows = []
+        for name in clients:
+            of = [line for line in lines if line.client == name]
+            rows.append(_e("tr", _e("td", _verdicts(of)), _e("td", name, _class="name"), *_counts(_known(of))))
         found += [_e("h3", "Clients"), _table([("Verdicts", ""), ("Client", ""), *_COUNTS], rows)]
     head = [("Verdict", ""), ("Scenario", ""), ("Client", ""), ("Seed", _NUMBER), *_COUNTS]
-    runs = [
-        _e(
-            "tr",
-            _e("td", _verdict(summary.state)),
-            _e("td", _e("a", fit(summary.scenario), href=f"#run-{number}")),
-            _e("td", fit(summary.client), _class="name"),
-            _e("td", str(summary.seed), _class=_NUMBER),
-            *_counts([summary]),
-        )
-        for number, summary in enumerate(summaries, 1)
-    ]
     meanings = [part for state, meaning in _MEANINGS.items() for part in (_verdict(state), f" {meaning}. ")]
-    return [*found, _e("h3", "Runs"), _table(head, runs), _e("p", *meanings, _class="soft")]
+    return [*found, _e("h3", "Runs"), _table(head, map(_row, lines)), _e("p", *meanings, _class="soft")]
+
+
+def _row(line: _Line) -> Element:
+    """Make a run's line of the overview."""
+    first = [
+        _e("td", _verdict(line.state, line.verdict)),
+        _e("td", _e("a", line.scenario, href=f"#{line.anchor}") if line.anchor else line.scenario, _class="name"),
+        _e("td", line.client, _class="name"),
+        _e("td", str(line.seed), _class=_NUMBER),
+    ]
+    if line.summary is None:
+        return _e("tr", *first, _e("td", line.error, colspan=str(len(_COUNTS)), _class="said"))
+    return _e("tr", *first, *_counts([line.summary]))
 
 
 _NUMBER = "number"
 _COUNTS = [
     (name, _NUMBER)
-    for name in ("Faults", "Calls", "Lost", "Duplicated", "Stale", "Unknown", "Failed reads", "Longest pause")
+    for name in (
+        "Faults",
+        "Calls",
+        "Lost",
+        "Duplicated",
+        "Stale",
+        "Unknown",
+        "Failed reads",
+        "Reads paused",
+        "Writes paused",
+    )
 ]
 """The columns of `_counts`."""
 
 
-def _client(name: str, summaries: Sequence[Summary]) -> Element:
-    return _e("tr", _e("td", _verdicts(summaries)), _e("td", fit(name), _class="name"), *_counts(summaries))
-
-
 def _counts(summaries: Sequence[Summary]) -> list[Element]:
-    """Make the cells that tell what one or more runs came to."""
+    """Make the cells that tell what some runs came to: sums, and the longest pauses."""
     cells = [
         _e("td", f"{sum(numbers):,}", _class=_NUMBER)
         for numbers in ([summary.faults for summary in summaries], [summary.calls for summary in summaries])
@@ -134,9 +193,14 @@ def _counts(summaries: Sequence[Summary]) -> list[Element]:
         text = f"{sum(known):,}" if known else ""
         if len(known) < len(numbers):
             text = f"{text} + ?" if known else "?"
-        cells.append(_e("td", text, _class=_NUMBER if text == "0" else f"{_NUMBER} {look}"))
-    longest = max(summary.longest_pause for summary in summaries)
-    return [*cells, _e("td", seconds(longest), _class=_NUMBER)]
+        cells.append(_e("td", text, _class=f"{_NUMBER} {look}" if text.strip("0") else _NUMBER))
+    pauses = ([summary.read_pause for summary in summaries], [summary.append_pause for summary in summaries])
+    longest = (seconds(max(found)) if found else "" for found in pauses)
+    return [*cells, *(_e("td", text, _class=_NUMBER) for text in longest)]
+
+
+def _known(lines: Sequence[_Line]) -> list[Summary]:
+    return [line.summary for line in lines if line.summary is not None]
 
 
 def _run(name: str, result: Result, summary: Summary) -> Element:
@@ -240,11 +304,11 @@ def _verdict(state: State, text: str = "") -> Element:
     return _e("span", f"{_SIGNS[state]} {text or word}", _class=f"verdict {word}")
 
 
-def _verdicts(summaries: Sequence[Summary]) -> Element:
+def _verdicts(lines: Sequence[_Line]) -> Element:
     """Make one of several, which is as bad as the worst."""
-    states = Counter(summary.state for summary in summaries)
+    states = Counter(line.state for line in lines)
     told = ", ".join(f"{number:,} {state.name.lower()}" for state, number in sorted(states.items(), reverse=True))
-    return _verdict(max(states), f"{counted(len(summaries), 'run')}: {told}")
+    return _verdict(max(states), f"{counted(len(lines), 'run')}: {told}")
 
 
 def _table(head: Sequence[tuple[str, str]], rows: Iterable[Element]) -> Element:
@@ -265,3 +329,8 @@ def _e(tag: str, *inside: Element | str, **attributes: str) -> Element:
         else:
             element.text = (element.text or "") + part
     return element
+
+
+def _text(element: Element) -> str:
+    """Write an element; text in it is escaped."""
+    return ET.tostring(element, encoding="unicode", method="html")

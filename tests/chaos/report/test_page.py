@@ -17,13 +17,12 @@ import pytest
 from chaos.checkers import State, Verdict
 from chaos.history import Fault, History, Kind, Operation, Outcome
 from chaos.play import Result
-from chaos.report import write
+from chaos.report import Page, write
 from chaos.report.figure import draw
-from chaos.report.page import page
 from chaos.report.svg import COLOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 EVIL = "</text></svg><script>alert(1)</script><img src=x onerror=alert(2)> $x^{$ \" ' & \x1b[2J\x00 \u202e ]]> -->"
@@ -126,6 +125,13 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chaos.report.page.draw", lambda *_, **__: ET.Element("svg"))
 
 
+def page(results: Iterable[Result]) -> str:
+    made = Page()
+    for result in results:
+        made.add(result)
+    return made.text()
+
+
 def with_text(result: Result, text: str) -> Result:
     """Put the same text wherever others could put some."""
     history = result.history
@@ -158,7 +164,7 @@ def test_overview_has_a_line_for_each_run_with_its_verdict_in_words(both: Elemen
     runs = [row for row in both.all("tr") if any(link.attributes["href"] != "#top" for link in row.all("a"))]
     assert [[cell.text for cell in row.all("td")][:4] for row in runs] == [
         ["✔ ok", "replica-hole", "guard", "7"],
-        ["✖ broken", "ack-lost", "naive-retry", "3"],
+        ["✖ broken: duplicated", "ack-lost", "naive-retry", "3"],
     ]
     head = next(row for row in both.all("tr") if "Scenario" in row.text)
     duplicated = [cell.text for cell in head.all("th")].index("Duplicated")
@@ -187,8 +193,25 @@ def test_what_nobody_knows_is_no_zero(guarded: Result) -> None:
 
     (row,) = [row for row in tree.all("tr") if list(row.all("a"))]
     cells = [cell.text for cell in row.all("td")]
-    assert cells[0] == "? unknown"
+    assert cells[0] == "? unknown: lost"
     assert cells[6:8] == ["?", "?"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_that_could_not_be_made_is_told_with_its_reason_and_proves_nothing(guarded: Result) -> None:
+    made = Page()
+    made.add_failed(scenario="primary-kill", client="guard", seed=4, error="ClusterError: <b>no port</b>\x00")
+    alone = parsed(made.text())
+    made.add(guarded)
+    tree = parsed(made.text())
+
+    assert alone.one("div", "banner").text == "? 1 run: 1 unknown0 faults injected, 0 calls judged"
+    assert tree.one("div", "banner").text.startswith("? 2 runs: 1 unknown, 1 ok1 fault injected, ")
+    rows = [[cell.text for cell in row.all("td")] for row in tree.all("tr")]
+    said = ["? not run", "primary-kill", "guard", "4", "ClusterError: <b>no port</b>\N{REPLACEMENT CHARACTER}"]
+    assert said in rows
+    assert [link.attributes["href"] for link in tree.all("a")] == ["#run-2", "#top"]
+    assert tree.one("section").attributes["id"] == "run-2"
 
 
 # --- one run
@@ -396,7 +419,7 @@ def test_busy_run_stays_small() -> None:
 
 
 def test_scenarios_are_there_without_what_draws_the_report() -> None:
-    code = "import sys, chaos.run; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys; from chaos.cli import main; sys.exit(main(['list']) or 'matplotlib' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
