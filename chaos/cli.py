@@ -7,13 +7,14 @@ be run; 130: interrupted, and healed.
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chaos import cli_list, cli_run, cli_soak
-from chaos.clients import CLIENTS
+from chaos.clients import CLIENTS, Client
 from dbguard.errors import ConfigError
 from dbguard.testing.cluster import ClusterError
 from dbguard.testing.toxiproxy_server import ToxiproxyUnavailable
@@ -79,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_clients,
         default=("guard",),
         metavar="NAME",
-        help=f"who is put to the test: {', '.join(CLIENTS)}; several with commas, or `all` that are guarded "
-        "(default: guard)",
+        help=f"who is put to the test: {', '.join(CLIENTS)}, or one of your own as module:Class; several with commas, or "
+        "`all` that are guarded (default: guard)",
     )
     command.add_argument(
         "--seed", type=int, default=1, metavar="N", help="of the faults' times and the callers' choices (default: 1)"
@@ -96,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         "soak", help="keep one client open while everything breaks, and watch that nothing grows"
     )
     command.add_argument("--minutes", type=_minutes, default=30.0, metavar="N", help="how long (default: 30)")
-    command.add_argument("--client", choices=CLIENTS, default="guard", help="who is put to the test (default: guard)")
+    command.add_argument(
+        "--client", type=_client, default="guard", metavar="NAME", help="who is put to the test (default: guard)"
+    )
     command.add_argument("--seed", type=int, default=1, metavar="N", help="of all that breaks, and when (default: 1)")
     _add_output(command)
     command.set_defaults(do=cli_soak.run)
@@ -112,15 +115,34 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         help="write one document with everything; without FILE to standard output, and everything else to standard error",
     )
     command.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page to look at, one HTML file that works offline"
+    )
+    command.add_argument(
         "--history", type=Path, metavar="FOLDER", help="write the history of each run there while it happens"
     )
 
 
 def _clients(text: str) -> tuple[str, ...]:
-    names = cli_run.GUARDED if text == "all" else tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in CLIENTS]:
-        raise argparse.ArgumentTypeError(f"no client {', '.join(unknown)}; there are {', '.join(CLIENTS)}, and all")
-    return names
+    return cli_run.GUARDED if text == "all" else tuple(dict.fromkeys(_client(name) for name in text.split(",")))
+
+
+def _client(name: str) -> str:
+    """Return the name of a client that is there; one of the user's own is there from now on."""
+    if name in CLIENTS:
+        return name
+    module, colon, kind = name.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(
+            f"no client {name}; there are {', '.join(CLIENTS)}, and your own as module:Class"
+        )
+    try:
+        found = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError) as e:
+        raise argparse.ArgumentTypeError(f"{name} cannot be imported: {e}") from None
+    if not (isinstance(found, type) and issubclass(found, Client)):
+        raise argparse.ArgumentTypeError(f"{name} is no class made of chaos.clients.Client")
+    CLIENTS[kind] = found
+    return kind
 
 
 def _count(text: str) -> int:

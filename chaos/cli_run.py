@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from chaos.play import Result
     from chaos.progress import Progress
     from chaos.scenario import Scenario
 
@@ -58,10 +60,13 @@ def run(given: argparse.Namespace) -> int:
     if given.history:
         given.history.mkdir(parents=True, exist_ok=True)
     people: TextIO = sys.stderr if given.json == "-" else sys.stdout
-    batch = _Batch(plan, given.history)
+    write = import_module("chaos.report").write if given.report else None  # matplotlib takes its time
+    batch = _Batch(plan, given.history, keep=write is not None)
     batch.run(people)
     if batch.entries:
         _tell(batch, people, given)
+    if write is not None and batch.results:
+        write(given.report, batch.results)
     if batch.interrupted:
         return INTERRUPTED
     return max((EXIT_CODES[entry.state] for entry in batch.entries), key=[0, 2, 1].index)
@@ -87,12 +92,14 @@ def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int
 
 
 class _Batch:
-    """Runs, one after the other; those that are over are in *entries*."""
+    """Runs, one after the other; those that are over are in *entries*, and in *results* as a whole if they are kept."""
 
-    def __init__(self, plan: Sequence[Planned], folder: Path | None) -> None:
+    def __init__(self, plan: Sequence[Planned], folder: Path | None, *, keep: bool) -> None:
         self._plan = plan
         self._folder = folder
+        self._keep = keep
         self.entries: list[Entry] = []
+        self.results: list[Result] = []
         self.interrupted = False
 
     def run(self, people: TextIO) -> None:
@@ -140,6 +147,8 @@ class _Batch:
             known = isinstance(e, (ClusterError, ConfigError))  # it says by itself what is wrong
             progress.end(State.UNKNOWN, error, error if known else "".join(traceback.format_exception(e)))
         else:
+            if self._keep:
+                self.results.append(result)
             entry = Entry.of(result, scenario.about, time.monotonic() - began)
             progress.end(entry.state, _brief(entry), str(result))
         self.entries.append(entry)

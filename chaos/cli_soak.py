@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,7 +16,7 @@ from chaos.checkers import State
 from chaos.mix import segments
 from chaos.play import cluster_for
 from chaos.progress import progress_on
-from chaos.soak import Soak
+from chaos.soak import Soak, state_of
 from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry
 from dbguard.cli import running
 from dbguard.cli.output import Output
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_FIRST, _WRONG = 2, 10  # segments that a page shows: all would be too much for it, and for the memory that is watched
+
 
 def run(given: argparse.Namespace) -> int:
     """Soak; return the exit code."""
@@ -38,6 +41,7 @@ def run(given: argparse.Namespace) -> int:
     if given.history:
         given.history.mkdir(parents=True, exist_ok=True)
     binary = server_binary(say=lambda line: print(line, file=people, flush=True))
+    write = import_module("chaos.report").write if given.report else None  # matplotlib takes its time
     drawn = segments(given.seed)
     first = next(drawn)  # all have its topology
     seconds, interrupted = given.minutes * 60, False
@@ -54,6 +58,8 @@ def run(given: argparse.Namespace) -> int:
                 failed = f"{type(e).__name__}: {e}"
                 progress.end(State.UNKNOWN, failed, "".join(traceback.format_exception(e)))
         _tell(soak, Output(people), interrupted=interrupted)
+        if write is not None and show.shown:
+            write(given.report, show.shown)
         if given.json:
             kept.seek(0)
             said = {**soak.as_dict(), "interrupted": interrupted, "segments": [json.loads(line) for line in kept]}
@@ -66,7 +72,10 @@ def run(given: argparse.Namespace) -> int:
 
 
 class _Show:
-    """Shows segments, and keeps all that is known of them in a file: in memory it would count as growth."""
+    """Shows segments, and keeps all that is known of them in a file: in memory it would count as growth.
+
+    shown: what a page is to show: the first segments, and the first that are not ok.
+    """
 
     def __init__(self, progress: Progress, kept: TextIO, seconds: float) -> None:
         self._progress = progress
@@ -74,6 +83,7 @@ class _Show:
         self._seconds = seconds
         self._began = self._at = time.monotonic()
         self._whole = ""
+        self.shown: list[Result] = []
 
     def begins(self, number: int, segment: Segment) -> None:
         """Show that a segment begins."""
@@ -94,6 +104,9 @@ class _Show:
         entry = Entry.of(result, result.history.head["about"], time.monotonic() - self._at)
         self._kept.write(json.dumps({"number": number, **entry.as_dict()}) + "\n")
         self._whole = str(result)
+        wrong = sum(state_of(one)[0] is not State.OK for one in self.shown)
+        if number <= _FIRST or (state_of(result)[0] is not State.OK and wrong < _WRONG):
+            self.shown.append(result)
 
     def ends(self, stretch: Stretch) -> None:
         """Show how a segment ended."""

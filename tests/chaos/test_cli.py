@@ -222,6 +222,56 @@ def test_client_that_is_not_there_is_told_with_those_that_are(capsys: pytest.Cap
     assert all(name in said for name in ("guard", "plain", "naive-retry"))
 
 
+OWN_CLIENT = """
+from chaos.clients.pools import Plain
+
+
+class Shop(Plain):
+    "Our shop's way to its database."
+
+
+nothing = 1
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module of the user's."""
+    (tmp_path / "our_shop.py").write_text(OWN_CLIENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, "CLIENTS", dict(cli.CLIENTS))
+    return "our_shop"
+
+
+def test_client_of_ones_own_is_put_to_the_test(shop: str, asked: list[dict[str, Any]]) -> None:
+    assert cli.main(["run", "ack-lost", "--client", f"guard,{shop}:Shop"]) == 0
+
+    assert [a["client"] for a in asked] == ["guard", "Shop"]
+    assert cli.CLIENTS["Shop"].__module__ == shop
+
+
+@pytest.mark.parametrize("name", [":Shop", "no_such_module:Shop", "our_shop:Shop2", "our_shop:nothing", "Shop"])
+def test_client_of_ones_own_that_is_none_is_refused(
+    name: str, shop: str, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["run", "ack-lost", "--client", name])
+
+    assert asked == []
+    assert name in capsys.readouterr().err
+
+
+def test_report_shows_the_runs(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+
+    assert cli.main(["run", "ack-lost", "replica-lag", "--report", str(page)]) == 0
+
+    said = page.read_text()
+    assert "<title>Chaos report</title>" in said
+    assert "ack-lost" in said
+    assert "replica-lag" in said
+
+
 # --- list and validate
 
 

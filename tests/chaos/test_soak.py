@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -103,13 +104,17 @@ def test_soak_in_which_nothing_is_wrong_is_ok(
 
 
 def test_one_broken_segment_breaks_the_soak_and_is_told(
-    segments: list[Result], capsys: pytest.CaptureFixture[str]
+    segments: list[Result], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     segments += [result()] * 6 + [result(lost=State.BROKEN)] + [result()] * 6
 
-    assert cli.main(["soak"]) == 1
+    page = tmp_path / "page.html"
+
+    assert cli.main(["soak", "--report", str(page)]) == 1
 
     assert "\n  segment 7: broken: lost; " in capsys.readouterr().out
+    shown = re.findall(r' id="run-\d+"', page.read_text())
+    assert len(shown) == 3  # the first two, and what is broken
 
 
 def test_what_the_client_leaves_behind_breaks_the_soak(
