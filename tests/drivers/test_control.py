@@ -109,3 +109,14 @@ async def test_a_question_under_way_is_answered_though_another_connection_takes_
     assert control.alive
     assert (await control.ask(5.0)).instance == here
     control.drop()
+
+
+async def test_a_borrowed_connection_that_is_lost_while_it_is_asked_is_told_as_what_it_was(
+    calm_cluster: Cluster,
+) -> None:
+    async def lose(con: Any) -> None:
+        asyncio.get_running_loop().call_later(0, con.terminate)
+
+    async with asyncpg.create_pool(calm_cluster.dsn("a"), min_size=0, max_size=1, setup=lose) as pool:
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="closed in the middle of operation"):
+            await BorrowedControl("a", pool, clock=time.monotonic).ask(5.0)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.topology import Role
-from dbguard.drivers.asyncpg.borrow import borrow
+from dbguard.drivers.asyncpg.borrow import Borrowed, borrow
 from dbguard.drivers.control import say_whether_gone
 from dbguard.drivers.named import PoolExhausted
 from dbguard.drivers.probe import ask, sighting
@@ -85,7 +85,7 @@ class BorrowedControl:
         pool = self._pool
         full = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
         try:
-            con = await borrow(pool, self._node, timeout)
+            con = Borrowed(await borrow(pool, self._node, timeout))
         except TimeoutError:
             if full and self._seen is not None:
                 return self._seen
@@ -107,7 +107,7 @@ class BorrowedControl:
         """Mark the reign on *timeline*, unless somebody has done so; return why that is not possible, None if it was done."""
         if self._marks is None:
             return "no marks are kept here"
-        con = await borrow(self._pool, self._node, timeout)
+        con = Borrowed(await borrow(self._pool, self._node, timeout))
         try:
             return await self._marks.add(con, timeline, mark, timeout)
         except BaseException:
@@ -126,7 +126,7 @@ class BorrowedControl:
         timeout: float,
     ) -> bool | None:
         """Say whether the backend is gone; None: this is another server. *doomed*: end it, unless it waits in SyncRep."""
-        con = await borrow(self._pool, self._node, timeout)
+        con = Borrowed(await borrow(self._pool, self._node, timeout))
         try:
             return await say_whether_gone(con, pid, started, instance, doomed=doomed, timeout=timeout)
         except BaseException:
@@ -140,8 +140,8 @@ class BorrowedControl:
         self._seen = None
 
 
-async def _give_back(pool: asyncpg.Pool[Any], con: Any, timeout: float) -> None:
+async def _give_back(pool: asyncpg.Pool[Any], con: Borrowed, timeout: float) -> None:
     try:
-        await pool.release(con, timeout=timeout)
+        await pool.release(con.lent, timeout=timeout)
     except Exception:  # noqa: BLE001  asyncpg has terminated the connection; the next question gets another
         return
