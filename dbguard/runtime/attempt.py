@@ -151,8 +151,9 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     if not job.keeps:
         settling = pool.settle(lease, job.touched)
         if settling is not None:
-            # The value is there: at the deadline the lease is ended, and the call returns it.
+            # The value is there: at the deadline, or where the node is lost, the lease is ended, and the call returns it.
             flight.deadline, flight.cancels = min(call.deadline, clock() + pool.return_within), False
+            flight.settling = True
             engine.flights.add(flight)
             try:
                 hand_on = await settling

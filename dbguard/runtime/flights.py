@@ -33,8 +33,8 @@ class Flight:
 
     deadline: on the guard's clock. lease: once it has one; who notes it looks at *over* afterwards, because another thread
     may have ended it just before. task: who makes it. cancels: the task is cancelled too, because the application's
-    own code runs in it. node: where it waits for a lease. over: its time was up, or it was dismissed: there is no use in
-    waiting for that node.
+    own code runs in it. node: where it waits for a lease. settling: it has its result, and waits for its lease to be reset.
+    over: its time was up, or it was dismissed: there is no use in waiting for that node.
     """
 
     deadline: float
@@ -42,6 +42,7 @@ class Flight:
     cancels: bool
     node: str = ""
     lease: Any = None
+    settling: bool = False
     dismissed: bool = False
     over: bool = False
     _cancelled: bool = False
@@ -93,9 +94,9 @@ class Flights:
         self._all.pop(flight, None)
 
     def dismiss(self, node: str) -> None:
-        """End the attempts that wait for a connection to *node*, so that they go elsewhere."""
+        """End the attempts that wait for a connection to *node*, and go elsewhere, or for its reset, and have ended."""
         for flight in [flight for flight in list(self._all) if flight.node == node]:
-            if flight.lease is None and not flight.over:
+            if (flight.lease is None or flight.settling) and not flight.over:
                 flight.dismissed = True
                 self._end(flight)
 

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 import dbguard
+from dbguard.drivers.asyncpg.wrapped import WrappedPool
 
 WHERE = "SELECT current_setting('cluster_name')"
 
@@ -297,6 +298,36 @@ async def test_a_call_to_a_frozen_node_ends_by_its_deadline_and_leaves_the_pool_
     await until(lambda: guard.status().writes == "open")
     assert await guard.using(role="primary").fetchval(WHERE) == "a"
     assert await a.fetchval(WHERE) == "a"
+
+
+async def test_a_result_that_is_there_is_not_held_up_by_the_reset_of_a_silent_replica(
+    cluster, pools, wrap, until, monkeypatch
+):
+    monkeypatch.setattr(WrappedPool, "return_within", 60.0)  # so that the silence alone ends it
+
+    def decode(text):
+        decoded.set()
+        return text
+
+    async def prepare(con):
+        await con.set_type_codec("json", encoder=str, decoder=decode, schema="pg_catalog")
+
+    async def reset(con):  # also after probes
+        if decoded.is_set():
+            await asyncio.to_thread(cluster.freeze, "b")
+            await con.fetchval("SELECT 1")
+
+    decoded = asyncio.Event()
+    (a,) = await pools(cluster, "a", init=prepare)
+    (b,) = await pools(cluster, "b", init=prepare, reset=reset)
+    guard = await wrap(a, b, probe={"interval": 0.1, "timeout": 0.3})
+    await until(lambda: guard.route(WHERE).node == "replica1")
+
+    async with asyncio.timeout(20):
+        assert await guard.using(timeout=120).fetchval(f"SELECT to_json(({WHERE}))") == '"b"'
+    assert guard.status().counts["repeats"] == 0
+
+    await asyncio.to_thread(cluster.thaw, "b")
 
 
 def test_what_has_no_meaning_for_wrapped_pools_is_refused():
