@@ -38,8 +38,13 @@ def new_state(
     wait: object | None = None,
     stop: object | None = None,
     make: Callable[..., GuardState] = GuardState,
+    addressed: bool = True,
 ) -> GuardState:
-    """Return the state of a guard that knows nothing yet. wait, stop: tenacity strategies. make: its class."""
+    """Return the state of a guard that knows nothing yet.
+
+    wait, stop: tenacity strategies. make: its class. addressed: nodes are at the addresses that the settings give, and
+    errors tell them.
+    """
     state = make(
         Topology(
             [node.name for node in settings.nodes],
@@ -67,7 +72,7 @@ def new_state(
         ),
         weights={node.name: node.weight for node in settings.nodes},
         addresses={
-            node.name: node.name if node.name == node.address else f"{node.name} ({node.address})"
+            node.name: f"{node.name} ({node.address})" if addressed and node.name != node.address else node.name
             for node in settings.nodes
         },
         observe=settings.mode == "observe",

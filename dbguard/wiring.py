@@ -51,7 +51,7 @@ def wire(
     """
     chance = rng or random.Random()  # noqa: S311  jitter, not secrets
     size: int = arguments.get("max_size", settings.pool.max_size)
-    state = new_state(settings, clock=clock, rng=chance, wait=wait, stop=stop)
+    state = new_state(settings, clock=clock, rng=chance, wait=wait, stop=stop, addressed=wrapped is None)
     checks = Checks(state)
     probe = settings.probe
     pools: dict[str, Any] = {}

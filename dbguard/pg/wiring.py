@@ -57,7 +57,7 @@ def wire(
     def make(*given: Any, **options: Any) -> GuardState:
         return SharedState(*given, lock=colour.lock, **options) if threads else GuardState(*given, **options)
 
-    state = new_state(settings, clock=clock, rng=chance, wait=wait, stop=stop, make=make)
+    state = new_state(settings, clock=clock, rng=chance, wait=wait, stop=stop, make=make, addressed=wrapped is None)
     checks = Checks(state)
     tokens = settings.outcome.resolve == "token-table"
     line = AsyncLine if threads is None else SyncLine
