@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import time
 import weakref
@@ -35,7 +36,7 @@ __all__ = ["SqlalchemyGuarded"]
 
 _STATEMENT = 0.7  # seconds for a statement; one that is swallowed takes as long again to be rolled back
 _CONNECT = 2.0  # seconds for a connection, unless the scenario says otherwise
-_PAUSE = 0.05  # seconds before something is run again
+_PAUSE, _LONGEST = 0.02, 0.5  # seconds before something is run again: at most the first, doubling up to the second
 _AGAIN = ("40001", "40P01")  # a serialization failure, a deadlock
 _PARAMETER = re.compile(r"\$(\d+)")
 
@@ -160,11 +161,12 @@ class SqlalchemyGuarded(AsyncioGuardClient):
                 async with AsyncSession(self._engine, readonly=not context.wrote) as session, session.begin():
                     return await use(session)
             except Exception as e:
-                if not _may_run_again(e) or time.monotonic() + _PAUSE >= until:
+                pause = random.uniform(0, min(_LONGEST, _PAUSE * 2 ** (attempt - 1)))  # noqa: S311  no secret
+                if not _may_run_again(e) or time.monotonic() + pause >= until:
                     raise
                 why = f"{type(e).__name__}: {e}"
             self.place.tell({"event": "CallRepeated", "at": time.monotonic(), "attempt": attempt, "why": why})
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(pause)
 
     def leases(self) -> int:
         """Return the connections that are out, of the engines and of the guard itself."""
