@@ -81,12 +81,14 @@ class Fault:
 
     end: None if the record ends before that.
     began: when breaking it began, at most *start*; None if that is not known.
+    healed: when healing it was done; None if that is not known, or if the record ends before that.
     """
 
     what: str
     start: float
     end: float | None = None
     began: float | None = None
+    healed: float | None = None
 
     def __str__(self) -> str:
         return f"{self.what} at {self.start:.3f} s"

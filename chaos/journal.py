@@ -68,10 +68,10 @@ class Journal:
         self._write("fault", {"number": number, "what": what, "start": start, "began": began})
         return number
 
-    def healed(self, number: int, end: float) -> None:
-        """Keep that it is broken no more."""
-        self._faults[number] = replace(self._faults[number], end=end)
-        self._write("healed", {"number": number, "end": end})
+    def healed(self, number: int, end: float, *, done: float | None = None) -> None:
+        """Keep that it is broken no more: when healing began, and when it was done."""
+        self._faults[number] = replace(self._faults[number], end=end, healed=done)
+        self._write("healed", {"number": number, "end": end, "done": done})
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Keep what a client reported: plain data with ``event``, its name, and ``at``, the run's time."""
@@ -141,9 +141,11 @@ def read(path: Path) -> History:
 
 
 def _history(found: Mapping[str, list[Any]]) -> History:
-    ends = {healed["number"]: healed["end"] for healed in found["healed"]}
+    ends = {healed["number"]: (healed["end"], healed["done"]) for healed in found["healed"]}
     faults = [
-        Fault(what=f["what"], start=f["start"], end=ends.get(f["number"]), began=f["began"]) for f in found["fault"]
+        Fault(what=f["what"], start=f["start"], end=end, began=f["began"], healed=done)
+        for f in found["fault"]
+        for end, done in [ends.get(f["number"], (None, None))]
     ]
     (stopped,) = found["stopped"] or [None]
     (leaks,) = found["leaks"] or [None]

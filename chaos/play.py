@@ -17,6 +17,8 @@ from chaos import aftermath, sampling
 from chaos.application import Application
 from chaos.bench import Bench
 from chaos.checkers.course import SHOWN
+from chaos.clock import Clock
+from chaos.faults import Switchover
 from chaos.history import History, Kind
 from chaos.journal import Journal
 from chaos.stage import Stage
@@ -28,9 +30,13 @@ if TYPE_CHECKING:
 
     from chaos.checkers import State, Verdict
     from chaos.clients import Client
+    from chaos.faults import Breakage
     from chaos.scenario import Due, Scenario
 
 __all__ = ["Result", "cluster_for", "play", "play_on"]
+
+_PATIENCE = 10.0  # seconds of the timeline for somebody to have the role that a fault is for: others may have to heal
+_LOOK = 0.05  # seconds between two looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +97,15 @@ async def play_on(
     seed: int = 1,
     path: Path | None = None,
     last: bool = True,
-    in_turn: bool = False,
+    leave_out: bool = False,
 ) -> Result:
     """Run *scenario* with the client of *bench*, which has room for its callers and the settings that it asks for.
 
     last: close the client in the end, so that what it leaves behind is judged, too. Otherwise it can go on.
-    in_turn: let each fault wait for those that were to be over before it, however long their healing takes, and leave out
-        one for which no node has the role. Otherwise all come on time, and that is an error.
+    leave_out: leave out a fault for which nobody has the role within some seconds; otherwise that is an error.
     seed, path: as for `play`.
     """
-    run = _Run(scenario, bench, seed, in_turn=in_turn)
+    run = _Run(scenario, bench, seed, leave_out=leave_out)
     await run.prepare()
     try:
         history = await run.play(path, last=last)
@@ -117,7 +122,7 @@ async def play_on(
 class _Run:
     """One run under way."""
 
-    def __init__(self, scenario: Scenario, bench: Bench, seed: int, *, in_turn: bool) -> None:
+    def __init__(self, scenario: Scenario, bench: Bench, seed: int, *, leave_out: bool) -> None:
         self._scenario = scenario
         self._workload = scenario.workload
         self._bench = bench
@@ -125,7 +130,7 @@ class _Run:
         application = Application(asyncio.get_running_loop(), scenario.workload.table, bench.wires, bench.calls)
         self._stage = Stage(bench.cluster, seed, application)
         self._seed = seed
-        self._in_turn = in_turn
+        self._leave_out = leave_out
         self._do = bench.do
 
     async def prepare(self) -> None:
@@ -141,8 +146,14 @@ class _Run:
             await self._do(cluster.wait_for, node, ready)
 
     async def tidy_up(self) -> None:
-        """Remove the table."""
+        """Remove the table, and let the first node be the primary again, as scenarios name nodes by letter, too."""
+        if self._cluster.primary is not self._cluster.nodes[0]:
+            await self._do(self._put_back)
         await self._do(self._cluster.sql, self._cluster.primary, f"DROP TABLE IF EXISTS {self._workload.table}")
+
+    def _put_back(self) -> None:
+        with Switchover(node=self._cluster.nodes[0].name).inject(self._stage):
+            pass
 
     async def play(self, path: Path | None, *, last: bool) -> History:
         """Let the callers work while things break; return what happened."""
@@ -173,59 +184,64 @@ class _Run:
         async with asyncio.TaskGroup() as tasks:
             callers = tasks.create_task(self._workload.run(client, journal, stop, self._seed))
             sampler = tasks.create_task(sampling.watch(client, journal))
-            breaking = tasks.create_task(self._break_all(journal))
-            await _until(journal, scenario.duration)
-            await breaking  # to bring back a server can take longer than was planned
+            clock = Clock(journal.now)
+            breaking = [tasks.create_task(self._break(due, journal, clock)) for due in scenario.schedule(self._seed)]
+            await clock.until(scenario.duration)
+            await asyncio.gather(*breaking)
             journal.stopped(journal.now())
             stop.set()
             await callers
             sampler.cancel()
 
-    async def _break_all(self, journal: Journal) -> None:
-        """Break everything when its time has come, and heal it."""
-        late, begun = 0.0, list[tuple[float, asyncio.Task[None]]]()
-        async with asyncio.TaskGroup() as tasks:
-            for due in self._scenario.schedule(self._seed):
-                if self._in_turn:
-                    await asyncio.gather(*(task for end, task in begun if end <= due.at))
-                    late = max(late, journal.now() - due.at)
-                await _until(journal, due.at + late)
-                begun.append((due.at + due.seconds, tasks.create_task(self._break(due, journal))))
-
-    async def _break(self, due: Due, journal: Journal) -> None:
-        """Break one thing, and heal it when its time is over, or when all is over."""
+    async def _break(self, due: Due, journal: Journal, clock: Clock) -> None:
+        """Break one thing when its time has come, and heal it when its time is over, or when all is over."""
+        await clock.until(due.at)
         # The thread that injects a fault also notes how to heal it: a cancellation in between finds it here.
         healing = contextlib.ExitStack()
         number, what, began = None, str(due.fault), journal.now()
         try:
-            entered = await self._do(lambda: healing.enter_context(due.fault.inject(self._stage)))
-            what = entered if isinstance(entered, str) else str(due.fault)
+            fault, entered = await self._inject(due.fault, healing, clock)
+            what = entered if isinstance(entered, str) else str(fault)
             start = journal.now()
             number = journal.broke(what, start, began=began)
             self._tell(journal, f"broken: {what}")
-            await _until(journal, start + due.seconds)
-            if effect := await self._do(due.fault.effect, self._stage):
+            await clock.until(clock.now() + due.seconds)
+            if effect := await self._do(fault.effect, self._stage):
                 journal.event({"event": SHOWN, "at": journal.now(), "fault": what, "what": effect})
         except LookupError as e:
-            if number is not None or not self._in_turn:
+            if number is not None or not self._leave_out:
                 raise
             self._tell(journal, f"left out: {due.fault}: {e}")
         finally:
             end = journal.now()
-            await self._do(healing.close)
+            with clock.standing():
+                await self._do(healing.close)
             if number is not None:
-                journal.healed(number, end)
+                journal.healed(number, end, done=journal.now())
                 self._tell(journal, f"{'over' if due.fault.momentary else 'healed'}: {what}")
+
+    async def _inject(self, fault: Breakage, healing: contextlib.ExitStack, clock: Clock) -> tuple[Breakage, object]:
+        """Break something as soon as there is who has the roles for it; return it with them, and what it says of itself."""
+        until = clock.now() + _PATIENCE
+        while True:
+            try:
+                with clock.standing():
+                    resolved = await self._do(fault.resolved, self._stage)
+                    return resolved, await self._do(_enter, healing, resolved, self._stage)
+            except LookupError:
+                if clock.now() > until:
+                    raise
+                await clock.until(clock.now() + _LOOK)
 
     def _tell(self, journal: Journal, what: str) -> None:
         self._bench.say(f"{journal.now():6.1f} s  {what}")
+
+
+def _enter(healing: contextlib.ExitStack, fault: Breakage, stage: Stage) -> object:
+    return healing.enter_context(fault.inject(stage))
 
 
 def _first(errors: ExceptionGroup[Exception]) -> Exception:
     """Return the first of several exceptions, however deep in groups it is."""
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, ExceptionGroup) else error
-
-
-async def _until(journal: Journal, moment: float) -> None:
-    await asyncio.sleep(max(0.0, moment - journal.now()))

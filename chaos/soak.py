@@ -121,7 +121,7 @@ class Soak:
         if self.folder is not None:
             path = self.folder / f"{segment.scenario.name}-{self.client}.jsonl"
             (self.folder / f"{segment.scenario.name}.yaml").write_text(segment.text, encoding="utf-8")
-        result = await play_on(bench, segment.scenario, seed=self.seed + number, path=path, last=False, in_turn=True)
+        result = await play_on(bench, segment.scenario, seed=self.seed + number, path=path, last=False, leave_out=True)
         for node in bench.cluster.replicas:
             await bench.do(bench.cluster.wait_linked, node, bench.cluster.primary, _WHOLE)
         self.watch.judged(number, result)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from chaos.checkers.answers import Failed, Latency
 from chaos.checkers.course import Contended, Felt, Leaks
 from chaos.checkers.reads import Order, Stale
+from chaos.checkers.roles import Fenced, Recovers, Returns
 from chaos.checkers.routes import Spared, Steady
 from chaos.checkers.table import Duplicated, Lost, Phantom
 from chaos.checkers.times import Gaps, Overshoot, Pause, ReadsGoOn, pauses
@@ -23,6 +24,7 @@ __all__ = [
     "Duplicated",
     "Failed",
     "Felt",
+    "Fenced",
     "Gaps",
     "Latency",
     "Leaks",
@@ -32,6 +34,8 @@ __all__ = [
     "Pause",
     "Phantom",
     "ReadsGoOn",
+    "Recovers",
+    "Returns",
     "Spared",
     "Stale",
     "State",
@@ -51,6 +55,9 @@ CHECKERS: dict[str, type[Checker]] = {
     "overshoot": Overshoot,
     "failed": Failed,
     "latency": Latency,
+    "fenced": Fenced,
+    "recovers": Recovers,
+    "returns": Returns,
     "leaks": Leaks,
     "felt": Felt,
     "spared": Spared,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from chaos.stage import Stage
 from dbguard.config.section import Section
@@ -28,7 +28,12 @@ class Breakage(Section, ABC):
         """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks.
 
         A text that is entered to says what was broken in the end, with the nodes that had the roles; else ``str`` does.
+        Raises LookupError, here or on entering, if nobody has the role that it is for now: it may be tried again.
         """
+
+    def resolved(self, stage: Stage) -> Self:  # noqa: ARG002  as below
+        """Return it with who has the roles now, where `effect` is to look at the same nodes later."""
+        return self
 
     def effect(self, stage: Stage) -> str | None:  # noqa: ARG002  see below
         """Say what it does to the nodes themselves while it lasts; None if that is nothing. Blocks.

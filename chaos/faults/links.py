@@ -8,8 +8,8 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NamedTuple, Self
 
 import asyncpg
 
@@ -84,6 +84,11 @@ class _OnLink(Breakage):
     def proxy(self, stage: Stage) -> Proxy:
         """Return the link's proxy."""
         return stage.link(*self.link)
+
+    def resolved(self, stage: Stage) -> Self:
+        """Return it with letters for the ends of the link."""
+        ends = [end if end == APPLICATION else stage.node(end).name for end in self.link]
+        return replace(self, link=Link(*ends))
 
     def effect(self, stage: Stage) -> str | None:
         """Say whether a replica gets what its upstream writes, where the link is between nodes."""

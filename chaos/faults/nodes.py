@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -21,8 +20,6 @@ __all__ = ["Freeze", "Kill", "Promote", "Restart", "Stop", "Switchover"]
 _Mode = Literal["fast", "immediate"]  # not smart: it waits for clients to go, and pools never do
 
 _FITTEST = "fittest"
-_PATIENCE = 15.0  # seconds for a replica to come back that is to be promoted, or to be asked what it has
-_LOOK = 0.02  # seconds between two looks
 _RECEIVED = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
 _PARTED = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')"
 
@@ -132,7 +129,8 @@ class Promote(Breakage):
     @contextlib.contextmanager
     def _promoted(self, stage: Stage) -> Iterator[str]:
         with contextlib.ExitStack() as healing:
-            with _election(stage, self.node) as replicas:
+            with stage.changing:
+                replicas = _candidates(stage, self.node)
                 old = stage.node("primary")
                 stage.hold(old)
                 healing.callback(stage.restore, old)
@@ -147,11 +145,13 @@ class Promote(Breakage):
         return f"{self.node} promoted"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Switchover(Breakage):
-    """The primary is stopped in order, the fittest replica promoted, and the old primary becomes its replica; at once."""
+    """The primary is stopped in order, a replica promoted, and the old primary becomes its replica; at once."""
 
-    __slots__ = ()
     momentary = True
+    node: Annotated[str, Text()] = _FITTEST
+    """As of `Promote`."""
 
     def inject(self, stage: Stage) -> AbstractContextManager[str]:
         """Do all of it."""
@@ -159,47 +159,32 @@ class Switchover(Breakage):
 
     @contextlib.contextmanager
     def _switched(self, stage: Stage) -> Iterator[str]:
-        with contextlib.ExitStack() as healing, _election(stage, _FITTEST) as replicas:
+        with contextlib.ExitStack() as healing, stage.changing:
+            replicas = _candidates(stage, self.node)
             old = stage.node("primary")
             stage.hold(old)
             healing.callback(stage.restore, old)
             if old.running and not old.frozen:
                 stage.cluster.stop_node(old)
-            new = _promote(stage, _FITTEST, replicas)
+            new = _promote(stage, self.node, replicas)
             if not old.running:
                 stage.cluster.follow(old, new)  # without being rewound: it has nothing that the others lack
         yield f"switchover from {old.name} to {new.name}"
 
+    def names(self) -> dict[str, str]:
+        """Return the node."""
+        return {} if self.node == _FITTEST else {"node": self.node}
+
     def __str__(self) -> str:
-        return "switchover"
-
-
-@contextlib.contextmanager
-def _election(stage: Stage, wanted: str) -> Iterator[list[ClusterNode]]:
-    """Wait until a replica can be promoted; lend those that run, while nobody else changes anything.
-
-    Raises LookupError if there is none for a long time.
-    """
-    until = time.monotonic() + _PATIENCE
-    while True:
-        with stage.changing:
-            if replicas := _candidates(stage, wanted):
-                yield replicas
-                return
-        if time.monotonic() > until:
-            raise LookupError(f"no replica can be promoted (wanted: {wanted})")
-        time.sleep(_LOOK)
+        return f"switchover to {self.node}"
 
 
 def _candidates(stage: Stage, wanted: str) -> list[ClusterNode]:
-    """List the replicas that run, if the one that is wanted is among them; else nobody."""
-    if wanted == _FITTEST:
-        return stage.electable()
-    replicas = stage.replicas()
-    try:
-        return replicas if stage.node(wanted) in replicas else []
-    except LookupError:  # nobody has that role now
-        return []
+    """List the replicas that run. Raises LookupError if the one that is wanted is not among them now."""
+    replicas = stage.electable() if wanted == _FITTEST else stage.replicas()
+    if not replicas or (wanted != _FITTEST and stage.node(wanted) not in replicas):
+        raise LookupError(f"no replica can be promoted now (wanted: {wanted})")
+    return replicas
 
 
 def _promote(stage: Stage, wanted: str, replicas: list[ClusterNode]) -> ClusterNode:

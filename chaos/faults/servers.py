@@ -8,8 +8,8 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 from chaos.clients import CLIENTS_NAME
 from chaos.faults.base import Breakage
@@ -22,7 +22,7 @@ __all__ = ["Crash", "PauseReplay", "Sql", "Terminate"]
 
 _BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}' ORDER BY backend_start, pid"
 _UP = 10.0  # seconds for a server to take connections again after one of its sessions crashed; usually 0.2
-_APPLIED = 1.0  # seconds for something to come that is to be applied
+_SHOWS = 1.0  # seconds for what was done to show on the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -31,6 +31,10 @@ class _InServer(Breakage):
 
     node: Annotated[str, Text()] = "primary"
     """Where, by letter or role. Default the primary."""
+
+    def resolved(self, stage: Stage) -> Self:
+        """Return it with the node's letter."""
+        return replace(self, node=stage.node(self.node).name)
 
     def names(self) -> dict[str, str]:
         """Return the node."""
@@ -107,11 +111,10 @@ class PauseReplay(_InServer):
     def effect(self, stage: Stage) -> str | None:
         """Say whether something has come that is not applied."""
         try:
-            node = stage.node(self.node)
-            stage.cluster.wait_for(node, "SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()", _APPLIED)
-        except (LookupError, TimeoutError):
+            stage.cluster.wait_for(self.node, "SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()", _SHOWS)
+        except TimeoutError:
             return None
-        return f"{node.name} has not applied what it received"
+        return f"{self.node} has not applied what it received"
 
     def __str__(self) -> str:
         return f"replay on {self.node} paused"
@@ -127,6 +130,8 @@ class Sql(_InServer):
     """What undoes it, on the same node. Default nothing."""
     reload: Annotated[bool, Flag()] = False
     """Whether the server reads its configuration again after each of the two. Default no."""
+    shows: Annotated[str, Text(empty=True)] = ""
+    """A query that is true once it has worked, where clients do not feel it by itself. Default none."""
 
     def inject(self, stage: Stage) -> AbstractContextManager[str]:
         """Do it."""
@@ -141,6 +146,16 @@ class Sql(_InServer):
         finally:
             if self.undo:
                 stage.undo(node, lambda: self._run(stage, node, self.undo))
+
+    def effect(self, stage: Stage) -> str | None:
+        """Say whether it has worked."""
+        if not self.shows:
+            return None
+        try:
+            stage.cluster.wait_for(self.node, self.shows, _SHOWS)
+        except TimeoutError:
+            return None
+        return f"{self.shows} on {self.node}"
 
     def _run(self, stage: Stage, node: ClusterNode, statement: str) -> None:
         stage.cluster.sql(node, statement)

@@ -66,7 +66,10 @@ def wrong(verdicts: dict[str, Verdict]) -> dict[str, str]:
 
 
 def test_every_checker_stands_before_the_lies() -> None:
-    assert {name: type(judge) for name, judge in JUDGES.items()} == CHECKERS
+    elsewhere = {"fenced", "recovers", "returns"}  # test_role_checkers
+    assert {name: type(judge) for name, judge in JUDGES.items()} == {
+        name: kind for name, kind in CHECKERS.items() if name not in elsewhere
+    }
 
 
 def test_honest_histories_raise_no_alarm(honest: HISTORY) -> None:
