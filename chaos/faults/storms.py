@@ -30,6 +30,8 @@ __all__ = ["Cancel", "Conflict", "Connections", "Ddl"]
 _CROWD = "dbguard-chaos-crowd"  # the application_name of the sessions that fill a node
 _PATIENCE = 5.0  # seconds for a server on this machine to answer
 _RUTHLESS = {"max_standby_streaming_delay": "0", "hot_standby_feedback": "off"}  # of a replica that replays
+_LOCKS = 10  # times that the table is locked between two vacuums
+_APART = 0.02  # seconds from one lock to the next: most reads come through, and none of them again and again not
 _AGAIN = 0.01  # seconds between two tries to take what has become free
 
 _AWAY = (OSError, asyncpg.PostgresError)  # another fault has the primary: what it is told again does no harm
@@ -133,8 +135,9 @@ class Conflict(Breakage):
     def _conflicts(self, stage: Stage) -> Iterator[None]:
         cluster, table = stage.cluster, stage.application.table
         some = f"SELECT ctid FROM {table} LIMIT 20"
+        lock = f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; COMMIT; PERFORM pg_sleep({_APART});"
         statements = (
-            f"DO $$BEGIN LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; END$$",
+            f"DO $$BEGIN FOR n IN 1..{_LOCKS} LOOP {lock} END LOOP; END$$",
             f"UPDATE {table} SET key = key WHERE ctid = ANY (ARRAY({some}))",
             f"VACUUM {table}",
         )
