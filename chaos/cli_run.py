@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from chaos.play import Result
     from chaos.progress import Progress
+    from chaos.report import Page
     from chaos.scenario import Scenario
 
 __all__ = ["GUARDED", "run"]
@@ -60,13 +60,13 @@ def run(given: argparse.Namespace) -> int:
     if given.history:
         given.history.mkdir(parents=True, exist_ok=True)
     people: TextIO = sys.stderr if given.json == "-" else sys.stdout
-    write = import_module("chaos.report").write if given.report else None  # matplotlib takes its time
-    batch = _Batch(plan, given.history, keep=write is not None)
+    page: Page | None = import_module("chaos.report").Page() if given.report else None  # matplotlib takes its time
+    batch = _Batch(plan, given.history, page)
     batch.run(people)
     if batch.entries:
         _tell(batch, people, given)
-    if write is not None and batch.results:
-        write(given.report, batch.results)
+    if page is not None and batch.entries:
+        page.write(given.report)
     if batch.interrupted:
         return INTERRUPTED
     return max((EXIT_CODES[entry.state] for entry in batch.entries), key=[0, 2, 1].index)
@@ -92,14 +92,13 @@ def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int
 
 
 class _Batch:
-    """Runs, one after the other; those that are over are in *entries*, and in *results* as a whole if they are kept."""
+    """Runs, one after the other; those that are over are in *entries*, and on the *page* if there is one."""
 
-    def __init__(self, plan: Sequence[Planned], folder: Path | None, *, keep: bool) -> None:
+    def __init__(self, plan: Sequence[Planned], folder: Path | None, page: Page | None) -> None:
         self._plan = plan
         self._folder = folder
-        self._keep = keep
+        self._page = page
         self.entries: list[Entry] = []
-        self.results: list[Result] = []
         self.interrupted = False
 
     def run(self, people: TextIO) -> None:
@@ -134,6 +133,8 @@ class _Batch:
         try:
             with clusters.lend(scenario) as cluster:
                 result = running.run(play(scenario, cluster, client=client, seed=seed, path=path, say=progress.say))
+            if self._page is not None:
+                self._page.add(result)
         except Exception as e:  # noqa: BLE001  kept, and shown in the end
             error = f"{type(e).__name__}: {e}"
             entry = Entry(
@@ -145,10 +146,10 @@ class _Batch:
                 error=error,
             )
             known = isinstance(e, (ClusterError, ConfigError))  # it says by itself what is wrong
+            if self._page is not None:
+                self._page.add_failed(scenario=scenario.name, client=client, seed=seed, error=error)
             progress.end(State.UNKNOWN, error, error if known else "".join(traceback.format_exception(e)))
         else:
-            if self._keep:
-                self.results.append(result)
             entry = Entry.of(result, scenario.about, time.monotonic() - began)
             progress.end(entry.state, _brief(entry), str(result))
         self.entries.append(entry)

@@ -272,6 +272,17 @@ def test_report_shows_the_runs(asked: list[dict[str, Any]], tmp_path: Path) -> N
     assert "replica-lag" in said
 
 
+def test_report_tells_of_a_run_that_could_not_be_made(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    ends[:] = [RuntimeError("no cluster today"), State.OK]
+
+    assert cli.main(["run", "ack-lost", "replica-lag", "--report", str(page)]) == 2
+
+    said = page.read_text()
+    assert "RuntimeError: no cluster today" in said
+    assert said.count("<section") == 1
+
+
 # --- list and validate
 
 
