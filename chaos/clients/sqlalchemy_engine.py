@@ -36,8 +36,8 @@ __all__ = ["SqlalchemyGuarded"]
 
 _STATEMENT = 0.7  # seconds for a statement; one that is swallowed takes as long again to be rolled back
 _CONNECT = 2.0  # seconds for a connection, unless the scenario says otherwise
-_PAUSE, _LONGEST = 0.02, 0.5  # seconds before something is run again: at most the first, doubling up to the second
-_AGAIN = ("40001", "40P01")  # a serialization failure, a deadlock
+_PAUSE, _LONGEST = 0.02, 0.1  # seconds before something is run again: at most the first, doubling up to the second
+_AGAIN = ("40001", "40P01", "0A000")  # a serialization failure, a deadlock, a cached plan that DDL has overtaken
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
