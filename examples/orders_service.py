@@ -28,7 +28,7 @@ TABLES = """
 def create_app(dsn: str | None = None) -> FastAPI:
     """Make the service. dsn: names all nodes of the cluster. Default: ``DATABASE_URL``."""
     guard = dbguard.Guard(dsn or os.environ["DATABASE_URL"])
-    shop = guard.using(timeout=5)  # seconds for each call, waiting for a new primary included
+    shop = guard.using(timeout=10)  # seconds for each call, waiting for a new primary included
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -57,5 +57,5 @@ async def test_failover_loses_no_order_and_takes_none_twice(
     print(audit)
     audit.check()
     assert audit.unknown <= 8, "at most one for each client: its order was on the way when the primary died"
-    assert audit.silence < 15
+    assert audit.silence < 30, "seconds"
     assert dbguard_cluster.sql("b", "SELECT left_over FROM stock") == [(1_000_000 - len(orders),)]
