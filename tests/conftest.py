@@ -6,11 +6,15 @@
 
 They run on the wheel's newest PostgreSQL. Tests marked `every_postgres` run on the system's as well, where there is one.
 Whoever asks for any of these fixtures, or for `binaries` below them, is marked `cluster`.
+
+What a test leaves open shows when it is collected as garbage, which may be in any later test. So garbage is collected at
+the end of each file, whose last test fails then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -41,6 +45,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         with contextlib.suppress(BinariesNotFound):
             found.append(find_binaries("system").name)
         metafunc.parametrize("binaries", found, indirect=True, scope="session")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # the tests themselves: most of what there is, and looked through in vain at the end of each file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect garbage before pytest asks, at the end of the teardown, what complained of being left open."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
