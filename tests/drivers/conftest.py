@@ -156,7 +156,7 @@ def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
 def tasks_but(known: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
     """Return the tasks that are there now and are none of the *known*; this one and a wire's own do not count."""
     now = asyncio.all_tasks() - known - {asyncio.current_task()}
-    return [task for task in now if not task.get_coro().__qualname__.startswith("Wire.")]
+    return [task for task in now if not task.get_coro().__qualname__.startswith(("StreamServer.", "Wire."))]
 
 
 @pytest.fixture(scope="session")
