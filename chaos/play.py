@@ -152,6 +152,8 @@ class _Run:
         await self._do(self._cluster.sql, self._cluster.primary, f"DROP TABLE IF EXISTS {self._workload.table}")
 
     def _put_back(self) -> None:
+        for node in self._cluster.replicas:
+            self._cluster.wait_linked(node, self._cluster.primary)
         with Switchover(node=self._cluster.nodes[0].name).inject(self._stage):
             pass
 

@@ -150,6 +150,7 @@ class Stage:
         else:
             if not self._follows(node):
                 self.cluster.rejoin(node)
+                self._wait_linked(node)
             self._followers.add(node.name)
         self._astray.discard(node.name)
         for work in self._undone.pop(node.name, []):
@@ -175,6 +176,16 @@ class Stage:
         except TimeoutError:
             return False
         return True
+
+    def _wait_linked(self, node: ClusterNode) -> None:
+        """Wait until a replica streams through its link, to which it changes last; not where that is broken."""
+        link = self.cluster.link(node, self.cluster.primary)
+        try:
+            if not self._disturbed(link):
+                self.cluster.wait_linked(node, self.cluster.primary)
+        except TimeoutError:
+            if not self._disturbed(link):
+                raise
 
     def _disturbed(self, link: Proxy) -> bool:
         return any(broken.startswith(f"{link.name} ") for broken in self.cluster.toxiproxy.broken())

@@ -21,6 +21,7 @@ _Mode = Literal["fast", "immediate"]  # not smart: it waits for clients to go, a
 
 _FITTEST = "fittest"
 _RECEIVED = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
+_STREAMS = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"
 _PARTED = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')"
 
 
@@ -161,6 +162,8 @@ class Switchover(Breakage):
     def _switched(self, stage: Stage) -> Iterator[str]:
         with contextlib.ExitStack() as healing, stage.changing:
             replicas = _candidates(stage, self.node)
+            if self.node != _FITTEST and not stage.cluster.sql(stage.node(self.node), _STREAMS)[0][0]:
+                raise LookupError(f"{self.node} does not stream now: it would lack what the primary writes last")
             old = stage.node("primary")
             stage.hold(old)
             healing.callback(stage.restore, old)
