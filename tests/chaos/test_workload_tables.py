@@ -11,6 +11,7 @@ import pytest
 from chaos import aftermath
 from chaos.checkers import Duplicated, Lost, Order, Phantom, State
 from chaos.clients import CLIENTS, Client, Place
+from chaos.clients.pools import Plain
 from chaos.history import History, Kind, Operation, Outcome
 from chaos.journal import Journal
 from chaos.workloads import WORKLOADS, Bulk, HotRows, Workload
@@ -251,6 +252,25 @@ def test_transactions_of_each_isolation_contend_and_lose_nothing(isolation: str,
     assert {op.outcome for op in history.operations} == {Outcome.OK}
     assert set(judged(history, tables, workload).values()) <= {State.OK, State.UNKNOWN}
     assert any((op.attempts or 0) > 1 for op in history.operations) is (isolation == "serializable")
+
+
+class Careless(Plain):
+    """Forgets about isolation, and locks nothing."""
+
+    async def transaction(self, work: Any, *, isolation: str | None, timeout: float) -> Any:
+        return await super().transaction(work, isolation=None, timeout=timeout)
+
+
+def test_transactions_that_are_not_isolated_are_caught_losing_updates(
+    tables: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CLIENTS, "careless", Careless)
+    workload = HotRows(readers=0, writers=4, owners=0, keys=1, counters=1, pause=0)  # type: ignore[arg-type]
+
+    history = work(workload, tables, "careless", calls=100)
+
+    states = judged(history, tables, workload)
+    assert {name for name, state in states.items() if state is State.BROKEN} >= {"lost", "phantom"}
 
 
 def test_results_are_large() -> None:
