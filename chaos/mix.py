@@ -87,6 +87,7 @@ MIX: Mapping[str, Draw] = {
     "primary killed": _for(0.5, 1.0, "kill", node="primary"),
     "primary frozen": _for(0.5, 1.5, "freeze", node="primary"),
     "restart": _once("restart", node=["primary", *_REPLICA], mode=["fast", "immediate"]),
+    "switchover": _once("switchover"),
     "primary dies": _after(0.5, _for(1.8, 2.2, "kill", node="primary"), _for(1.0, 1.3, "promote")),
     "primary hangs": _after(0.5, _for(1.8, 2.2, "freeze", node="primary"), _for(1.0, 1.3, "promote")),
     "primary out of sight": _after(0.5, _for(1.8, 2.2, "hole", link="app->primary"), _for(1.0, 1.3, "promote")),

@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def keys(kind: type[Any]) -> dict[str, str]:
     for key, text in told.items():
         if said := re.fullmatch(r"As of `(\w+)`\.", text):
             told[key] = keys(known[said[1]])[key]
-    return {key_of(entry.name): told[key_of(entry.name)] for entry in (fields(kind) if is_dataclass(kind) else ())}
+    return {key_of(entry.name): told[key_of(entry.name)] for entry in fields(kind)}
 
 
 def line(text: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import islice, pairwise
 
 from chaos import mix
-from chaos.faults import FAULTS, Switchover
+from chaos.faults import FAULTS
 from chaos.scenario import parse
 from chaos.workloads import WORKLOADS
 
@@ -24,7 +24,7 @@ def test_every_kind_of_fault_and_every_workload_comes_up() -> None:
     drawn = [segment.scenario for segment in islice(mix.segments(1), SOME)]
 
     kinds = Counter(type(step.fault) for scenario in drawn for step in scenario.timeline)
-    assert set(kinds) == set(FAULTS.values()) - {Switchover}
+    assert set(kinds) == set(FAULTS.values())
     assert {type(fault) for fault in mix.faults()} == set(kinds)
     assert {type(scenario.workload) for scenario in drawn} == set(WORKLOADS.values())
     assert all(scenario.workload.callers <= mix.CALLERS for scenario in drawn)
