@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parents[2] / "docs"
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'parent'"
 PARENT = {"server_settings": {"application_name": "parent"}}
+PATIENT = {
+    "probe": {"timeout": "1min"}
+}  # a parent that stands still while its child works does not take its server for silent
 
 
 class Child:
@@ -91,7 +94,7 @@ class Watched:
 
     @classmethod
     async def begin(cls, dsn: str) -> Watched:
-        guard = await dbguard.Guard({"dsn": dsn, "pool": {"min_size": 2, "max_size": 3}}, **PARENT).open()
+        guard = await dbguard.Guard({"dsn": dsn, "pool": {"min_size": 2, "max_size": 3}, **PATIENT}, **PARENT).open()
         watched = cls(guard, await guard.acquire())
         watched.before = await watched.look()
         return watched
@@ -337,7 +340,7 @@ def wrapped(dsn: str) -> Any:
 def threads(dsn: str) -> Any:
     """A guard for threads: its loop runs in a thread of its own, which a child does not have. It is opened afresh there."""
     parent = {"kwargs": {"application_name": "parent"}, "min_size": 2, "max_size": 3}
-    guard = dbguard.SyncGuard(dsn, **parent).open()
+    guard = dbguard.SyncGuard({"dsn": dsn, **PATIENT}, **parent).open()
     with guard.connection() as con:
 
         def look() -> Any:
@@ -393,7 +396,7 @@ def psycopg_tasks(dsn: str) -> Any:
     loop = asyncio.new_event_loop()
     do = loop.run_until_complete
     parent = {"kwargs": {"application_name": "parent"}, "min_size": 2, "max_size": 3}
-    guard = dbguard.PsycopgGuard(dsn, **parent)
+    guard = dbguard.PsycopgGuard({"dsn": dsn, **PATIENT}, **parent)
     do(guard.open())
 
     async def look() -> Any:
