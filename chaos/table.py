@@ -133,9 +133,13 @@ def table(output: Output, entries: Sequence[Entry]) -> None:
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """Return the table as Markdown."""
+    """Return the table as Markdown; several rounds of a scenario are one line, with their sums and longest pauses."""
     rules = ["---:" if name.startswith(">") else "---" for name in _COLUMNS]
-    lines = [[name.removeprefix(">") for name in _COLUMNS], rules, *(entry.cells() for entry in entries)]
+    rounds: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        rounds.setdefault((entry.scenario, entry.client), []).append(entry)
+    lines = [[name.removeprefix(">") for name in _COLUMNS], rules]
+    lines += [_total(all_, *which) if len(all_) > 1 else all_[0].cells() for which, all_ in rounds.items()]
     if len(entries) > 1:
         lines.append([f"**{cell}**" if cell else "" for cell in _total(entries)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -158,10 +162,10 @@ def _sums(entries: Sequence[Entry]) -> dict[str, int]:
     return {name: sum(getattr(summary, name) or 0 for summary in known) for name in _COUNTS}
 
 
-def _total(entries: Sequence[Entry]) -> list[str]:
+def _total(entries: Sequence[Entry], scenario: str = "all", client: str = "") -> list[str]:
     known = [entry.summary for entry in entries if entry.summary is not None]
     reads = max((summary.read_pause for summary in known), default=0.0)
     writes = max((summary.append_pause for summary in known), default=0.0)
     good = sum(entry.state is State.OK for entry in entries)
     sums = [f"{count:,}" for count in _sums(entries).values()]
-    return ["all", "", *sums, f"{reads:.2f} s", f"{writes:.2f} s", f"{good} of {len(entries)} ok"]
+    return [scenario, client, *sums, f"{reads:.2f} s", f"{writes:.2f} s", f"{good} of {len(entries)} ok"]

@@ -213,6 +213,20 @@ def test_table_can_be_markdown(asked: list[dict[str, Any]], capsys: pytest.Captu
     assert "**2**" in total
 
 
+def test_rounds_of_a_scenario_are_one_line_of_markdown(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends[:] = [State.OK, State.OK, State.OK, State.BROKEN]
+
+    assert cli.main(["run", "ack-lost", "replica-hole", "--rounds", "2", "--markdown"]) == 1
+
+    first, second, _ = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"][2:]
+    assert first.startswith("| ack-lost | guard | 2 |")
+    assert first.endswith("| 2 of 2 ok |")
+    assert second.startswith("| replica-hole | guard | 2 |")
+    assert second.endswith("| 1 of 2 ok |")
+
+
 def test_client_that_is_not_there_is_told_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         cli.main(["run", "replica-hole", "--client", "nobody"])
