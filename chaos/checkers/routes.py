@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from chaos.checkers.course import SHOWN
 from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
 from chaos.history import History, Kind, Operation
 from dbguard.config.quantities import Number, Whole
@@ -41,7 +42,9 @@ class Spared(Checker):
         said = f"{self.node} served {now:.0%} of {len(during)} reads during the faults, {usual:.0%} of {len(before)} before"
         if usual <= self.most:
             return unknown(f"{said}: it had no larger share to lose")
-        return ok(said) if now <= self.most else broken(f"{said}; allowed {self.most:.0%}", ())
+        if now > self.most:
+            return broken(f"{said}; allowed {self.most:.0%}", [op for op in during if op.node == self.node])
+        return ok(said)
 
     def names(self) -> dict[str, str]:
         """Return the node."""
@@ -57,9 +60,10 @@ class Steady(Checker):
 
     def judge(self, history: History) -> Verdict:
         """Look for reports of that."""
-        if not history.events:
+        reports = [e for e in history.events if e["event"] != SHOWN]
+        if not reports:
             return unknown("the client tells nothing")
-        told = [e for e in history.events if e["at"] >= 0]
+        told = [e for e in reports if e["at"] >= 0]
         wrong = [
             e for e in told if e["event"] == "NodeDown" or (e["event"], e.get("now")) == ("BreakerChanged", "open")
         ]

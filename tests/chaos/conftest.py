@@ -51,7 +51,7 @@ def make(seed: int) -> History:
         stopped=END,
         final={key: tuple(values) for key, values in lists.items()},
         leaks=(),
-        events=({"event": "NodeDown", "at": 1.5, "node": "b"},),
+        events=({"event": "CallRepeated", "at": 1.5, "node": "b"},),
     )
 
 

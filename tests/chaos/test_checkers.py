@@ -27,8 +27,10 @@ from chaos.checkers import (
     Pause,
     Phantom,
     ReadsGoOn,
+    Spared,
     Stale,
     State,
+    Steady,
     Verdict,
     pauses,
 )
@@ -51,6 +53,8 @@ JUDGES: dict[str, Checker] = {
     "latency": Latency(attempt=0.1, least=5),
     "leaks": Leaks(),
     "felt": Felt(),
+    "spared": Spared(node="b", most=0.1, least=20),
+    "steady": Steady(),
     "contended": Contended(least=2),
 }
 TABLE = [JUDGES["lost"], JUDGES["duplicated"], JUDGES["phantom"]]
@@ -252,6 +256,21 @@ def something_was_left(history: History, rng: random.Random) -> tuple[History, o
     return replace(history, leaks=(leak,)), leak
 
 
+def a_node_that_is_to_be_spared_serves_on(history: History, rng: random.Random) -> tuple[History, object]:
+    during = [op for op in history.of(Kind.READ) if history.faults[0].during(op)]
+    chosen = set(rng.sample(range(len(during)), len(during) // 5))
+    moved = {id(op): replace(op, node="b") for n, op in enumerate(during) if n in chosen}
+    operations = tuple(moved.get(id(op), op) for op in history.operations)
+    return replace(history, operations=operations), list(moved.values())
+
+
+def a_node_was_given_up(history: History, rng: random.Random) -> tuple[History, object]:
+    event = rng.choice([{"event": "NodeDown"}, {"event": "BreakerChanged", "was": "closed", "now": "open"}])
+    at = rng.uniform(0, 4)
+    told = {**event, "at": at, "node": "b", "why": "no answer"}
+    return replace(history, events=(*history.events, told)), f"{event['event']} of b at {at:.3f} s (no answer)"
+
+
 LIES: list[tuple[Lie, set[str], set[str]]] = [  # the lie, who must find just it, who may see it, too
     (an_acknowledged_append_is_gone, {"lost"}, {"order"}),
     (an_append_is_there_twice, {"duplicated"}, {"order"}),
@@ -270,6 +289,8 @@ LIES: list[tuple[Lie, set[str], set[str]]] = [  # the lie, who must find just it
     (a_writer_fell_silent, {"gaps"}, set()),
     (a_call_outlived_its_deadline, {"overshoot"}, set()),
     (something_was_left, {"leaks"}, set()),
+    (a_node_that_is_to_be_spared_serves_on, {"spared"}, set()),
+    (a_node_was_given_up, {"steady"}, set()),
 ]
 
 
@@ -292,9 +313,10 @@ def test_one_lie_is_found_just_it_and_by_nobody_whom_it_does_not_concern(
             continue
         told += 1
         history, untrue = made
+        untruths = untrue if isinstance(untrue, list) else [untrue]
         verdicts = judged(history)
         found = {name for name, verdict in verdicts.items() if verdict.state is State.BROKEN}
-        if not finders <= found <= finders | others or any(shown(verdicts[name]) != [untrue] for name in finders):
+        if not finders <= found <= finders | others or any(shown(verdicts[name]) != untruths for name in finders):
             missed[seed] = (untrue, wrong(verdicts))
 
     assert missed == {}
@@ -309,7 +331,7 @@ def test_run_in_which_nothing_happened_is_unknown(name: str) -> None:
     assert JUDGES[name].judge(History(final={}, leaks=())).state is State.UNKNOWN
 
 
-@pytest.mark.parametrize("name", sorted(set(JUDGES) - {"gaps", "overshoot", "leaks", "felt"}))
+@pytest.mark.parametrize("name", sorted(set(JUDGES) - {"gaps", "overshoot", "leaks", "felt", "steady"}))
 def test_run_in_which_too_little_happened_is_unknown(name: str, honest: HISTORY) -> None:
     history = honest(1)
     few = tuple(op for op in history.operations if op.start > 1.5 and op.end < 1.7)
@@ -354,7 +376,7 @@ def test_short_run_with_a_loss_is_broken_all_the_same() -> None:
     assert Lost().judge(History(operations=(append("w", 0, 1, 7),), final={})).state is State.BROKEN
 
 
-@pytest.mark.parametrize("name", ["reads-go-on", "latency", "felt"])
+@pytest.mark.parametrize("name", ["reads-go-on", "latency", "felt", "spared"])
 def test_run_without_a_fault_is_unknown(name: str, honest: HISTORY) -> None:
     assert JUDGES[name].judge(replace(honest(1), faults=())).state is State.UNKNOWN
 
@@ -396,6 +418,25 @@ def test_fault_that_the_client_told_of_is_felt_and_other_events_say_nothing() ->
 
 def test_fault_felt_too_little_is_unknown(honest: HISTORY) -> None:
     assert Felt(least=10_000).judge(honest(1)).state is State.UNKNOWN
+
+
+# --- where calls go
+
+
+def test_node_that_had_no_share_to_lose_proves_nothing(honest: HISTORY) -> None:
+    history = honest(1)
+    away = tuple(replace(op, node="c") if op.node == "b" else op for op in history.operations)
+
+    assert JUDGES["spared"].judge(replace(history, operations=away)).state is State.UNKNOWN
+
+
+def test_what_the_harness_tells_says_nothing_of_whether_a_client_is_steady() -> None:
+    shown = {"event": "FaultShown", "at": 1.0, "fault": "a hole", "what": "no answer"}
+    calm = {"event": "BreakerChanged", "at": 1.0, "node": "b", "was": "open", "now": "closed", "why": "it answers"}
+    cold = {"event": "NodeDown", "at": -0.5, "node": "b", "why": "no answer"}
+
+    assert Steady().judge(History(events=(shown,))).state is State.UNKNOWN
+    assert Steady().judge(History(events=(shown, calm, cold))).state is State.OK
 
 
 # --- reads while a node is away
