@@ -12,8 +12,10 @@ import asyncio
 import inspect
 import math
 import os
+import sys
 import threading
-from contextlib import suppress
+import traceback
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from dbguard.drivers.server_settings import SERVER_SETTINGS
 from dbguard.forked import dialled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from dbguard.drivers.psycopg.line import Row
 
@@ -90,19 +92,13 @@ class Dialer:
         Raises TimeoutError after *timeout* seconds, names looked up, TLS and login included; else what `parameters` and
         psycopg raise.
         """
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                try:
-                    return await self._connect(timeout, kind, arguments)
-                except psycopg.OperationalError as error:
-                    if not self.may_tell_less(error):
-                        raise
+        async with asyncio.timeout(timeout):
+            try:
                 return await self._connect(timeout, kind, arguments)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-        # Not from within: what was raised there holds on to the connection that has begun.
-        raise TimeoutError
+            except psycopg.OperationalError as error:
+                if not self.may_tell_less(error):
+                    raise
+            return await self._connect(timeout, kind, arguments)
 
     async def control(self, *, timeout: float) -> Speaker:
         """Open the monitor's connection; each statement on it may take *timeout* seconds, too."""
@@ -137,7 +133,8 @@ class Dialer:
     ) -> psycopg.AsyncConnection[Any]:
         said = await self.parameters()
         try:
-            con = await (kind or self._kind).connect(**{**_limited(said, timeout), **arguments})
+            with _ends_with_its_error():
+                con = await (kind or self._kind).connect(**{**_limited(said, timeout), **arguments})
         except psycopg.OperationalError as error:
             if _REFUSED not in str(error) and is_new(error):
                 await _aside(partial(learn, error, make_conninfo("", **said), timeout=timeout))
@@ -162,7 +159,8 @@ class Dialer:
 
         async def connect() -> psycopg.Connection[Any]:
             said = await on_loop(self._parameters_within(timeout))
-            con = (kind or psycopg.Connection).connect(**{**_limited(said, timeout), **arguments})
+            with _ends_with_its_error():
+                con = (kind or psycopg.Connection).connect(**{**_limited(said, timeout), **arguments})
             dialled(con.fileno())
             return con
 
@@ -263,6 +261,27 @@ def of_tasks(kind: type[Any] | None) -> type[psycopg.AsyncConnection[Any]]:
     The same, since it may know how to log in; psycopg's own beside one that is for threads, or none.
     """
     return kind if kind is not None and issubclass(kind, psycopg.AsyncConnection) else psycopg.AsyncConnection
+
+
+@contextmanager
+def _ends_with_its_error() -> Iterator[None]:
+    """Close what psycopg has begun to connect where it fails, is too late, or is cancelled: it does not do so itself.
+
+    The half-made connection ends when nobody refers to it, and the frames of the error do, for as long as anybody keeps that:
+    a task that was cancelled does, and so does an application that keeps what it was told. The server meanwhile may have let
+    the session in. So these frames, all of which have ended, forget what they hold.
+    """
+    handled = sys.exception()
+    try:
+        yield
+    except BaseException as error:
+        left: BaseException | None = error
+        cleared: set[BaseException] = set()
+        while left is not None and left is not handled and left not in cleared:
+            traceback.clear_frames(left.__traceback__)
+            cleared.add(left)
+            left = left.__cause__ or left.__context__
+        raise
 
 
 def _limited(said: Mapping[str, Any], timeout: float) -> dict[str, Any]:

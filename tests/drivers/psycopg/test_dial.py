@@ -270,25 +270,91 @@ async def test_a_forked_child_finds_no_connection_and_leaves_its_parents_alone(s
 # ---------------------------------------------------------------------- time
 
 
-async def test_a_dial_that_was_given_up_leaves_no_connection_behind() -> None:
-    gone = asyncio.Event()
+async def cancelled(dial: Coroutine[Any, Any, Any], dialled: asyncio.Event) -> asyncio.Task[Any]:
+    """Cancel a dial once the server has heard of it; the task keeps how it ended."""
+    task = asyncio.create_task(dial)
+    await dialled.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    return task
+
+
+async def late(dial: Any, _: object) -> BaseException:
+    """Wait for a dial that fails; returns with what."""
+    with pytest.raises((TimeoutError, psycopg.errors.ConnectionTimeout)) as caught:
+        await dial
+    return caught.value
+
+
+class Translating(psycopg.AsyncConnection[Any]):
+    """One that has its own errors."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:  # type: ignore[override]  # as in psycopg's manual
+        try:
+            return await super().connect(conninfo, **kwargs)
+        except asyncio.CancelledError as error:
+            raise TimeoutError from error
+
+
+@pytest.mark.parametrize(
+    ("ends", "dial"),
+    [
+        (late, lambda dialer: dialer.control(timeout=0.3)),
+        (late, lambda dialer: dialer.connect(timeout=10, connect_timeout=2)),
+        (late, lambda dialer: dialer.connect(timeout=0.3, kind=Translating)),
+        (late, lambda dialer: blocking(dialer, 0.3)),
+        (cancelled, lambda dialer: dialer.control(timeout=10)),
+        (cancelled, lambda dialer: dialer.connect(timeout=10)),
+    ],
+    ids=[
+        "late",
+        "too late for psycopg",
+        "late, with errors of its own",
+        "late on a thread",
+        "cancelled",
+        "cancelled, of a pool",
+    ],
+)
+async def test_a_dial_that_was_given_up_leaves_no_connection_behind(ends: Any, dial: Callable[[Dialer], Any]) -> None:
+    dialled, gone = asyncio.Event(), asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.set()
         with contextlib.suppress(OSError):
             await reader.read()  # until its end
         gone.set()
 
     async with StreamServer(say_nothing) as server:
-        kept: TimeoutError | None = None
-        began = time.monotonic()
-        try:
-            await own(server.port).control(timeout=0.3)
-        except TimeoutError as error:
-            kept = error
+        kept = await ends(dial(own(server.port)), dialled)
 
-        assert kept is not None
-        assert 0.25 <= time.monotonic() - began < 0.3 + SLACK
         await asyncio.wait_for(gone.wait(), SLACK)
+        assert kept is not None
+
+
+async def test_a_dial_takes_no_more_than_its_limit_where_nobody_answers() -> None:
+    async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()  # until its end
+
+    async with StreamServer(say_nothing) as server:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await own(server.port).control(timeout=0.3)
+        assert 0.25 <= time.monotonic() - began < 0.3 + SLACK
+
+
+async def test_a_dial_that_fails_leaves_alone_what_was_being_handled() -> None:
+    def fails() -> None:
+        kept = "what a debugger shows"
+        raise LookupError(kept)
+
+    try:
+        fails()
+    except LookupError as error:
+        with pytest.raises(psycopg.OperationalError, match="refused"):
+            await own(1).control(timeout=10)  # a port that nobody listens on
+        trace: Any = error.__traceback__
+        assert trace.tb_next.tb_frame.f_locals == {"kept": "what a debugger shows"}
 
 
 async def test_the_limit_holds_while_a_name_or_a_function_does_not_answer(
