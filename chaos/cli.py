@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -103,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--minutes", type=_minutes, default=30.0, metavar="N", help="how long (default: 30)")
     command.add_argument(
-        "--client", type=_client, default="guard", metavar="NAME", help="who is put to the test (default: guard)"
+        "--client",
+        type=_client,
+        default="guard",
+        metavar="NAME",
+        help=f"who is put to the test: one of {', '.join(CLIENTS)}, or one of your own as module:Class (default: guard)",
     )
     command.add_argument("--seed", type=int, default=1, metavar="N", help="of all that breaks, and when (default: 1)")
     _add_output(command)
@@ -114,16 +119,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--json",
+        type=_document,
         nargs="?",
         const="-",
         metavar="FILE",
         help="write one document with everything; without FILE to standard output, and everything else to standard error",
     )
     command.add_argument(
-        "--report", type=Path, metavar="FILE", help="write a page to look at, one HTML file that works offline"
+        "--report", type=_page, metavar="FILE", help="write a page to look at, one HTML file that works offline"
     )
     command.add_argument(
-        "--history", type=Path, metavar="FOLDER", help="write the history of each run there while it happens"
+        "--history", type=_folder, metavar="FOLDER", help="write the history of each run there while it happens"
     )
 
 
@@ -164,3 +170,33 @@ def _minutes(text: str) -> float:
     if not 0.1 <= minutes <= 100_000:
         raise argparse.ArgumentTypeError("should be a number of minutes, at least 0.1")
     return minutes
+
+
+def _document(text: str) -> str:
+    return text if text == "-" else str(_to_be_written(text))
+
+
+def _page(text: str) -> Path:
+    path = _to_be_written(text)
+    try:
+        importlib.import_module("chaos.report")
+    except ModuleNotFoundError as e:  # better told now than after the runs
+        raise argparse.ArgumentTypeError(str(e)) from None
+    return path
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder")
+    return path
+
+
+def _to_be_written(text: str) -> Path:
+    """Return the path of a file that can be written, as far as one can see before the runs."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: there is no folder {path.parent} to write to")
+    return path

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from chaos.play import Result
     from chaos.progress import Progress
     from chaos.report import Page
     from chaos.scenario import Scenario
@@ -63,10 +64,10 @@ def run(given: argparse.Namespace) -> int:
     page: Page | None = import_module("chaos.report").Page() if given.report else None  # matplotlib takes its time
     batch = _Batch(plan, given.history, page)
     batch.run(people)
-    if batch.entries:
-        _tell(batch, people, given)
-    if page is not None and batch.entries:
+    _tell(batch, people, given)
+    if shown := page is not None and bool(batch.entries):
         page.write(given.report)
+    table.written(people, given.report if shown else None, given.json, given.history)
     if batch.interrupted:
         return INTERRUPTED
     return max((EXIT_CODES[entry.state] for entry in batch.entries), key=[0, 2, 1].index)
@@ -133,8 +134,6 @@ class _Batch:
         try:
             with clusters.lend(scenario) as cluster:
                 result = running.run(play(scenario, cluster, client=client, seed=seed, path=path, say=progress.say))
-            if self._page is not None:
-                self._page.add(result)
         except Exception as e:  # noqa: BLE001  kept, and shown in the end
             error = f"{type(e).__name__}: {e}"
             entry = Entry(
@@ -152,7 +151,19 @@ class _Batch:
         else:
             entry = Entry.of(result, scenario.about, time.monotonic() - began)
             progress.end(entry.state, _brief(entry), str(result))
+            self._draw(result, progress)
         self.entries.append(entry)
+
+    def _draw(self, result: Result, progress: Progress) -> None:
+        """Put a run on the page. What fails in it is told there, and changes nothing in what the run has shown."""
+        if self._page is None:
+            return
+        try:
+            self._page.add(result)
+        except Exception as e:  # noqa: BLE001  the table is worth more than the page
+            error, head = f"it could not be drawn: {type(e).__name__}: {e}", result.history.head
+            self._page.add_failed(scenario=head["scenario"], client=head["client"], seed=head["seed"], error=error)
+            progress.say("".join(traceback.format_exception(e)))
 
 
 def _brief(entry: Entry) -> str:
@@ -169,7 +180,7 @@ def _tell(batch: _Batch, people: TextIO, given: argparse.Namespace) -> None:
     output = Output(people)
     if given.markdown:
         people.write(table.markdown(batch.entries))
-    else:
+    elif batch.entries:
         table.table(output, batch.entries)
     for entry in batch.entries:
         if entry.error:

@@ -17,9 +17,11 @@ from chaos.mix import segments
 from chaos.play import cluster_for
 from chaos.progress import progress_on
 from chaos.soak import Soak, state_of
-from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry
+from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry, written
 from dbguard.cli import running
 from dbguard.cli.output import Output
+from dbguard.errors import ConfigError
+from dbguard.testing.cluster import ClusterError
 from dbguard.testing.toxiproxy_server import server_binary
 
 if TYPE_CHECKING:
@@ -56,10 +58,9 @@ def run(given: argparse.Namespace) -> int:
                 interrupted = True
             except Exception as e:  # noqa: BLE001  what was seen before is still told
                 failed = f"{type(e).__name__}: {e}"
-                progress.end(State.UNKNOWN, failed, "".join(traceback.format_exception(e)))
+                known = isinstance(e, (ClusterError, ConfigError))  # it says by itself what is wrong
+                progress.end(State.UNKNOWN, failed, failed if known else "".join(traceback.format_exception(e)))
         _tell(soak, Output(people), interrupted=interrupted)
-        if write is not None and show.shown:
-            write(given.report, show.shown)
         if given.json:
             kept.seek(0)
             said = {**soak.as_dict(), "interrupted": interrupted, "segments": [json.loads(line) for line in kept]}
@@ -68,6 +69,9 @@ def run(given: argparse.Namespace) -> int:
                 sys.stdout.write(text)
             else:
                 Path(given.json).write_text(text, encoding="utf-8")
+    if shown := write is not None and bool(show.shown):
+        write(given.report, show.shown)
+    written(people, given.report if shown else None, given.json, given.history)
     return INTERRUPTED if interrupted else EXIT_CODES[soak.state]
 
 
@@ -135,4 +139,4 @@ def _tell(soak: Soak, output: Output, *, interrupted: bool) -> None:
         output.line(f"  left behind in the end: {left or 'nothing'}", STYLES[State.BROKEN if left else State.OK])
     if interrupted:
         output.line("interrupted, and healed", "yellow")
-    output.line(soak.state.name.lower(), STYLES[soak.state])
+    output.line(f"verdict: {soak.state.name.lower()}", STYLES[soak.state])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import dbguard
 from chaos.checkers import State
@@ -13,12 +13,13 @@ from dbguard.cli.output import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from chaos.history import Fault
     from chaos.play import Result
     from dbguard.cli.output import Output
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "STYLES", "Entry", "document", "markdown", "table"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "STYLES", "Entry", "document", "markdown", "table", "written"]
 
 _COLUMNS = (
     "scenario",
@@ -155,6 +156,12 @@ def document(entries: Sequence[Entry], *, interrupted: bool) -> dict[str, Any]:
         "total": {"runs": len(entries), **_sums(entries)},
         "runs": [entry.as_dict() for entry in entries],
     }
+
+
+def written(people: TextIO, *files: Path | str | None) -> None:
+    """Say which files were written; None, and ``-`` for standard output, are none."""
+    if paths := [str(file) for file in files if file not in {None, "-"}]:
+        people.write(f"written: {', '.join(paths)}\n")
 
 
 def _sums(entries: Sequence[Entry]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from chaos.checkers import State, Verdict
 from chaos.history import Fault, History
 from chaos.play import Result
 from chaos.progress import progress_on
+from chaos.report import Page
 from chaos.scenario import every, find
 
 if TYPE_CHECKING:
@@ -172,6 +174,63 @@ def test_interruption_leaves_the_table_of_what_was_run(
     assert line.split()[1:4] == ["guard", "1", "0"]
 
 
+def test_interruption_of_the_first_run_is_told_too(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ends[:] = [KeyboardInterrupt()]
+    file, page = tmp_path / "all.json", tmp_path / "page.html"
+
+    assert cli.main(["run", "ack-lost", "--json", str(file), "--report", str(page)]) == 130
+
+    assert len(asked) == 1
+    assert capsys.readouterr().out.endswith(f"interrupted, and healed; 0 runs were over\nwritten: {file}\n")
+    assert json.loads(file.read_text())["interrupted"] is True
+    assert not page.exists()
+
+
+@pytest.mark.parametrize("command", [["run", "ack-lost"], ["soak"]])
+@pytest.mark.parametrize(
+    ("option", "path", "said"),
+    [
+        ("--report", "no/such/page.html", "there is no folder"),
+        ("--json", "no/such/all.json", "there is no folder"),
+        ("--json", "folder", "is a folder; name a file"),
+        ("--history", "file", "is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_runs(
+    command: list[str],
+    option: str,
+    path: str,
+    said: str,
+    asked: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SystemExit) as e:
+        cli.main([*command, option, str(tmp_path / path)])
+
+    assert (e.value.code, asked) == (2, [])
+    assert said in capsys.readouterr().err
+
+
+def test_page_that_nothing_can_draw_is_refused_before_the_runs(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("chaos.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    with pytest.raises(SystemExit) as e:
+        cli.main(["run", "ack-lost", "--report", "page.html"])
+
+    assert (e.value.code, asked) == (2, [])
+    assert "drawn by matplotlib, which is missing: pip install" in capsys.readouterr().err
+
+
 def test_document_has_everything_and_standard_output_nothing_else(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +354,24 @@ def test_report_tells_of_a_run_that_could_not_be_made(asked: list[dict[str, Any]
     said = page.read_text()
     assert "RuntimeError: no cluster today" in said
     assert said.count("<section") == 1
+
+
+def test_run_that_cannot_be_drawn_keeps_its_verdict(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add(page: Page, result: Result) -> None:
+        raise RuntimeError("no ink")
+
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(Page, "add", add)
+    ends[:] = [State.BROKEN]
+
+    assert cli.main(["run", "ack-lost", "--report", str(page)]) == 1
+
+    assert "it could not be drawn: RuntimeError: no ink" in page.read_text()
+    said = capsys.readouterr().out
+    assert "Traceback" in said
+    assert said.endswith(f"broken: lost\nwritten: {page}\n")
 
 
 # --- list and validate

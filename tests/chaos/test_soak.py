@@ -94,7 +94,7 @@ def test_soak_in_which_nothing_is_wrong_is_ok(
     said = capsys.readouterr().out
     assert "soak, 12 segments, client plain, seed 4: " in said
     assert "memory: 100.0 MiB, then 100.0 MiB (+0.0%)" in said
-    assert said.endswith("left behind in the end: nothing\nok\n")
+    assert said.endswith(f"left behind in the end: nothing\nverdict: ok\nwritten: {file}\n")
     document = json.loads(file.read_text())
     assert document["state"] == "ok"
     assert document["total"]["segments"] == len(document["segments"]) == 12
