@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from chaos.faults.base import Breakage
 from chaos.stage import Stage
-from dbguard.config.values import Choice, Text
+from dbguard.config.values import Choice, Fault, Text
 from dbguard.testing.cluster import ClusterNode
 
 __all__ = ["Freeze", "Kill", "Promote", "Restart", "Stop", "Switchover"]
@@ -142,6 +142,9 @@ class Promote(Breakage):
         """Return the node."""
         return {} if self.node == _FITTEST else {"node": self.node}
 
+    def _contradictions(self) -> list[Fault]:
+        return _no_candidate(self.node)
+
     def __str__(self) -> str:
         return f"{self.node} promoted"
 
@@ -178,8 +181,16 @@ class Switchover(Breakage):
         """Return the node."""
         return {} if self.node == _FITTEST else {"node": self.node}
 
+    def _contradictions(self) -> list[Fault]:
+        return _no_candidate(self.node)
+
     def __str__(self) -> str:
         return f"switchover to {self.node}"
+
+
+def _no_candidate(wanted: str) -> list[Fault]:
+    """Say why one that is named so can never be promoted, if that is so."""
+    return [(("node",), "should be a replica: the primary is one already")] if wanted == "primary" else []
 
 
 def _candidates(stage: Stage, wanted: str) -> list[ClusterNode]:

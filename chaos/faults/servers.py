@@ -15,7 +15,7 @@ from chaos.clients import CLIENTS_NAME
 from chaos.faults.base import Breakage
 from chaos.stage import Stage
 from dbguard.config.quantities import Flag, Number
-from dbguard.config.values import Text
+from dbguard.config.values import Fault, Text
 from dbguard.testing.cluster import ClusterNode
 
 __all__ = ["Crash", "PauseReplay", "Sql", "Terminate"]
@@ -89,10 +89,12 @@ class Crash(_InServer):
         return f"session on {self.node} crashed"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PauseReplay(_InServer):
     """A replica receives, and does not apply: it serves what is older and older."""
 
-    __slots__ = ()
+    node: Annotated[str, Text()] = "replica"
+    """Which, by letter or role. Default the first replica by name that runs."""
 
     def inject(self, stage: Stage) -> AbstractContextManager[str]:
         """Pause it."""
@@ -115,6 +117,9 @@ class PauseReplay(_InServer):
         except TimeoutError:
             return None
         return f"{self.node} has not applied what it received"
+
+    def _contradictions(self) -> list[Fault]:
+        return [(("node",), "should be a replica: a primary replays nothing")] if self.node == "primary" else []
 
     def __str__(self) -> str:
         return f"replay on {self.node} paused"

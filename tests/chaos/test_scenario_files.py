@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chaos.checkers import Felt, Lost, ReadsGoOn
-from chaos.faults import Down, Link, Toxic
+from chaos.faults import Down, Link, PauseReplay, Toxic
 from chaos.scenario import Scenario, every, find, load
 from chaos.workloads import Append
 from dbguard.errors import ConfigError
@@ -128,6 +128,9 @@ def test_scenario_is_what_its_file_says(tmp_path: Path) -> None:
             "  - {at: 1s, for: 1s, toxic: {link: app->b, kind: latency, attributes: {latency: ¦5.5}}}",
             "timeline[0].toxic.attributes.latency: should be a whole number",
         ),
+        (10, "  - {at: 1s, for: 1s, pause-replay: {node: ¦primary}}", "timeline[0].pause-replay.node: should be a rep"),
+        (10, "  - {at: 1s, for: 1s, promote: {node: ¦primary}}", "timeline[0].promote.node: should be a replica"),
+        (10, "  - {at: 1s, switchover: {node: ¦primary}}", "timeline[0].switchover.node: should be a replica"),
         (13, "  reads-go-on: ¦{away: b}", "checkers.reads-go-on.gap: is missing"),
         (
             13,
@@ -166,6 +169,12 @@ def test_scenario_that_breaks_something_must_say_that_it_was_felt(tmp_path: Path
     (found,) = problems(GOOD.replace("  felt:\n", ""), tmp_path)
 
     assert "checkers: lacks felt" in found
+
+
+def test_replay_is_paused_on_a_replica_where_nobody_says_which(tmp_path: Path) -> None:
+    scenario = load(written(GOOD.replace("toxic: {link: c->a, kind: timeout}", "pause-replay: {}"), tmp_path))
+
+    assert scenario.timeline[1].fault == PauseReplay(node="replica")
 
 
 def test_same_seed_gives_the_same_schedule_in_order(tmp_path: Path) -> None:
