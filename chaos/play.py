@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from chaos import aftermath, sampling
 from chaos.application import Application
 from chaos.bench import Bench
@@ -208,7 +210,7 @@ class _Run:
             number = journal.broke(what, start, began=began)
             self._tell(journal, f"broken: {what}")
             await clock.until(clock.now() + due.seconds)
-            if effect := await self._do(fault.effect, self._stage):
+            if effect := await self._effect(fault, journal):
                 journal.event({"event": SHOWN, "at": journal.now(), "fault": what, "what": effect})
         except LookupError as e:
             if number is not None or not self._leave_out:
@@ -221,6 +223,14 @@ class _Run:
             if number is not None:
                 journal.healed(number, end, done=journal.now())
                 self._tell(journal, f"{'over' if due.fault.momentary else 'healed'}: {what}")
+
+    async def _effect(self, fault: Breakage, journal: Journal) -> str | None:
+        """Ask what a fault shows on the nodes. What cannot be asked, since something else is broken there, shows nothing."""
+        try:
+            return await self._do(fault.effect, self._stage)
+        except (OSError, LookupError, asyncpg.PostgresError, asyncpg.InterfaceError) as e:
+            self._tell(journal, f"not seen whether it shows: {fault}: {type(e).__name__}: {e}")
+            return None
 
     async def _inject(self, fault: Breakage, healing: contextlib.ExitStack, clock: Clock) -> tuple[Breakage, object]:
         """Break something as soon as there is who has the roles for it; return it with them, and what it says of itself."""

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from chaos.checkers import State, Verdict
@@ -180,6 +181,21 @@ async def test_run_whose_fault_cannot_be_made_ends_with_the_reason(
 
     with pytest.raises(ToxiproxyError, match="no toxic today"):
         await play(hole, proxied)
+
+
+async def test_fault_that_cannot_be_asked_what_it_shows_ends_no_run(
+    hole: Scenario, proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise asyncpg.ConnectionDoesNotExistError("something else is broken there")
+
+    monkeypatch.setattr(Toxic, "effect", refuse)
+    said: list[str] = []
+
+    result = await play(hole, proxied, say=said.append)
+
+    assert [fault.end is not None for fault in result.history.faults] == [True]
+    assert any("not seen whether it shows: timeout" in line for line in said)
 
 
 def test_interrupted_command_heals_and_says_so_and_its_history_can_be_read(tmp_path: Path) -> None:
