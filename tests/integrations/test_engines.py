@@ -212,6 +212,46 @@ async def test_commit_of_a_session_whose_answer_is_lost_is_of_unknown_outcome(ca
     )
 
 
+async def of_the_drivers(con):
+    return (await con.get_raw_connection()).driver_connection
+
+
+async def of_the_adapter(con):
+    return (await con.get_raw_connection()).dbapi_connection.driver_connection
+
+
+async def of_a_session(con):
+    async with AsyncSession(con) as session:
+        return await of_the_drivers(await session.connection())
+
+
+async def handed_out(con):
+    """Have it run by what SQLAlchemy has around it."""
+
+    class Raw:
+        async def copy_records_to_table(self, *args, **given):
+            adapter = con.sync_connection.connection.dbapi_connection
+            await con.run_sync(lambda _: adapter.run_async(lambda raw: raw.copy_records_to_table(*args, **given)))
+
+    return Raw()
+
+
+@pytest.mark.parametrize("raw_of", [of_the_drivers, of_the_adapter, of_a_session, handed_out])
+async def test_commit_of_what_was_copied_on_the_drivers_connection_is_of_unknown_outcome(
+    calm_cluster, engine, written, raw_of
+):
+    async def copy():
+        async with engine.begin() as con:
+            await con.scalar(PID)  # which begins SQLAlchemy's transaction
+            raw = await raw_of(con)
+            await raw.copy_records_to_table("written", records=[(13,)])
+
+    error = await ended_while_it("COMMIT", calm_cluster, asyncio.ensure_future(copy()))
+
+    assert isinstance(error, dbguard.OutcomeUnknown)
+    assert isinstance(error, exc.OperationalError)
+
+
 async def test_commit_that_takes_too_long_is_of_unknown_outcome(guard, engine_of, written):
     engine = engine_of(guard, connect_args={"command_timeout": 0.3})
     with pytest.raises(dbguard.OutcomeUnknown):
@@ -242,21 +282,36 @@ async def test_commit_that_was_not_sent_or_had_nothing_to_apply_is_no_doubt(calm
         assert not isinstance(read.value, dbguard.OutcomeUnknown)
 
 
+async def lost_while_it_commits(con, backend, raw):
+    """Lose the COMMIT of *con*, on the driver's connection *raw*, after it was sent; return what came of it."""
+    os.kill(backend, signal.SIGSTOP)  # so that the COMMIT stays on its way
+    try:
+        committing = asyncio.ensure_future(con.commit())
+        await asyncio.wait([committing], timeout=0.1)
+        raw.terminate()
+        with pytest.raises(exc.DBAPIError) as lost:
+            await committing
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    return lost.value
+
+
 async def test_commit_of_what_only_read_is_no_doubt(engine, written):
-    async with engine.connect() as con:
-        backend = await con.scalar(PID)
-        raw = con.sync_connection.connection.driver_connection
-        os.kill(backend, signal.SIGSTOP)  # so that the COMMIT stays on its way
-        try:
-            committing = asyncio.ensure_future(con.commit())
-            await asyncio.wait([committing], timeout=0.1)
-            raw.terminate()
-            with pytest.raises(exc.DBAPIError) as lost:
-                await committing
-        finally:
-            os.kill(backend, signal.SIGCONT)
-    assert lost.value.connection_invalidated
-    assert not isinstance(lost.value, dbguard.OutcomeUnknown)
+    dialled = []
+    event.listen(engine.sync_engine, "connect", lambda _, record: dialled.append(record.driver_connection))
+
+    async with engine.connect() as con:  # what an earlier user did with the connection does not count
+        await (await of_the_drivers(con)).execute("SELECT")
+    async with engine.execution_options(logging_token="mine").connect() as con:
+        await con.execution_options(isolation_level="REPEATABLE READ")
+        async with con.begin():
+            backend = await con.scalar(PID)
+            assert await (await con.stream(PID)).scalar() == backend
+            assert con.info == {}
+            error = await lost_while_it_commits(con, backend, *dialled)
+
+    assert error.connection_invalidated
+    assert not isinstance(error, dbguard.OutcomeUnknown)
 
 
 async def test_write_in_autocommit_whose_answer_is_lost_is_of_unknown_outcome(calm_cluster, guard, engine_of, written):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +15,10 @@ from unittest.mock import Mock
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import exc, func, select, text
+from psycopg.pq import TransactionStatus
+from sqlalchemy import event, exc, func, select, text
 from sqlalchemy.orm import sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 
 import dbguard
 from dbguard.integrations.sqlalchemy import (
@@ -146,7 +151,9 @@ def test_errors_are_sqlalchemys_and_say_what_is_known(calm_cluster, open_sync):
         engine.connect()
 
 
-def test_commit_whose_answer_is_lost_is_of_unknown_outcome(calm_cluster, engine):
+@pytest.fixture
+def written(calm_cluster):
+    """A table, on the primary; its rows are committed so slowly that a commit can be caught."""
     for statement in (
         "CREATE TABLE written (id int)",
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(30); RETURN NULL; END $$",
@@ -154,29 +161,89 @@ def test_commit_whose_answer_is_lost_is_of_unknown_outcome(calm_cluster, engine)
            FOR EACH ROW EXECUTE FUNCTION dawdle()""",
     ):
         calm_cluster.sql("a", statement)
+    yield
+    calm_cluster.sql("a", "DROP TABLE written")
+    calm_cluster.sql("a", "DROP FUNCTION dawdle")
 
-    def write():
+
+def end_what_sleeps(cluster):
+    """End the backend that sleeps, once there is one."""
+    ((pid,),) = wait(lambda: cluster.sql("a", "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    cluster.sql("a", "SELECT pg_terminate_backend($1, 10000)", pid)
+
+
+def inserted(con):
+    con.execute(INSERT, {"id": 1})
+
+
+def copied(con):
+    """As psycopg's manual has it."""
+    with con.connection.cursor() as cursor, cursor.copy("COPY written FROM STDIN") as copy:
+        copy.write_row([1])
+
+
+def copied_out(con):
+    with con.connection.cursor() as cursor, cursor.copy("COPY (SELECT) TO STDOUT") as rows:
+        assert len(list(rows)) == 1
+
+
+def executed(con):
+    con.connection.execute("INSERT INTO written VALUES (1)")  # psycopg's, by SQLAlchemy's proxy
+
+
+def on_the_drivers(con):
+    con.connection.driver_connection.execute("INSERT INTO written VALUES (1)")
+
+
+def on_the_databases(con):
+    con.connection.dbapi_connection.execute("INSERT INTO written VALUES (1)")
+
+
+@pytest.mark.parametrize("write", [inserted, copied, executed, on_the_drivers, on_the_databases])
+def test_commit_whose_answer_is_lost_is_of_unknown_outcome(calm_cluster, engine, written, write):
+    def run():
         with engine.begin() as con:
-            con.execute(INSERT, {"id": 1})
+            write(con)
 
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(write)
-            sleeps = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-            ((pid,),) = wait(lambda: calm_cluster.sql("a", sleeps))
-            calm_cluster.sql("a", "SELECT pg_terminate_backend($1, 10000)", pid)
-            error = writing.exception()
-        assert isinstance(error, dbguard.OutcomeUnknown)
-        assert isinstance(error, exc.OperationalError)
-        with engine.connect() as con:
-            con.execute(text("CREATE TEMP TABLE mine (id int)"))
-            calm_cluster.sql("a", "SELECT pg_terminate_backend($1, 10000)", con.scalar(PID))
-            with pytest.raises(exc.OperationalError) as unsent:
-                con.scalar(PID)
-            assert not isinstance(unsent.value, dbguard.OutcomeUnknown)
-    finally:
-        calm_cluster.sql("a", "DROP TABLE written")
-        calm_cluster.sql("a", "DROP FUNCTION dawdle")
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(run)
+        end_what_sleeps(calm_cluster)
+        error = writing.exception()
+
+    assert isinstance(error, dbguard.OutcomeUnknown)
+    assert isinstance(error, exc.OperationalError)
+
+
+def test_statement_that_was_not_sent_is_no_doubt(calm_cluster, engine):
+    with engine.connect() as con:
+        con.execute(text("CREATE TEMP TABLE mine (id int)"))
+        calm_cluster.sql("a", "SELECT pg_terminate_backend($1, 10000)", con.scalar(PID))
+        with pytest.raises(exc.OperationalError) as unsent:
+            con.scalar(PID)
+        assert not isinstance(unsent.value, dbguard.OutcomeUnknown)
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, SingletonThreadPool])
+def test_commit_of_what_only_read_is_no_doubt(calm_cluster, open_sync, poolclass):
+    _guard, engine = open_sync(calm_cluster, poolclass=poolclass)
+    dialled = []
+    event.listen(engine, "connect", lambda _, record: dialled.append(record.driver_connection))
+    with engine.connect() as con:  # what an earlier user did with the connection does not count
+        copied_out(con)
+    with engine.connect() as con, ThreadPoolExecutor(1) as pool:
+        backend = con.scalar(PID)
+        (raw,) = dialled
+        os.kill(backend, signal.SIGSTOP)  # so that the COMMIT stays on its way
+        try:
+            committing = pool.submit(con.commit)
+            wait(lambda: raw.pgconn.transaction_status == TransactionStatus.ACTIVE)
+            with socket.socket(fileno=os.dup(raw.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+            error = committing.exception()
+        finally:
+            os.kill(backend, signal.SIGCONT)
+    assert isinstance(error, exc.OperationalError)
+    assert not isinstance(error, dbguard.OutcomeUnknown)
 
 
 def test_demoted_primary_that_came_back_as_a_replica_is_left_without_an_error_for_new_transactions(cluster, open_sync):
@@ -227,7 +294,7 @@ def test_demoted_primary_that_came_back_as_a_replica_is_left_without_an_error_fo
 
 ENVIRONMENT = """
 from alembic import context
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 import dbguard
 from dbguard.integrations.sqlalchemy import create_engine
 
@@ -293,4 +360,22 @@ async def test_asyncio_over_psycopg_is_led_as_well(calm_cluster):
             assert await session.scalar(text("SHOW transaction_read_only")) == "on"
             with pytest.raises(NotARead):
                 await session.execute(text("SELECT pg_advisory_lock(1)"))
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("way", ["driver_connection", "dbapi_connection"])
+async def test_commit_of_what_was_copied_over_psycopg_on_asyncio_is_of_unknown_outcome(calm_cluster, written, way):
+    async def copy(engine):
+        async with engine.begin() as con:
+            raw = getattr(await con.get_raw_connection(), way)
+            cursor = getattr(raw, "driver_connection", raw).cursor()
+            async with cursor, cursor.copy("COPY written FROM STDIN") as rows:
+                await rows.write_row([1])
+
+    async with dbguard.PsycopgGuard(calm_cluster.dsn()) as guard:
+        engine = create_async_engine(guard)
+        copying = asyncio.ensure_future(copy(engine))
+        await asyncio.to_thread(end_what_sleeps, calm_cluster)
+        with pytest.raises(dbguard.OutcomeUnknown):
+            await copying
         await engine.dispose()

@@ -21,6 +21,7 @@ from dbguard.errors import ConfigError, DbGuardError, NotAttempted, OutcomeUnkno
 from dbguard.guard import Guard
 from dbguard.integrations.sqlalchemy.drivers import DOUBT, FINAL, Asyncpg, AsyncPsycopg, Psycopg
 from dbguard.integrations.sqlalchemy.errors import NotARead, dress
+from dbguard.integrations.sqlalchemy.proxies import was_lent, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -217,7 +218,7 @@ class Lead:
         """Call *connect* until it gives a connection that was not lost meanwhile, `TRIES` times at most."""
         for tried in range(1, TRIES + 1):
             try:
-                return connect()
+                proxy = connect()
             except (exc.InvalidRequestError, exc.DBAPIError) as error:
                 # "This connection is closed": SQLAlchemy has dialled twice what was lost at once. Or asking its version failed.
                 lost = isinstance(error, exc.InvalidRequestError) or error.connection_invalidated
@@ -228,6 +229,10 @@ class Lead:
                     raise
                 if tried == TRIES:
                     raise dialect.loaded_dbapi.OperationalError(str(error)) from error
+            else:
+                if self.role == "primary":  # nothing is written elsewhere
+                    watch(proxy)
+                return proxy
         raise AssertionError("the last try has returned or raised")
 
     def _dial(self, dialect: Dialect, _record: object, args: Any, given: Any) -> Any:
@@ -307,8 +312,13 @@ class Lead:
         return dress(error, original, invalidated=True)
 
     def _is_unknown(self, context: ExceptionContext, con: Connection, failure: Failure) -> bool:
-        """Whether nobody knows whether something was applied that was lost: a commit, or what commits by itself."""
-        if con not in self.written or failure.phase is not Phase.SENT or not (failure.broken or context.is_disconnect):
+        """Whether nobody knows whether something was applied that was lost: a commit, or what commits by itself.
+
+        What is known to have read alone leaves no doubt, unless the application had the driver's own connection meanwhile.
+        """
+        if failure.phase is not Phase.SENT or not (failure.broken or context.is_disconnect):
+            return False
+        if con not in self.written and not was_lent(con.connection):
             return False
         if context.statement is None:
             return _is_of_a_commit(context.original_exception)
