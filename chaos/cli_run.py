@@ -22,6 +22,7 @@ from chaos.table import EXIT_CODES, INTERRUPTED, Entry
 from dbguard.cli import running
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
+from dbguard.testing.binaries import find_binaries
 from dbguard.testing.cluster import ClusterError
 from dbguard.testing.toxiproxy_server import server_binary
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from chaos.progress import Progress
     from chaos.report import Page
     from chaos.scenario import Scenario
+    from dbguard.testing.binaries import Binaries
 
 __all__ = ["GUARDED", "run"]
 
@@ -62,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
         given.history.mkdir(parents=True, exist_ok=True)
     people: TextIO = sys.stderr if given.json == "-" else sys.stdout
     page: Page | None = import_module("chaos.report").Page() if given.report else None  # matplotlib takes its time
-    batch = _Batch(plan, given.history, page)
+    batch = _Batch(plan, given.history, page, find_binaries())
     batch.run(people)
     _tell(batch, people, given)
     if shown := page is not None and bool(batch.entries):
@@ -95,7 +97,8 @@ def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int
 class _Batch:
     """Runs, one after the other; those that are over are in *entries*, and on the *page* if there is one."""
 
-    def __init__(self, plan: Sequence[Planned], folder: Path | None, page: Page | None) -> None:
+    def __init__(self, plan: Sequence[Planned], folder: Path | None, page: Page | None, binaries: Binaries) -> None:
+        self.binaries = binaries
         self._plan = plan
         self._folder = folder
         self._page = page
@@ -106,7 +109,7 @@ class _Batch:
         """Make all runs, or those before the interruption. Raises what keeps a cluster from starting."""
         binary = server_binary(say=lambda line: print(line, file=people, flush=True))
         try:
-            with progress_on(people) as progress, Clusters(binary, progress.say) as clusters:
+            with progress_on(people) as progress, Clusters(self.binaries, binary, progress.say) as clusters:
                 for number, one in enumerate(self._plan):
                     self._begin(progress, number)
                     self._one(one, clusters, progress)
@@ -188,7 +191,8 @@ def _tell(batch: _Batch, people: TextIO, given: argparse.Namespace) -> None:
     if batch.interrupted:
         output.line(f"interrupted, and healed; {len(batch.entries)} runs were over", "yellow")
     if given.json:
-        said = json.dumps(table.document(batch.entries, interrupted=batch.interrupted), indent=1) + "\n"
+        document = table.document(batch.entries, postgres=batch.binaries.version, interrupted=batch.interrupted)
+        said = json.dumps(document, indent=1) + "\n"
         if given.json == "-":
             sys.stdout.write(said)
         else:

@@ -21,6 +21,7 @@ from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry, written
 from dbguard.cli import running
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
+from dbguard.testing.binaries import find_binaries
 from dbguard.testing.cluster import ClusterError
 from dbguard.testing.toxiproxy_server import server_binary
 
@@ -42,6 +43,7 @@ def run(given: argparse.Namespace) -> int:
     people: TextIO = sys.stderr if given.json == "-" else sys.stdout
     if given.history:
         given.history.mkdir(parents=True, exist_ok=True)
+    binaries = find_binaries()
     binary = server_binary(say=lambda line: print(line, file=people, flush=True))
     write = import_module("chaos.report").write if given.report else None  # matplotlib takes its time
     drawn = segments(given.seed)
@@ -52,7 +54,8 @@ def run(given: argparse.Namespace) -> int:
             show = _Show(progress, kept, seconds)
             soak = Soak(client=given.client, seed=given.seed, say=progress.say, folder=given.history, watch=show)
             try:
-                with cluster_for(first.scenario, proxy_binary=binary) as cluster:
+                progress.say(f"     ...  starting a cluster behind Toxiproxy: {binaries}")
+                with cluster_for(first.scenario, binaries=binaries, proxy_binary=binary) as cluster:
                     running.run(soak.run(cluster, itertools.chain([first], drawn), seconds=seconds))
             except KeyboardInterrupt:
                 interrupted = True
@@ -63,7 +66,12 @@ def run(given: argparse.Namespace) -> int:
         _tell(soak, Output(people), interrupted=interrupted)
         if given.json:
             kept.seek(0)
-            said = {**soak.as_dict(), "interrupted": interrupted, "segments": [json.loads(line) for line in kept]}
+            said = {
+                **soak.as_dict(),
+                "postgres": binaries.version,
+                "interrupted": interrupted,
+                "segments": [json.loads(line) for line in kept],
+            }
             text = json.dumps(said, indent=1) + "\n"
             if given.json == "-":
                 sys.stdout.write(text)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from chaos.scenario import Scenario, Topology
+    from dbguard.testing.binaries import Binaries
     from dbguard.testing.proxied import ProxiedCluster
 
 __all__ = ["Clusters"]
@@ -37,11 +38,13 @@ _TRACES = """
 class Clusters:
     """Lends one cluster after the other; a context manager that stops the last.
 
+    binaries: the PostgreSQL to run.
     proxy_binary: the Toxiproxy server.
     say: told what is waited for.
     """
 
-    def __init__(self, proxy_binary: Path, say: Callable[[str], object]) -> None:
+    def __init__(self, binaries: Binaries, proxy_binary: Path, say: Callable[[str], object]) -> None:
+        self._binaries = binaries
         self._binary = proxy_binary
         self._say = say
         self._kept: ProxiedCluster | None = None
@@ -72,8 +75,9 @@ class Clusters:
                 self._say(f"     ...  the cluster is not used again: {changed}")
 
     def _start(self, scenario: Scenario) -> None:
-        self._say(f"     ...  starting a primary with {scenario.topology.replicas} replicas behind Toxiproxy")
-        cluster = cluster_for(scenario, proxy_binary=self._binary)
+        replicas = scenario.topology.replicas
+        self._say(f"     ...  starting a primary with {replicas} replicas behind Toxiproxy: {self._binaries}")
+        cluster = cluster_for(scenario, binaries=self._binaries, proxy_binary=self._binary)
         cluster.start()
         self._kept, self._topology = cluster, scenario.topology
         self._traces = {node.name: self._look(cluster, node.name) for node in cluster.nodes}

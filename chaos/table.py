@@ -146,11 +146,12 @@ def markdown(entries: Sequence[Entry]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def document(entries: Sequence[Entry], *, interrupted: bool) -> dict[str, Any]:
-    """Return everything as plain data."""
+def document(entries: Sequence[Entry], *, postgres: str, interrupted: bool) -> dict[str, Any]:
+    """Return everything as plain data. postgres: the version of the servers."""
     return {
         "dbguard": dbguard.__version__,
         "python": platform.python_version(),
+        "postgres": postgres,
         "interrupted": interrupted,
         "state": max((entry.state for entry in entries), default=State.UNKNOWN).name.lower(),
         "total": {"runs": len(entries), **_sums(entries)},

@@ -17,6 +17,7 @@ from chaos.play import Result
 from chaos.progress import progress_on
 from chaos.report import Page
 from chaos.scenario import every, find
+from dbguard.testing.binaries import BinariesNotFound, find_binaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +161,21 @@ def test_run_that_fails_proves_nothing_shows_why_and_the_next_is_made(
     assert "1 of 2 ok" in said
 
 
+def test_machine_without_postgres_is_told_once_before_the_runs(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find() -> Any:
+        raise BinariesNotFound(("PATH: no pg_ctl",))
+
+    monkeypatch.setattr(cli_run, "find_binaries", find)
+
+    assert cli.main(["run", "ack-lost", "replica-lag"]) == 2
+
+    out, err = capsys.readouterr()
+    assert (asked, out) == ([], "")
+    assert "install PostgreSQL, or pip install" in err
+
+
 def test_interruption_leaves_the_table_of_what_was_run(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +259,7 @@ def test_document_has_everything_and_standard_output_nothing_else(
     assert "ack-lost" in err
     assert said["state"] == "broken"
     assert said["interrupted"] is False
+    assert said["postgres"] == find_binaries().version
     assert said["total"] | {"runs": 3, "faults": 2} == said["total"]
     first, second, third = said["runs"]
     assert first["scenario"] == "ack-lost"

@@ -14,12 +14,14 @@ from dbguard.testing.toxiproxy_server import server_binary
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dbguard.testing.binaries import Binaries
+
 pytestmark = [pytest.mark.chaos, pytest.mark.cluster]
 
 
 @pytest.fixture
-def clusters() -> Iterator[Clusters]:
-    with Clusters(server_binary(), said.append) as clusters:
+def clusters(binaries: Binaries) -> Iterator[Clusters]:
+    with Clusters(binaries, server_binary(), said.append) as clusters:
         yield clusters
 
 

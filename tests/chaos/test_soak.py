@@ -20,6 +20,7 @@ from chaos.resting import Rest
 from chaos.scenario import parse
 from chaos.soak import Soak, Stretch, state_of
 from chaos.summary import summary_of
+from dbguard.testing.binaries import find_binaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +98,7 @@ def test_soak_in_which_nothing_is_wrong_is_ok(
     assert said.endswith(f"left behind in the end: nothing\nverdict: ok\nwritten: {file}\n")
     document = json.loads(file.read_text())
     assert document["state"] == "ok"
+    assert document["postgres"] == find_binaries().version
     assert document["total"]["segments"] == len(document["segments"]) == 12
     assert {one["state"] for one in document["growth"]} == {"ok"}
     assert [one["number"] for one in document["segments"]] == list(range(1, 13))
