@@ -131,6 +131,19 @@ async def test_session_that_has_written_sees_its_own_rows(stocked):
         assert await session.scalar(on_replica(WHERE)) == PRIMARY
 
 
+async def test_session_that_has_copied_on_the_drivers_connection_sees_its_own_rows(stocked):
+    async with stocked() as session:
+        con = await session.connection()
+        assert await session.scalar(on_replica(WHERE)) in REPLICAS
+        await session.scalar(WHERE)  # which begins the transaction
+        raw = (await con.get_raw_connection()).driver_connection
+        await raw.copy_records_to_table("item", records=[(2, 1)], columns=["id", "stock"])
+
+        assert await session.scalar(on_replica(select(func.count(Item.id)))) == 2
+        await session.rollback()
+        assert await session.scalar(on_replica(WHERE)) in REPLICAS
+
+
 async def test_rows_that_wait_for_a_flush_are_flushed_first(stocked):
     async with stocked() as session:
         session.add(Item(id=2, stock=1))

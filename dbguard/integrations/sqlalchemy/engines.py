@@ -311,14 +311,18 @@ class Lead:
         )
         return dress(error, original, invalidated=True)
 
+    def may_have_written(self, con: Connection) -> bool:
+        """Whether *con*, which is open, has sent what is not known to be a read, or was lent to do so."""
+        return con in self.written or (not con.invalidated and was_lent(con.connection))
+
     def _is_unknown(self, context: ExceptionContext, con: Connection, failure: Failure) -> bool:
         """Whether nobody knows whether something was applied that was lost: a commit, or what commits by itself.
 
-        What is known to have read alone leaves no doubt, unless the application had the driver's own connection meanwhile.
+        What is known to have read alone leaves no doubt.
         """
         if failure.phase is not Phase.SENT or not (failure.broken or context.is_disconnect):
             return False
-        if con not in self.written and not was_lent(con.connection):
+        if not self.may_have_written(con):
             return False
         if context.statement is None:
             return _is_of_a_commit(context.original_exception)

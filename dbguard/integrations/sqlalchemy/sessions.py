@@ -125,7 +125,7 @@ class Session(orm.Session):
 
     def _has_written(self, lead: Lead) -> bool:
         """Whether the present transaction has sent to the primary what is not known to be a read."""
-        return any(not con.closed and con in lead.written for con in self._begun)
+        return any(not con.closed and lead.may_have_written(con) for con in self._begun)
 
     def _connect_apart(self, lead: Lead, how: str) -> Connection:
         """Return the connection for statements that ask for a replica, until the session's transaction ends.
