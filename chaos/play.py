@@ -39,6 +39,8 @@ __all__ = ["Result", "cluster_for", "play", "play_on"]
 
 _PATIENCE = 10.0  # seconds of the timeline for somebody to have the role that a fault is for: others may have to heal
 _LOOK = 0.05  # seconds between two looks
+_AWAY = (LookupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What the harness meets where nobody has a role, or where something else is broken just then; TimeoutError is an OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ async def play_on(
     """Run *scenario* with the client of *bench*, which has room for its callers and the settings that it asks for.
 
     last: close the client in the end, so that what it leaves behind is judged, too. Otherwise it can go on.
-    leave_out: leave out a fault for which nobody has the role within some seconds; otherwise that is an error.
+    leave_out: leave out a fault for which nobody has the role within some seconds, or which another one that is under way
+        does not let be made; otherwise that is an error.
     seed, path: as for `play`.
     """
     run = _Run(scenario, bench, seed, leave_out=leave_out)
@@ -212,10 +215,10 @@ class _Run:
             await clock.until(clock.now() + due.seconds)
             if effect := await self._effect(fault, journal):
                 journal.event({"event": SHOWN, "at": journal.now(), "fault": what, "what": effect})
-        except LookupError as e:
+        except _AWAY as e:
             if number is not None or not self._leave_out:
                 raise
-            self._tell(journal, f"left out: {due.fault}: {e}")
+            self._tell(journal, f"left out: {due.fault}: {type(e).__name__}: {e}")
         finally:
             end = journal.now()
             with clock.standing():
@@ -228,7 +231,7 @@ class _Run:
         """Ask what a fault shows on the nodes. What cannot be asked, since something else is broken there, shows nothing."""
         try:
             return await self._do(fault.effect, self._stage)
-        except (OSError, LookupError, asyncpg.PostgresError, asyncpg.InterfaceError) as e:
+        except _AWAY as e:
             self._tell(journal, f"not seen whether it shows: {fault}: {type(e).__name__}: {e}")
             return None
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from chaos.bench import Bench
 from chaos.checkers import State, Verdict
 from chaos.clients import CLIENTS_NAME
 from chaos.faults import Down, Hole, Toxic
 from chaos.history import History, Kind
 from chaos.journal import read
-from chaos.play import Result, play
+from chaos.play import Result, play, play_on
 from chaos.scenario import Scenario, find
 from chaos.stage import Stage
 from chaos.workloads import Append
@@ -181,6 +182,22 @@ async def test_run_whose_fault_cannot_be_made_ends_with_the_reason(
 
     with pytest.raises(ToxiproxyError, match="no toxic today"):
         await play(hole, proxied)
+
+
+async def test_fault_that_is_in_anothers_way_is_left_out_where_faults_are_drawn(
+    hole: Scenario, proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise ConnectionRefusedError("another fault has killed that node")
+
+    monkeypatch.setattr(proxied.link("app", "b"), "toxic", refuse)
+    said: list[str] = []
+
+    async with Bench(proxied, "guard", size=hole.workload.callers, say=said.append) as bench:
+        result = await play_on(bench, hole, leave_out=True)
+
+    assert result.history.faults == ()
+    assert any("left out: timeout" in line and "another fault" in line for line in said)
 
 
 async def test_fault_that_cannot_be_asked_what_it_shows_ends_no_run(
