@@ -193,7 +193,7 @@ async def test_fault_that_is_in_anothers_way_is_left_out_where_faults_are_drawn(
     monkeypatch.setattr(proxied.link("app", "b"), "toxic", refuse)
     said: list[str] = []
 
-    async with Bench(proxied, "guard", size=hole.workload.callers, say=said.append) as bench:
+    async with Bench(proxied, "guard", size=hole.workload.callers, guard={}, say=said.append) as bench:
         result = await play_on(bench, hole, leave_out=True)
 
     assert result.history.faults == ()
