@@ -40,20 +40,17 @@ class Fenced(Checker):
         appends = [
             op for op in history.operations if op.kind is Kind.APPEND and op.acknowledged and op.node is not None
         ]
-        wrong = [
-            op
-            for op in appends
-            for reign in reigns
-            if reign.start + self.within < op.end < reign.end and op.node != reign.node
-        ]
-        if wrong:
+        judged = [(op, reign) for op in appends for reign in reigns if reign.start + self.within < op.end < reign.end]
+        if wrong := [op for op, reign in judged if op.node != reign.node]:
             return broken(f"{len(wrong)} appends were acknowledged by a node that was the primary no more", wrong)
         changes = len(reigns) - 1
         if changes < self.least:
             return unknown(
                 f"the client told of {max(changes, 0)} changes of the primary; {self.least} would prove something"
             )
-        return ok(f"{len(appends)} appends were acknowledged by the primary of their time; it changed {changes} times")
+        if not any(reign is not reigns[0] for _, reign in judged):
+            return unknown("the primary changed, and no append after it tells who acknowledged it")
+        return ok(f"{len(judged)} appends were acknowledged by the primary of their time; it changed {changes} times")
 
 
 class _Moment(NamedTuple):

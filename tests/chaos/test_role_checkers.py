@@ -111,6 +111,14 @@ def test_client_that_tells_of_no_change_proves_nothing() -> None:
     assert Fenced(least=2).judge(history).state is State.UNKNOWN
 
 
+def test_change_after_which_nobody_says_who_acknowledged_proves_nothing() -> None:
+    history = failover()
+    nameless = tuple(replace(op, node=None) if op.end > ACCEPTED else op for op in history.operations)
+
+    assert Fenced().judge(history).state is State.OK
+    assert Fenced().judge(replace(history, operations=nameless)).state is State.UNKNOWN
+
+
 # --- recovers
 
 
