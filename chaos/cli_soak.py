@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
     write = import_module("chaos.report").write if given.report else None  # matplotlib takes its time
     drawn = segments(given.seed)
     first = next(drawn)  # all have its topology
-    seconds, interrupted = given.minutes * 60, False
+    seconds, interrupted, failed = given.minutes * 60, False, ""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
         with progress_on(people) as progress:
             show = _Show(progress, kept, seconds)
@@ -63,13 +63,14 @@ def run(given: argparse.Namespace) -> int:
                 failed = f"{type(e).__name__}: {e}"
                 known = isinstance(e, (ClusterError, ConfigError))  # it says by itself what is wrong
                 progress.end(State.UNKNOWN, failed, failed if known else "".join(traceback.format_exception(e)))
-        _tell(soak, Output(people), interrupted=interrupted)
+        _tell(soak, Output(people), interrupted=interrupted, failed=failed)
         if given.json:
             kept.seek(0)
             said = {
                 **soak.as_dict(),
                 "postgres": binaries.version,
                 "interrupted": interrupted,
+                **({"error": failed, "state": _state(soak, failed).name.lower()} if failed else {}),
                 "segments": [json.loads(line) for line in kept],
             }
             text = json.dumps(said, indent=1) + "\n"
@@ -80,7 +81,14 @@ def run(given: argparse.Namespace) -> int:
     if shown := write is not None and bool(show.shown):
         write(given.report, show.shown)
     written(people, given.report if shown else None, given.json, given.history)
-    return INTERRUPTED if interrupted else EXIT_CODES[soak.state]
+    if interrupted:
+        return INTERRUPTED
+    return EXIT_CODES[_state(soak, failed)]
+
+
+def _state(soak: Soak, failed: str) -> State:
+    """Return the state of all of it; of a soak that was ended by an exception, at least unknown."""
+    return max(soak.state, State.UNKNOWN) if failed else soak.state
 
 
 class _Show:
@@ -126,7 +134,7 @@ class _Show:
         self._whole = ""
 
 
-def _tell(soak: Soak, output: Output, *, interrupted: bool) -> None:
+def _tell(soak: Soak, output: Output, *, interrupted: bool, failed: str) -> None:
     """Write what it comes to."""
     total = soak.as_dict()["total"]
     output.line(
@@ -134,7 +142,8 @@ def _tell(soak: Soak, output: Output, *, interrupted: bool) -> None:
         f"{total['faults']:,} faults, {total['calls']:,} calls"
     )
     names = ("lost", "duplicated", "stale", "unknown", "failed_reads")
-    output.line("  " + ", ".join(f"{name.replace('_', ' ')} {total[name]:,}" for name in names))
+    counts = {name: "?" if total[name] is None else f"{total[name]:,}" for name in names}
+    output.line("  " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items()))
     if total["not_all_felt"]:
         output.line(f"  segments in which not every fault was felt: {total['not_all_felt']}")
     for one in soak.stretches:
@@ -147,4 +156,7 @@ def _tell(soak: Soak, output: Output, *, interrupted: bool) -> None:
         output.line(f"  left behind in the end: {left or 'nothing'}", STYLES[State.BROKEN if left else State.OK])
     if interrupted:
         output.line("interrupted, and healed", "yellow")
-    output.line(f"verdict: {soak.state.name.lower()}", STYLES[soak.state])
+    if failed:
+        output.line(f"ended by {failed}", "yellow")
+    state = _state(soak, failed)
+    output.line(f"verdict: {state.name.lower()}", STYLES[state])

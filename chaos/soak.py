@@ -11,7 +11,7 @@ from chaos.bench import Bench
 from chaos.checkers import State
 from chaos.play import play_on
 from chaos.resting import growth, measure
-from chaos.summary import summary_of
+from chaos.summary import summary_of, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,7 +154,7 @@ class Soak:
                 "segments": len(self.stretches),
                 "not_ok": sum(one.state is not State.OK for one in self.stretches),
                 "not_all_felt": sum(not one.felt for one in self.stretches),
-                **{name: sum(getattr(one.summary, name) or 0 for one in self.stretches) for name in names},
+                **{name: total(getattr(one.summary, name) for one in self.stretches) for name in names},
             },
             "growth": [
                 {"what": one.what, "before": one.before, "after": one.after, "state": one.state.name.lower()}

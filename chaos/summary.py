@@ -9,13 +9,13 @@ from chaos.checkers import Duplicated, Lost, Stale, pauses
 from chaos.history import Kind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from chaos.checkers import Checker, Pause, State
     from chaos.history import History
     from chaos.play import Result
 
-__all__ = ["Summary", "summary_of"]
+__all__ = ["Summary", "summary_of", "total"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,12 @@ def summary_of(result: Result) -> Summary:
         append_pause=_longest(_of(Kind.APPEND, history)),
         state=result.state,
     )
+
+
+def total(figures: Iterable[int | None]) -> int | None:
+    """Return the sum; None if one of them is: who does not know one does not know the sum."""
+    known = list(figures)
+    return None if None in known else sum(figure for figure in known if figure is not None)
 
 
 def _found(checker: Checker, history: History) -> int:

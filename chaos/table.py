@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import dbguard
 from chaos.checkers import State
-from chaos.summary import Summary, summary_of
+from chaos.summary import Summary, summary_of, total
 from dbguard.cli.output import Cell
 
 if TYPE_CHECKING:
@@ -165,9 +165,10 @@ def written(people: TextIO, *files: Path | str | None) -> None:
         people.write(f"written: {', '.join(paths)}\n")
 
 
-def _sums(entries: Sequence[Entry]) -> dict[str, int]:
+def _sums(entries: Sequence[Entry]) -> dict[str, int | None]:
+    """Sum up what was run; None where a run does not know its own figure."""
     known = [entry.summary for entry in entries if entry.summary is not None]
-    return {name: sum(getattr(summary, name) or 0 for summary in known) for name in _COUNTS}
+    return {name: total(getattr(summary, name) for summary in known) for name in _COUNTS}
 
 
 def _total(entries: Sequence[Entry], scenario: str = "all", client: str = "") -> list[str]:
@@ -175,5 +176,5 @@ def _total(entries: Sequence[Entry], scenario: str = "all", client: str = "") ->
     reads = max((summary.read_pause for summary in known), default=0.0)
     writes = max((summary.append_pause for summary in known), default=0.0)
     good = sum(entry.state is State.OK for entry in entries)
-    sums = [f"{count:,}" for count in _sums(entries).values()]
+    sums = ["?" if count is None else f"{count:,}" for count in _sums(entries).values()]
     return [scenario, client, *sums, f"{reads:.2f} s", f"{writes:.2f} s", f"{good} of {len(entries)} ok"]

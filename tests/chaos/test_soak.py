@@ -138,6 +138,28 @@ def test_short_soak_proves_nothing(segments: list[Result], capsys: pytest.Captur
     assert "memory: too few rests to judge" in capsys.readouterr().out
 
 
+def test_soak_whose_cluster_fails_in_the_very_end_is_not_ok(
+    segments: list[Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextlib.contextmanager
+    def falls(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError("cannot be stopped")
+
+    segments += [result()] * 12
+    monkeypatch.setattr(cli_soak, "cluster_for", falls)
+    file = tmp_path / "soak.json"
+
+    assert cli.main(["soak", "--json", str(file)]) == 2
+
+    said = capsys.readouterr().out
+    assert "ended by RuntimeError: cannot be stopped" in said
+    assert "verdict: unknown" in said
+    assert {"error": "RuntimeError: cannot be stopped", "state": "unknown"}.items() <= json.loads(
+        file.read_text()
+    ).items()
+
+
 @pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("no server"), 2)])
 def test_soak_that_does_not_come_to_its_end_tells_what_it_saw(
     end: BaseException, code: int, segments: list[Any], capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ import pytest
 from chaos.checkers import Pause, State, Verdict, pauses
 from chaos.history import History, Kind, Operation, Outcome
 from chaos.play import Result
-from chaos.summary import summary_of
+from chaos.summary import summary_of, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,3 +103,9 @@ def test_pauses_of_reads_and_appends_are_those_of_clients_that_do_nothing_else()
 
     assert (both.append_pause, both.read_pause) == (1.5, 3.25)  # nobody does nothing but read
     assert (alone.append_pause, alone.read_pause) == (3.0, 3.25)
+
+
+def test_sum_of_what_nobody_knows_is_unknown() -> None:
+    assert total([1, 2]) == 3
+    assert total([1, None, 2]) is None
+    assert total([]) == 0
