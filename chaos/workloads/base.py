@@ -179,6 +179,12 @@ class _Caller:
                 answer = await load.read(self._client, key)
             else:
                 done = await load.append(self._client, key, value)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            # a task that ends so is missed by nobody, and what it had sent with it
+            raise RuntimeError(f"{self._name}: a {kind} was cancelled, and nobody had cancelled it") from None
         except Exception as e:  # noqa: BLE001  whatever a caller is told goes into the history
             end = journal.now()
             outcome = self._client.outcome_of(kind, e)

@@ -143,6 +143,16 @@ async def test_seed_decides_what_a_caller_chooses() -> None:
     assert keys[0] != keys[2]
 
 
+async def test_call_that_ends_as_cancelled_though_nobody_cancelled_it_does_not_go_unnoticed() -> None:
+    class Quitter(Memory):
+        async def call(self, kind: Kind, query: str, args: Sequence[object], timeout: float) -> Any:
+            raise asyncio.CancelledError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await load(readers=1, writers=0, owners=0).run(Quitter(9, asyncio.Event()), Journal(0.0), asyncio.Event(), 1)
+    assert "reader 0: a read was cancelled, and nobody had cancelled it" in str(caught.value.exceptions)
+
+
 async def test_error_of_the_harness_itself_is_none_of_a_callers() -> None:
     class Wrong(Memory):
         def outcome_of(self, kind: Kind, error: Exception) -> Outcome:
