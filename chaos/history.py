@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Fault", "History", "Kind", "Leak", "LeakKind", "Operation", "Outcome"]
+__all__ = ["GIVEN_UP", "Fault", "History", "Kind", "Leak", "LeakKind", "Operation", "Outcome"]
+
+
+GIVEN_UP = "CallGivenUp"
+"""The harness's own event: a call has ended, and ``late`` says how many seconds after its caller gave it up."""
 
 
 class Kind(StrEnum):
@@ -82,6 +86,7 @@ class Fault:
     end: None if the record ends before that.
     began: when breaking it began, at most *start*; None if that is not known.
     healed: when healing it was done; None if that is not known, or if the record ends before that.
+    shown: whether it did something, as it tells itself; None if that is left to those who suffer from it.
     """
 
     what: str
@@ -89,17 +94,23 @@ class Fault:
     end: float | None = None
     began: float | None = None
     healed: float | None = None
+    shown: bool | None = None
 
     def __str__(self) -> str:
         return f"{self.what} at {self.start:.3f} s"
+
+    @property
+    def since(self) -> float:
+        """When breaking it began, as far as that is known: from then on it may do harm."""
+        return self.start if self.began is None else self.began
 
     def during(self, op: Operation) -> bool:
         """Whether all of an operation fell into the fault."""
         return self.start <= op.start and (self.end is None or op.end <= self.end)
 
     def overlaps(self, op: Operation) -> bool:
-        """Whether some of an operation fell into the fault."""
-        return op.end > self.start and (self.end is None or op.start < self.end)
+        """Whether some of an operation fell into the fault, or into breaking it."""
+        return op.end > self.since and (self.end is None or op.start < self.end)
 
 
 class LeakKind(StrEnum):

@@ -1,16 +1,18 @@
 """Calls that are given up: callers' calls are cancelled at random points, or get hardly any time.
 
-A call that was cancelled has told its caller nothing: an append is unknown then.
+A call that was cancelled has told its caller nothing: an append is unknown then. How long each takes to end once it was
+given up is reported, for `chaos.checkers.Overshoot` to judge.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chaos.clients.base import Client
-from chaos.history import Kind, Outcome
+from chaos.history import GIVEN_UP, Kind, Outcome
 
 if TYPE_CHECKING:
     import random
@@ -42,7 +44,7 @@ class Storm:
 
 
 class Interruptible(Client):
-    """Another client, *client*, whose calls can be given up. *storm*: how they are; None: they are not.
+    """Another client, *client*, whose calls can be given up. *storm*: how they are; None: they are not. *given_up*: how many.
 
     Calls that cannot be cancelled, as those in threads, get no more time than that.
     """
@@ -51,6 +53,7 @@ class Interruptible(Client):
         self.place = client.place
         self._client = client
         self.storm: Storm | None = None
+        self.given_up = 0
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -105,15 +108,29 @@ class Interruptible(Client):
         if storm is None or storm.rng.random() >= storm.share:
             return await call(timeout)
         patience = storm.rng.uniform(0, storm.within)
+        began = time.monotonic()
         if not self._client.cancellable:
-            return await call(min(timeout, max(patience, _LEAST)))
+            patience = max(patience, _LEAST)
+            try:
+                return await call(min(timeout, patience))
+            finally:
+                self._tell(began + patience)
         task = asyncio.create_task(call(timeout))
         cancelling = asyncio.get_running_loop().call_later(patience, task.cancel)
         try:
             return await task
         except asyncio.CancelledError:
-            if (caller := asyncio.current_task()) is not None and caller.cancelling():
+            caller = asyncio.current_task()
+            if (caller is not None and caller.cancelling()) or not task.cancelling():
                 raise  # not the storm's doing
             raise _CalledOffError(f"cancelled after {patience:.4f} s") from None
         finally:
             cancelling.cancel()
+            self._tell(began + patience)
+
+    def _tell(self, due: float) -> None:
+        """Report a call that has ended after it was given up, if it was: at *due*, on `time.monotonic`."""
+        now = time.monotonic()
+        if now >= due:
+            self.given_up += 1
+            self.place.tell({"event": GIVEN_UP, "at": now, "late": now - due})

@@ -68,10 +68,10 @@ class Journal:
         self._write("fault", {"number": number, "what": what, "start": start, "began": began})
         return number
 
-    def healed(self, number: int, end: float, *, done: float | None = None) -> None:
-        """Keep that it is broken no more: when healing began, and when it was done."""
-        self._faults[number] = replace(self._faults[number], end=end, healed=done)
-        self._write("healed", {"number": number, "end": end, "done": done})
+    def healed(self, number: int, end: float, *, done: float | None = None, shown: bool | None = None) -> None:
+        """Keep that it is broken no more: when healing began, when it was done, and whether it said that it did something."""
+        self._faults[number] = replace(self._faults[number], end=end, healed=done, shown=shown)
+        self._write("healed", {"number": number, "end": end, "done": done, "shown": shown})
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Keep what a client reported: plain data with ``event``, its name, and ``at``, the run's time."""
@@ -141,11 +141,12 @@ def read(path: Path) -> History:
 
 
 def _history(found: Mapping[str, list[Any]]) -> History:
-    ends = {healed["number"]: (healed["end"], healed["done"]) for healed in found["healed"]}
+    ends = {
+        healed["number"]: {"end": healed["end"], "healed": healed["done"], "shown": healed.get("shown")}
+        for healed in found["healed"]
+    }
     faults = [
-        Fault(what=f["what"], start=f["start"], end=end, began=f["began"], healed=done)
-        for f in found["fault"]
-        for end, done in [ends.get(f["number"], (None, None))]
+        Fault(what=f["what"], start=f["start"], began=f["began"], **ends.get(f["number"], {})) for f in found["fault"]
     ]
     (stopped,) = found["stopped"] or [None]
     (leaks,) = found["leaks"] or [None]

@@ -21,6 +21,7 @@ from chaos.bench import Bench
 from chaos.checkers.course import SHOWN
 from chaos.clock import Clock
 from chaos.faults import Switchover
+from chaos.faults.base import Nothing
 from chaos.history import History, Kind
 from chaos.journal import Journal
 from chaos.stage import Stage
@@ -205,7 +206,7 @@ class _Run:
         await clock.until(due.at)
         # The thread that injects a fault also notes how to heal it: a cancellation in between finds it here.
         healing = contextlib.ExitStack()
-        number, what, began = None, str(due.fault), journal.now()
+        number, what, began, shown = None, str(due.fault), journal.now(), None
         try:
             fault, entered = await self._inject(due.fault, healing, clock)
             what = entered if isinstance(entered, str) else str(fault)
@@ -213,8 +214,13 @@ class _Run:
             number = journal.broke(what, start, began=began)
             self._tell(journal, f"broken: {what}")
             await clock.until(clock.now() + due.seconds)
-            if effect := await self._effect(fault, journal):
+            effect = await self._effect(fault, journal)
+            if effect:
                 journal.event({"event": SHOWN, "at": journal.now(), "fault": what, "what": effect})
+            if isinstance(entered, Nothing):
+                shown = False
+            elif effect or fault.tells:
+                shown = effect is not None
         except _AWAY as e:
             if number is not None or not self._leave_out:
                 raise
@@ -224,7 +230,7 @@ class _Run:
             with clock.standing():
                 await self._do(healing.close)
             if number is not None:
-                journal.healed(number, end, done=journal.now())
+                journal.healed(number, end, done=journal.now(), shown=shown)
                 self._tell(journal, f"{'over' if due.fault.momentary else 'healed'}: {what}")
 
     async def _effect(self, fault: Breakage, journal: Journal) -> str | None:

@@ -66,7 +66,7 @@ class Failed(Checker):
 class Latency(Checker):
     """The p99 of the reads during the faults is at most *factor* times that of the calm before the first, plus *attempt*.
 
-    Of reads that failed, too: they have taken their caller's time.
+    While they are being injected, too. Of reads that failed, too: they have taken their caller's time.
     """
 
     attempt: Annotated[float, Duration(above=True)]
@@ -82,7 +82,7 @@ class Latency(Checker):
         if not history.faults:
             return unknown("nothing was broken")
         reads = history.of(Kind.READ)
-        first = min(fault.start for fault in history.faults)
+        first = min(fault.since for fault in history.faults)
         calm = [op for op in reads if op.end <= first]
         during = [op for op in reads if any(fault.overlaps(op) for fault in history.faults)]
         if not calm or not during:

@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -38,6 +39,10 @@ NOTICED = frozenset(
 _CALM = frozenset({("GateChanged", "open"), ("BreakerChanged", "closed"), ("BreakerChanged", "half-open")})
 """What they tell of the end of one: the event, and what is so now."""
 
+_MET = re.compile(r"\b(?:40001|40P01)\b|could not serialize access|deadlock detected")
+"""What the guard's reports, and the server's errors, say of transactions that met. A recovery conflict is 40001, too; that
+fault shows by itself."""
+
 STUCK = 0.25
 """Seconds that a call must have taken to be counted though it ended after the fault. To heal is to cut, too: removing a
 toxic ends connections, and what was just under way fails, whether the fault did anything or not."""
@@ -46,6 +51,9 @@ toxic ends connections, and what was just under way fails, whether the fault did
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Felt(Checker):
     """Every fault was felt while it lasted: a call failed, the client told that it noticed, or the nodes showed it.
+
+    A fault that says itself that it did nothing was not felt, whatever others did meanwhile; nor is it what transactions
+    do to each other that makes one felt.
 
     Never broken: a fault that was not felt makes the run prove nothing.
     """
@@ -102,12 +110,23 @@ class Leaks(Checker):
 
 
 def _marks(history: History, fault: Fault) -> int:
+    if fault.shown is False:
+        return 0
     end = math.inf if fault.end is None else fault.end
-    began = fault.start if fault.began is None else fault.began
-    calls = [op for op in history.operations if not op.acknowledged and op.start < end and op.end > began]
-    told = [e for e in history.events if _tells(e) and began <= e["at"] < end]
+    failed = [op for op in history.operations if not op.acknowledged and not _contention(op.error)]
+    calls = [op for op in failed if op.start < end and op.end > fault.since]
+    told = [e for e in history.events if fault.since <= e["at"] < end and _tells(e, fault)]
     return len([op for op in calls if op.end <= end or op.end - op.start >= STUCK]) + len(told)
 
 
-def _tells(event: Mapping[str, Any]) -> bool:
+def _tells(event: Mapping[str, Any], fault: Fault) -> bool:
+    if event["event"] == SHOWN:
+        return bool(event["fault"] == fault.what)  # of others it tells nothing
+    if event["event"] == "CallRepeated" and _contention(event.get("why")):
+        return False
     return event["event"] in NOTICED and (event["event"], event.get("now")) not in _CALM
+
+
+def _contention(why: str | None) -> bool:
+    """Whether something failed, or was repeated, since transactions met: that happens where nothing is broken, too."""
+    return why is not None and _MET.search(why) is not None

@@ -119,20 +119,20 @@ def _reigns(history: History) -> Iterator[_Reign]:
 
 
 def _in_force(fault: Fault, moment: float) -> bool:
-    return _began(fault) <= moment and (fault.healed is None or fault.healed > moment)
-
-
-def _began(fault: Fault) -> float:
-    return fault.start if fault.began is None else fault.began
+    return fault.since <= moment and (fault.healed is None or fault.healed > moment)
 
 
 def _soon(history: History, moments: Iterable[_Moment], ends: Iterable[float], what: str, least: int) -> Verdict:
-    """Say whether one of *ends* follows each moment in time; where the next fault, or the end, comes first, nobody knows."""
-    cuts = [_began(fault) for fault in history.faults]
+    """Say whether one of *ends* follows each moment in time.
+
+    Where the next fault, or the end, comes before it and before the bound, nobody knows: then nothing is proved.
+    """
+    cuts = [fault.since for fault in history.faults]
     cuts.append(math.inf if history.stopped is None else history.stopped)
     found = sorted(ends)
     seen: list[tuple[float, str]] = []
     late: list[str] = []
+    cut_short: list[str] = []
     for moment in (moment for moment in moments if moment.bound < math.inf):
         seconds = next((end for end in found if end > moment.at), math.inf) - moment.at
         cut = min((cut for cut in cuts if cut > moment.at), default=math.inf) - moment.at
@@ -141,8 +141,12 @@ def _soon(history: History, moments: Iterable[_Moment], ends: Iterable[float], w
             late.append(said)
         elif seconds < cut:
             seen.append((seconds, said))
+        else:
+            cut_short.append(f"{moment.what} at {moment.at:.3f} s")
     if late:
         return broken(f"{what} too late {len(late)} times", late)
     if len(seen) < least:
         return unknown(f"{len(seen)} moments after which {what}; {least} would prove something")
+    if cut_short:
+        return unknown(f"{len(cut_short)} moments were cut short before {what}, the first: {cut_short[0]}")
     return ok(f"{what} after {len(seen)} moments, the slowest {max(seen)[1]}")

@@ -31,7 +31,7 @@ class Spared(Checker):
         if not history.faults:
             return unknown("nothing was broken")
         reads = [op for op in history.operations if op.kind is Kind.READ and op.acknowledged]
-        first = min(fault.start for fault in history.faults)
+        first = min(fault.since for fault in history.faults)
         before = [op for op in reads if op.end <= first]
         during = [op for op in reads if any(fault.during(op) for fault in history.faults)]
         if min(len(before), len(during)) < self.least:

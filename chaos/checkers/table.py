@@ -34,9 +34,9 @@ class _TableChecker(Checker):
         if acknowledged < self.least:
             return unknown(f"{acknowledged} appends acknowledged; {self.least} would prove something")
         open_ = [op for op in appends if op.outcome is Outcome.UNKNOWN]
-        applied = len({op.value for op in open_}.intersection(there))
+        applied, values = len({op.value for op in open_}.intersection(there)), len(there)
         return ok(
-            f"{acknowledged} appends acknowledged, {len(open_)} unknown of which {applied} applied, {len(there)} values"
+            f"{acknowledged} appends acknowledged, {len(open_)} unknown of which {applied} applied, {values} values"
         )
 
     def judged(self, history: History, there: Sequence[int]) -> Sequence[int]:  # noqa: ARG002  see below
@@ -64,10 +64,16 @@ class Lost(_TableChecker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicated(_TableChecker):
-    """No append is in the final table twice."""
+    """No append is in the final table twice, or was in anything that was read."""
 
     least: Annotated[int, Whole(1, 1_000_000)] = 100
     """As of `Lost`."""
+
+    def judged(self, history: History, there: Sequence[int]) -> Sequence[int]:
+        """Return what was read twice in one answer, too: a failover may have lost the second application since."""
+        once = set(there)
+        read = {value for op in history.operations if op.seen for value, n in Counter(op.seen).items() if n > 1}
+        return [*there, *(value for value in read for _ in range(1 if value in once else 2))]
 
     def compare(self, appends: Sequence[Operation], there: Sequence[int]) -> Verdict | None:
         """Look for values that are there more than once."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Annotated
 
 from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
-from chaos.history import History, Kind, Operation
+from chaos.history import GIVEN_UP, History, Kind, Operation
 from dbguard.config.quantities import Duration, Whole
 from dbguard.config.values import Fault as Unfitness
 from dbguard.config.values import Text
@@ -88,7 +88,7 @@ class Gaps(Checker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overshoot(Checker):
-    """Every call ends by its deadline, and *by* at most after it."""
+    """Every call ends by its deadline, or when its caller gives it up, and *by* at most after it."""
 
     by: Annotated[float, Duration()] = 0.1
     """Seconds after its deadline by which a call must have ended. Default 100 ms, the promise on an idle machine."""
@@ -98,15 +98,21 @@ class Overshoot(Checker):
     def judge(self, history: History) -> Verdict:
         """Look for calls that ended too late; those of the warm-up count, too."""
         bounded = [op for op in history.operations if op.deadline is not None]
+        given_up = [(float(e["late"]), float(e["at"])) for e in history.events if e["event"] == GIVEN_UP]
         if late := [op for op in bounded if _over(op) > self.by]:
             late.sort(key=_over, reverse=True)
             said = f"{len(late)} of {len(bounded)} calls outlived their deadline by more than {self.by:g} s"
             return broken(f"{said}, the worst by {_over(late[0]):.3f} s", late)
-        put_to_the_test = sum(_over(op) > -self.by for op in bounded)
+        if deaf := [f"{by:.3f} s until {at:.3f} s" for by, at in sorted(given_up, reverse=True) if by > self.by]:
+            return broken(
+                f"{len(deaf)} of {len(given_up)} calls went on for more than {self.by:g} s when given up", deaf
+            )
+        put_to_the_test = sum(_over(op) > -self.by for op in bounded) + len(given_up)
         if put_to_the_test < self.least:
             return unknown(f"{put_to_the_test} calls came near their deadline; {self.least} would prove something")
-        worst = max(_over(op) for op in bounded)
-        return ok(f"{len(bounded)} calls, {put_to_the_test} came near their deadline; the worst: {worst:+.3f} s")
+        worst = max([*(_over(op) for op in bounded), *(by for by, _ in given_up)])
+        said = f"{len(bounded)} calls, {put_to_the_test} came near their deadline or were given up"
+        return ok(f"{said}; the worst: {worst:+.3f} s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +145,7 @@ class ReadsGoOn(Checker):
         during = [op for op in reads if any(fault.during(op) for fault in history.faults)]
         if len(during) < self.least:
             return unknown(f"{len(during)} reads were made during the faults; {self.least} would prove something")
-        first = min(fault.start for fault in history.faults)
+        first = min(fault.since for fault in history.faults)
         if not any(op.node == self.away and op.end <= first for op in history.operations if op.kind is Kind.READ):
             return unknown(f"{self.away} served no read before the fault: nobody was to miss it")
         if served := sum(op.node == self.away for op in during):

@@ -7,7 +7,13 @@ from typing import ClassVar, Self
 from chaos.stage import Stage
 from dbguard.config.section import Section
 
-__all__ = ["Breakage"]
+__all__ = ["Breakage", "Nothing"]
+
+
+class Nothing(str):
+    """What a fault says of itself that found nothing to break."""
+
+    __slots__ = ()
 
 
 class Breakage(Section, ABC):
@@ -41,6 +47,11 @@ class Breakage(Section, ABC):
         What it does to clients is theirs to tell.
         """
         return None
+
+    @property
+    def tells(self) -> bool:
+        """Whether `effect` tells of whatever it does: where that is nothing, it did nothing, whatever else went wrong."""
+        return False
 
     def names(self) -> dict[str, str]:
         """Return the nodes that the fields name, by letter or role, by the field that does."""

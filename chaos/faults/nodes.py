@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from chaos.faults.base import Breakage
+from chaos.faults.base import Breakage, Nothing
 from chaos.stage import Stage
 from dbguard.config.values import Choice, Fault, Text
 from dbguard.testing.cluster import ClusterNode
@@ -46,7 +46,7 @@ class _OnNode(Breakage):
             with stage.changing:
                 if fit := node.running and not node.frozen:
                     self.take(stage, node)
-            yield f"{node.name} {self.done}" if fit else f"{node.name} was off already, and is not {self.done}"
+            yield f"{node.name} {self.done}" if fit else Nothing(f"{node.name} was off already, and is not {self.done}")
         finally:
             stage.restore(node)
 

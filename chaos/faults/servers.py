@@ -6,13 +6,14 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 from chaos.clients import CLIENTS_NAME
-from chaos.faults.base import Breakage
+from chaos.faults.base import Breakage, Nothing
 from chaos.stage import Stage
 from dbguard.config.quantities import Flag, Number
 from dbguard.config.values import Fault, Text
@@ -21,6 +22,22 @@ from dbguard.testing.cluster import ClusterNode
 __all__ = ["Crash", "PauseReplay", "Sql", "Terminate"]
 
 _BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}' ORDER BY backend_start, pid"
+_END = f"""
+    WITH ours AS MATERIALIZED (
+        SELECT pid, state <> 'idle' AS working, count(*) OVER () AS of,
+            row_number() OVER (ORDER BY state = 'idle', md5(pid || $1::text)) AS n
+        FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}' AND state IS NOT NULL
+    ), ended AS MATERIALIZED (
+        SELECT working, pg_terminate_backend(pid) AS gone FROM ours
+        WHERE n <= greatest(1, round(of * $2::float8)) AND (NOT $3::bool OR (SELECT bool_or(working) FROM ours))
+    )
+    SELECT (SELECT count(*) FROM ended WHERE gone), (SELECT count(*) FROM ours), coalesce(bool_or(working), false) FROM ours
+"""
+"""Ends some of the client's sessions, those at work first: just looked at, as a call lasts for a millisecond. With $3 it
+ends none unless one is at work."""
+
+_WORKING = 0.5  # seconds to wait for a session at work
+_LOOK = 0.005  # seconds between two looks
 _UP = 10.0  # seconds for a server to take connections again after one of its sessions crashed; usually 0.2
 _SHOWS = 1.0  # seconds for what was done to show on the server
 
@@ -43,22 +60,27 @@ class _InServer(Breakage):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Terminate(_InServer):
-    """Sessions of the client are ended as an administrator does (57P01)."""
+    """Sessions of the client are ended as an administrator does (57P01), those first that are at work."""
 
     momentary = True
     share: Annotated[float, Number(0, 1)] = 1.0
-    """The share of them that is ended, 0 to 1, at least one; who, the run's seed decides. Default 1: all."""
+    """The share of them that is ended, 0 to 1, at least one; who of those at work, and of the others, the run's seed
+    decides. If none is at work it waits for one, up to 0.5 s. Default 1: all."""
 
     def inject(self, stage: Stage) -> AbstractContextManager[str]:
         """End them."""
         return contextlib.nullcontext(self._end(stage))
 
     def _end(self, stage: Stage) -> str:
-        node = stage.node(self.node)
-        pids = [pid for (pid,) in stage.cluster.sql(node, _BACKENDS)]
-        chosen = stage.chance.sample(pids, min(len(pids), max(1, round(len(pids) * self.share))))
-        ended = stage.cluster.terminate_backends(node, where=f"pid = ANY(ARRAY{chosen}::int[])")
-        return f"{ended} of {len(pids)} sessions on {node.name} ended"
+        node, salt = stage.node(self.node), stage.chance.random()
+        until = time.monotonic() + _WORKING
+        while True:
+            patient = time.monotonic() < until
+            ((ended, of, working),) = stage.cluster.sql(node, _END, str(salt), self.share, patient)
+            if working or not patient:
+                said = f"{ended} of {of} sessions on {node.name} ended"
+                return said if ended else Nothing(said)
+            time.sleep(_LOOK)
 
     def __str__(self) -> str:
         return f"{self.share:.0%} of the sessions on {self.node} ended"
@@ -81,7 +103,7 @@ class Crash(_InServer):
         if pids:
             with contextlib.suppress(ProcessLookupError):  # it has ended since
                 os.kill(stage.chance.choice(pids), signal.SIGKILL)
-        yield f"session on {node.name} crashed" if pids else f"no session on {node.name} to crash"
+        yield f"session on {node.name} crashed" if pids else Nothing(f"no session on {node.name} to crash")
         if node.running and not node.frozen:
             stage.cluster.wait_for(node, "SELECT true", _UP)
 
@@ -120,6 +142,11 @@ class PauseReplay(_InServer):
 
     def _contradictions(self) -> list[Fault]:
         return [(("node",), "should be a replica: a primary replays nothing")] if self.node == "primary" else []
+
+    @property
+    def tells(self) -> bool:
+        """It does."""
+        return True
 
     def __str__(self) -> str:
         return f"replay on {self.node} paused"
@@ -161,6 +188,11 @@ class Sql(_InServer):
         except TimeoutError:
             return None
         return f"{self.shows} on {self.node}"
+
+    @property
+    def tells(self) -> bool:
+        """Whether it has been told how that shows."""
+        return bool(self.shows)
 
     def _run(self, stage: Stage, node: ClusterNode, statement: str) -> None:
         stage.cluster.sql(node, statement)

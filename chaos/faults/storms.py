@@ -111,10 +111,22 @@ class Cancel(Breakage):
         calls = stage.application.calls
         assert calls is not None, "this run has no calls that could be given up"
         calls.storm = Storm(self.share, self.within, stage.chance)
+        stage.application.counted[self] = -calls.given_up
         try:
             yield
         finally:
             calls.storm = None
+
+    def effect(self, stage: Stage) -> str | None:
+        """Say how many calls were given up."""
+        calls = stage.application.calls
+        given_up = 0 if calls is None else calls.given_up + stage.application.counted[self]
+        return f"{given_up} calls given up" if given_up else None
+
+    @property
+    def tells(self) -> bool:
+        """It does."""
+        return True
 
     def __str__(self) -> str:
         return f"{self.share:.0%} of calls given up within {self.within:g} s"
@@ -164,6 +176,11 @@ class Conflict(Breakage):
                 stage.cluster.sql(replicas[0], f"SELECT pg_sleep({_IN_THE_WAY}) FROM {stage.application.table} LIMIT 1")
             ended = _cancelled(stage) + stage.application.counted[self]
         return f"{ended} reads ended" if ended else None
+
+    @property
+    def tells(self) -> bool:
+        """It does."""
+        return True
 
     def __str__(self) -> str:
         return "recovery conflicts on the replicas"
@@ -221,6 +238,11 @@ class Ddl(Breakage):
     def effect(self, stage: Stage) -> str | None:
         """Say how often it was changed."""
         return f"changed {stage.application.counted[self]} times" if stage.application.counted[self] else None
+
+    @property
+    def tells(self) -> bool:
+        """It does."""
+        return True
 
     def __str__(self) -> str:
         return f"{self.what} of the table changes"

@@ -85,6 +85,11 @@ class Strike(Breakage):
         struck = sum(armed.struck for armed in stage.application.armed[self])
         return f"{struck} struck" if struck else None
 
+    @property
+    def tells(self) -> bool:
+        """It does."""
+        return True
+
     def names(self) -> dict[str, str]:
         """Return the node."""
         return {"node": self.node}

@@ -117,6 +117,15 @@ def an_append_is_there_twice(history: History, rng: random.Random) -> tuple[Hist
     return put(history, rng, twice.value), twice
 
 
+def an_append_was_read_twice(history: History, rng: random.Random) -> tuple[History, object] | None:
+    told = {op.value: op for op in history.operations if op.kind is Kind.APPEND}
+    if not (filled := [op for op in history.of(Kind.READ) if op.seen]):
+        return None
+    read = rng.choice(filled)
+    value = rng.choice(read.seen or ())
+    return changed(history, read, seen=(*(read.seen or ()), value))[0], told[value]
+
+
 def a_failed_append_is_there(history: History, rng: random.Random) -> tuple[History, object]:
     failed = pick(history, rng, Kind.APPEND, Outcome.FAILED)
     return put(history, rng, failed.value), failed
@@ -274,6 +283,7 @@ def a_node_was_given_up(history: History, rng: random.Random) -> tuple[History, 
 LIES: list[tuple[Lie, set[str], set[str]]] = [  # the lie, who must find just it, who may see it, too
     (an_acknowledged_append_is_gone, {"lost"}, {"order"}),
     (an_append_is_there_twice, {"duplicated"}, {"order"}),
+    (an_append_was_read_twice, {"duplicated"}, {"order"}),
     (a_failed_append_is_there, {"phantom"}, set()),
     (a_value_is_there_that_nobody_sent, {"phantom"}, set()),
     (a_read_returned_what_nobody_sent, {"phantom"}, {"order"}),
@@ -413,7 +423,45 @@ def test_fault_that_the_client_told_of_is_felt_and_other_events_say_nothing() ->
 
     told = ["CallRepeated", "NodeDown", "OutcomeLeftOpen", "FaultShown"]
     for event, state in [*((event, State.OK) for event in told), ("NodeUp", State.UNKNOWN)]:
-        assert Felt().judge(History(faults=(fault,), events=({"event": event, "at": 50.0},))).state is state
+        assert (
+            Felt().judge(History(faults=(fault,), events=({"event": event, "at": 50.0, "fault": "a cut"},))).state
+            is state
+        )
+
+
+def test_fault_that_says_itself_that_it_did_nothing_is_not_felt_whatever_else_went_wrong() -> None:
+    failed, repeated = append("w", 1.2, 1.4, 1, Outcome.FAILED), {"event": "CallRepeated", "at": 1.5, "why": "cut"}
+
+    for shown, state in [(False, State.UNKNOWN), (None, State.OK), (True, State.OK)]:
+        fault = Fault(what="a strike", start=1.0, end=2.0, shown=shown)
+        history = History(operations=(failed,), faults=(fault,), events=(repeated,))
+        assert Felt().judge(history).state is state
+
+
+def test_what_showed_of_one_fault_is_no_word_of_another_at_the_same_time() -> None:
+    faults = (Fault(what="a strike", start=1.0, end=2.0), Fault(what="a hole", start=1.2, end=1.8))
+    shown = {"event": "FaultShown", "at": 1.7, "fault": "a strike", "what": "1 struck"}
+
+    found = Felt().judge(History(faults=faults, events=(shown,)))
+
+    assert found.state is State.UNKNOWN
+    assert "1 of 2 faults were not felt, the first: a hole" in found.why
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        "refused for now: the transaction met another one on a (40001 SerializationError), answered",
+        "refused for now: the transaction met another one on a (40P01 DeadlockDetectedError), answered",
+        "SerializationError: could not serialize access due to concurrent update",
+    ],
+)
+def test_transactions_that_meet_do_not_make_a_fault_felt(why: str) -> None:
+    fault = Fault(what="sessions ended", start=1.0, end=2.0)
+    repeated = {"event": "CallRepeated", "at": 1.5, "why": why}
+    gave_up = replace(append("w", 1.2, 1.4, 1, Outcome.FAILED), error=why)
+
+    assert Felt().judge(History(operations=(gave_up,), faults=(fault,), events=(repeated,))).state is State.UNKNOWN
 
 
 def test_fault_felt_too_little_is_unknown(honest: HISTORY) -> None:
@@ -522,6 +570,18 @@ def test_reads_may_be_twice_as_slow_during_a_fault_and_wait_for_one_attempt(
     assert Latency(attempt=0.5).judge(timed(calm, during)).state is state
 
 
+def test_reads_that_suffer_while_a_fault_is_being_injected_are_no_calm() -> None:
+    reads = [read("r", n / 10, n / 10 + 0.001) for n in range(200)]
+    slow = [read("r", 30 + n / 10, 30 + n / 10 + 2) for n in range(150)]
+    after = [read("r", 60 + n / 10, 60 + n / 10 + 0.001) for n in range(101)]
+    history = History(operations=(*reads, *slow, *after), faults=(Fault(what="x", began=30, start=55, end=99),))
+
+    found = Latency(attempt=0.5).judge(history)
+
+    assert found.state is State.BROKEN
+    assert "of 200 before 0.001 s" in found.why
+
+
 def test_one_read_in_a_hundred_may_be_slower() -> None:
     history = timed(0.01, 0.001)
     slow = [replace(op, end=op.end + 3) if op.start in (110.0, 111.0, 112.0) else op for op in history.operations]
@@ -583,6 +643,17 @@ def test_append_that_is_there_twice_and_unknown_is_a_duplicate() -> None:
     assert Duplicated().judge(History(operations=(unknown,), final={1: (7,), 2: (7,)})).evidence == (unknown,)
 
 
+def test_append_that_was_read_twice_is_a_duplicate_though_a_failover_lost_the_second() -> None:
+    twice = append("w", 0, 1, 7)
+    history = History(operations=(twice, read("r", 1, 2, Outcome.OK, 7, 7)), final={1: (7,)})
+
+    assert Duplicated().judge(history).evidence == (twice,)
+    assert Duplicated().judge(replace(history, final={1: ()})).evidence == (twice,)
+    assert Duplicated(least=1).judge(
+        replace(history, operations=(twice, *[read("r", 1, 2, Outcome.OK, 7)] * 2))
+    ).state is (State.OK)
+
+
 def test_what_others_append_need_not_be_seen() -> None:
     others = (append("x", 0, 1, 7), append("w", 0, 1, 8), read("w", 2, 3, Outcome.OK, 8), read("r", 2, 3))
 
@@ -605,6 +676,14 @@ def test_call_may_end_a_tenth_of_a_second_after_its_deadline(over: float, state:
     late = replace(read("r", 0, 1 + over, Outcome.FAILED), deadline=1.0)
 
     assert Overshoot().judge(History(operations=(late,))).state is state
+
+
+@pytest.mark.parametrize(("late", "state"), [(0.0, State.OK), (0.099, State.OK), (0.101, State.BROKEN)])
+def test_call_that_is_given_up_must_end_at_once(late: float, state: State) -> None:
+    calm = replace(read("r", 0, 1), deadline=10.0)
+    given_up = {"event": "CallGivenUp", "at": 1.0, "late": late}
+
+    assert Overshoot().judge(History(operations=(calm,), events=(given_up,))).state is state
 
 
 def test_verdict_shows_who_was_told_what() -> None:

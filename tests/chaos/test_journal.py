@@ -33,7 +33,7 @@ HISTORY = History(
         ),
         Operation(client="r", kind=Kind.READ, start=1.5, end=2.1, outcome=Outcome.OK, seen=(), key=2, node="b"),
     ),
-    faults=(Fault(what="a hole", start=0.25, end=1.25), Fault(what="another", start=0.5)),
+    faults=(Fault(what="a hole", start=0.25, end=1.25, shown=False), Fault(what="another", start=0.5)),
     events=({"event": "NodeDown", "at": 1.0, "node": "b"},),
     samples=({"at": -0.5, "waiting": 0}, {"at": 0.5, "gate": "open", "nodes": {"a": "primary"}}),
     stopped=2.0,
@@ -50,7 +50,7 @@ def write(history: History, file: Path | None = None) -> History:
             journal.operation(op)
         for number, fault in zip(numbers, history.faults, strict=True):
             if fault.end is not None:
-                journal.healed(number, fault.end)
+                journal.healed(number, fault.end, shown=fault.shown)
         for event in history.events:
             journal.event(event)
         for sample in history.samples:

@@ -12,6 +12,7 @@ import pytest
 
 from chaos.clients import CLIENTS_NAME
 from chaos.faults import Crash, Freeze, Hole, Kill, PauseReplay, Promote, Restart, Sql, Stop, Switchover, Terminate
+from chaos.faults.base import Nothing
 from chaos.play import play
 from chaos.scenario import find
 from chaos.stage import Stage
@@ -52,10 +53,14 @@ def stage(cluster: ProxiedCluster) -> Iterator[Stage]:
 @pytest.fixture
 async def session(cluster: ProxiedCluster) -> AsyncIterator[asyncpg.Connection]:
     """A session of the client, on the primary."""
-    name = {"application_name": CLIENTS_NAME}
-    connection = await asyncpg.connect(cluster.dsn(cluster.primary), ssl=False, server_settings=name)
+    connection = await _of_the_client(cluster)
     yield connection
     connection.terminate()
+
+
+async def _of_the_client(cluster: ProxiedCluster) -> asyncpg.Connection:
+    name = {"application_name": CLIENTS_NAME}
+    return await asyncpg.connect(cluster.dsn(cluster.primary), ssl=False, server_settings=name)
 
 
 def works(cluster: ProxiedCluster, node: str) -> bool:
@@ -165,7 +170,9 @@ def test_all_come_back_from_an_outage_of_all(first: int, stage: Stage) -> None:
     for node, healing in zip(nodes, away, strict=True):
         healing.enter_context(Kill(node=node.name).inject(stage))
     again = contextlib.ExitStack()
-    assert "off already" in str(again.enter_context(Freeze(node="b").inject(stage)))
+    said = again.enter_context(Freeze(node="b").inject(stage))
+    assert "off already" in said
+    assert isinstance(said, Nothing)
 
     for healing in [*(away if first == 0 else reversed(away)), again]:
         healing.close()
@@ -205,6 +212,28 @@ async def test_share_of_the_sessions_of_the_client_is_ended(stage: Stage, sessio
     await until(session.is_closed)
     assert await other.fetchval("SELECT 1") == 1
     other.terminate()
+
+
+async def test_sessions_at_work_are_ended_before_idle_ones(stage: Stage, session: asyncpg.Connection) -> None:
+    idle = [await _of_the_client(stage.cluster) for _ in range(5)]
+    working = asyncio.create_task(session.execute("SELECT pg_sleep(30)"))
+    busy = f"SELECT state = 'active' FROM pg_stat_activity WHERE pid = {session.get_server_pid()}"
+    await until(lambda: stage.cluster.sql(stage.cluster.primary, busy) == [(True,)])
+
+    with Terminate(share=0.1).inject(stage) as said:
+        assert str(said).startswith("1 of 6 sessions")
+    with pytest.raises(asyncpg.PostgresError, match="administrator command"):
+        await working
+    assert [await one.fetchval("SELECT 1") for one in idle] == [1] * 5
+    for one in idle:
+        one.terminate()
+
+
+async def test_end_of_sessions_where_there_are_none_is_nothing(stage: Stage) -> None:
+    with Terminate(node="replica").inject(stage) as said:
+        assert isinstance(said, Nothing)
+    with Crash(node="replica").inject(stage) as said:
+        assert isinstance(said, Nothing)
 
 
 async def test_crash_of_a_session_ends_all_others_and_the_node_goes_on(

@@ -160,6 +160,17 @@ def test_what_the_next_fault_or_the_end_cuts_short_is_not_judged() -> None:
     assert Recovers(promoted=0.3).judge(cut).state is State.BROKEN
 
 
+def test_one_recovery_that_was_seen_does_not_speak_for_another_that_was_cut_short() -> None:
+    again = (Fault(what="b killed", began=4.0, start=4.0), Fault(what="c promoted", began=4.4, start=4.5))
+    cut = Fault(what="c killed", began=4.8, start=4.9)
+    silent = without(failover(), Kind.APPEND, 4.0, 99)
+
+    found = Recovers(promoted=1.0).judge(replace(silent, faults=(KILLED, PROMOTED, *again, cut)))
+
+    assert found.state is State.UNKNOWN
+    assert "1 moments were cut short before appends went on, the first: c promoted at 4.500 s" in found.why
+
+
 def test_while_something_is_broken_still_nothing_is_healed() -> None:
     still = Fault(what="hole", began=0.0, start=0.0, end=4.9, healed=4.95)
     silent = without(failover(), Kind.APPEND, 3.0, 99)

@@ -225,17 +225,57 @@ async def test_storm_gives_up_its_share_and_nothing_once_it_is_over(stage: Stage
     inner = InThreads()
     calls = Interruptible(inner)
     stage = Stage(stage.cluster, application=Application(asyncio.get_running_loop(), TABLE, calls=calls))
+    storm = Cancel(share=0.5, within=0.01)
 
-    async with broken(Cancel(share=0.5, within=0.01), stage):
+    async with broken(storm, stage):
+        assert storm.effect(stage) is None
         for _ in range(200):
             with contextlib.suppress(TimeoutError):
                 await calls.call(Kind.READ, "", (), 0.011)
+        assert storm.effect(stage) == f"{calls.given_up} calls given up"
     during = sum(given < 0.011 for given in inner.given)
     with pytest.raises(TimeoutError):
         await calls.call(Kind.READ, "", (), 0.011)
 
     assert 60 <= during <= 140
     assert inner.given[-1] == 0.011
+
+
+@pytest.mark.parametrize("kind", [Slow, InThreads])
+async def test_call_that_was_given_up_tells_how_long_it_went_on(kind: type[Slow]) -> None:
+    class Deaf(kind):  # type: ignore[valid-type,misc]
+        async def call(self, *args: Any) -> Any:
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+                await super().call(*args)
+            await asyncio.sleep(0.2)
+
+    told: list[Any] = []
+    inner = Deaf()
+    inner.place = Place(addresses={}, size=1, guard={}, tell=told.append)
+    client = Interruptible(inner)
+    await client.call(Kind.READ, "", (), 0.01)
+    assert told == []
+    client.storm = Storm(1.0, 0.05, random.Random(1))
+
+    await client.call(Kind.READ, "", (), 30)
+
+    (event,) = told
+    assert event["event"] == "CallGivenUp"
+    assert event["late"] >= 0.19
+    assert client.given_up == 1
+
+
+async def test_call_that_ends_as_cancelled_before_the_storm_cancelled_it_is_none_of_its_own() -> None:
+    class Quitter(Slow):
+        async def call(self, *_: Any) -> Any:
+            raise asyncio.CancelledError
+
+    client = Interruptible(Quitter())
+    client.storm = Storm(1.0, 1_000.0, random.Random(1))
+
+    with pytest.raises(asyncio.CancelledError):
+        await client.call(Kind.APPEND, "", (), 30)
+    assert client.given_up == 0
 
 
 async def test_end_of_the_caller_itself_is_no_storm() -> None:
