@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from dbguard.drivers.asyncpg.borrowed import BorrowedControl
 from dbguard.drivers.control import BURY, OwnControl
 from dbguard.drivers.psycopg.dial import own_dialer
+from dbguard.testing.wire import Break, Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -114,9 +115,14 @@ async def test_a_question_under_way_is_answered_though_another_connection_takes_
 async def test_a_borrowed_connection_that_is_lost_while_it_is_asked_is_told_as_what_it_was(
     calm_cluster: Cluster,
 ) -> None:
-    async def lose(con: Any) -> None:
-        asyncio.get_running_loop().call_later(0, con.terminate)
+    node = calm_cluster.primary
 
-    async with asyncpg.create_pool(calm_cluster.dsn("a"), min_size=0, max_size=1, setup=lose) as pool:
-        with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="closed in the middle of operation"):
+    async with (
+        Wire(node.host, node.port) as wire,
+        asyncpg.create_pool(
+            host="127.0.0.1", port=wire.port, user="postgres", database="postgres", ssl=False, min_size=0, max_size=1
+        ) as pool,
+    ):
+        wire.arm(b"pg_stat_wal_receiver", Break.REQUEST_CUT)
+        with pytest.raises((asyncpg.ConnectionDoesNotExistError, ConnectionResetError)):
             await BorrowedControl("a", pool, clock=time.monotonic).ask(5.0)
