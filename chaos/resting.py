@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import itertools
+import math
 import os
 import statistics
 import subprocess
@@ -34,6 +36,9 @@ ALLOWED = 0.02
 _SETTLED = 0.2  # the share of the first rests in which pools fill and caches grow: they are not judged
 _LEAST = 8  # rests that must be left to judge
 _FEW = 3  # rests at each end of which the median is taken for memory
+_SURE = 4.0  # standard deviations: by chance once in 30,000 figures
+_SAME = 1e-9  # two figures that differ by less are one, but for the rounding of floating point
+_PER_SESSION = ("tasks", "files")  # a connection, and the wire in its way, have some of each
 _LOOKS = 5  # at one rest; the lowest counts, as probes come and go
 _APART = 0.2  # seconds between two looks
 _BACKENDS = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}'"
@@ -61,12 +66,16 @@ class Rest:
 
 
 class Growth(NamedTuple):
-    """One figure at the beginning and in the end; unknown: there were too few rests to tell."""
+    """One figure at the beginning and in the end; unknown: there were too few rests to tell.
+
+    trend: by how much it has grown steadily from one end to the other; 0 if that can be chance, and for memory.
+    """
 
     what: str
     before: float
     after: float
     state: State
+    trend: float = 0.0
 
     def __str__(self) -> str:
         if self.state is State.UNKNOWN:
@@ -74,7 +83,8 @@ class Growth(NamedTuple):
         if self.what == "memory":
             change = self.after / self.before - 1
             return f"memory: {self.before / 2**20:.1f} MiB, then {self.after / 2**20:.1f} MiB ({change:+.1%})"
-        return f"{self.what}: {self.before:g} at most, then {self.after:g} at least"
+        said = f"{self.what}: {self.before:g} at most, then {self.after:g} at least"
+        return said + (f", {self.trend:+.1f} along the way" if self.trend else "")
 
 
 async def measure(bench: Bench) -> Rest:
@@ -102,9 +112,12 @@ def growth(rests: Sequence[Rest]) -> list[Growth]:
     """Judge each figure: memory by its medians at both ends, all else by whether it has left its range for good.
 
     The first fifth is not judged. For a count the highest of the first half must be reached again, from below, by the
-    lowest of the last quarter: what comes and goes does not grow.
+    lowest of the last quarter: what comes and goes does not grow. Pools come and go in large numbers, and what is left
+    behind one by one hides among them: so it must not rise steadily either, and of tasks and files, not what is left of
+    them when as many are taken off as each session accounts for.
     """
     judged = rests[int(len(rests) * _SETTLED) :]
+    sessions = [rest.backends for rest in judged]
     found = []
     for what in (entry.name for entry in fields(Rest)):
         values: list[int] = [getattr(rest, what) for rest in judged]
@@ -116,8 +129,30 @@ def growth(rests: Sequence[Rest]) -> list[Growth]:
             found.append(Growth(what, before, after, State.BROKEN if grown else State.OK))
         else:
             most, least = max(values[: len(values) // 2]), min(values[-(len(values) // 4) :])
-            found.append(Growth(what, most, least, State.BROKEN if least > most else State.OK))
+            beside = _beside(values, sessions) if what in _PER_SESSION else []
+            trend = max(_trend(values), _trend(beside))
+            found.append(Growth(what, most, least, State.BROKEN if least > most or trend else State.OK, trend))
     return found
+
+
+def _trend(values: Sequence[float]) -> float:
+    """Return how much *values* have grown by their median slope; 0 for less than 1, or for what can be chance (Kendall's tau)."""
+    pairs = [(late - early, n - m) for (m, early), (n, late) in itertools.combinations(enumerate(values), 2)]
+    if not pairs:
+        return 0.0
+    rising = sum((change > _SAME) - (change < -_SAME) for change, _ in pairs)
+    count = len(values)
+    chance = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    grown = statistics.median(change / apart for change, apart in pairs) * (count - 1)
+    return grown if grown >= 1 - _SAME and rising > _SURE * chance else 0.0
+
+
+def _beside(values: Sequence[int], sessions: Sequence[int]) -> list[float]:
+    """Return what is left of *values* without the part that goes with the number of sessions."""
+    if len(set(sessions)) < 2:
+        return list(values)
+    each, rest = statistics.linear_regression(sessions, values)
+    return [value - each * count - rest for value, count in zip(values, sessions, strict=True)]
 
 
 def _resident() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -51,6 +52,42 @@ def test_what_grows_in_the_first_fifth_alone_is_not_judged() -> None:
     found = judged(lambda n: replace(REST, memory=REST.memory * min(n, 6), tasks=min(n, 6)))
 
     assert {one.state for one in found.values()} == {State.OK}
+
+
+def pooled(n: int, rng: random.Random, **leaks: int) -> Rest:
+    """A rest as soaks have them: pools of any size, and for each session three tasks and files."""
+    sessions = rng.randrange(8, 36) + leaks.get("backends", 0)
+    held = {"backends": sessions, "tasks": 3 * sessions + 3, "files": 3 * sessions + 31}
+    return replace(REST, **{what: held[what] + (leaks.get(what, 0) if what != "backends" else 0) for what in held})
+
+
+def test_pools_that_come_and_go_are_no_growth() -> None:
+    found = [
+        growth([pooled(n, rng) for n in range(count)])
+        for count in (30, 50, 80)
+        for rng in map(random.Random, range(25))
+    ]
+
+    assert {one.state for judged in found for one in judged} == {State.OK}
+
+
+@pytest.mark.parametrize("what", ["tasks", "files", "backends"])
+def test_one_more_with_each_segment_is_found_among_pools_that_come_and_go(what: str) -> None:
+    for seed in range(10):
+        rng = random.Random(seed)
+        found = growth([pooled(n, rng, **{what: n}) for n in range(75)])
+        assert what in {one.what for one in found if one.state is State.BROKEN}
+    (grown,) = (one for one in found if one.what == what)
+    assert grown.trend > 40
+    assert "along the way" in str(grown)
+
+
+@pytest.mark.parametrize("what", ["tasks", "files"])
+def test_one_more_now_and_then_is_found_beside_what_sessions_account_for(what: str) -> None:
+    rng = random.Random(1)
+    found = growth([pooled(n, rng, **{what: n // 10}) for n in range(75)])
+
+    assert [one.what for one in found if one.state is State.BROKEN] == [what]
 
 
 def test_few_rests_prove_nothing() -> None:
