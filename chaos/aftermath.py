@@ -40,6 +40,10 @@ class FinalTableError(Exception):
     """The table cannot be read, or what it holds could still change; the message says why."""
 
 
+class _BusyError(FinalTableError):
+    """The client still has sessions there."""
+
+
 async def leases(client: Client) -> list[Leak]:
     """Look for connections that are taken and are not given back."""
     until = time.monotonic() + _PATIENCE
@@ -79,9 +83,17 @@ def read_back(cluster: ProxiedCluster, workload: Workload) -> dict[int, tuple[in
 def read_between(cluster: ProxiedCluster, workload: Workload) -> dict[int, tuple[int, ...]]:
     """Read the same while the client stays open, once all its calls have ended.
 
-    Raises FinalTableError as `read_back`, but for sessions that do nothing.
+    Raises FinalTableError as `read_back`, but for sessions that do nothing. One that is at work may write though it has not
+    yet: it gets some seconds to end.
     """
-    return _read(cluster, workload, "backend_xid IS NOT NULL", "transactions of the client that could commit")
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _read(cluster, workload, "state <> 'idle'", "sessions of the client at work, which could write")
+        except _BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LOOK)
 
 
 def _read(cluster: ProxiedCluster, workload: Workload, which: str, so: str) -> dict[int, tuple[int, ...]]:
@@ -95,7 +107,7 @@ def _read(cluster: ProxiedCluster, workload: Workload, which: str, so: str) -> d
     if in_recovery:
         raise FinalTableError(f"{primary} is in recovery: it is no primary")
     if left:
-        raise FinalTableError(f"{primary} still has {left} {so}")
+        raise _BusyError(f"{primary} still has {left} {so}")
     return {key: tuple(values) for key, values in rows}
 
 

@@ -137,6 +137,20 @@ async def test_table_that_a_session_could_still_write_to_is_not_read(proxied: Pr
             await asyncio.to_thread(aftermath.read_back, proxied, table)
 
 
+async def test_table_is_not_read_between_segments_while_a_session_is_at_work_that_has_not_written_yet(
+    proxied: ProxiedCluster, table: Append
+) -> None:
+    async with session(proxied, "a") as late:
+        assert await asyncio.to_thread(aftermath.read_between, proxied, table)
+        working = asyncio.create_task(late.execute("SELECT pg_sleep(3)"))
+        busy = f"SELECT state = 'active' FROM pg_stat_activity WHERE pid = {late.get_server_pid()}"
+        await asyncio.to_thread(proxied.wait_for, "a", busy)
+        with pytest.raises(aftermath.FinalTableError, match="1 sessions of the client at work, which could write"):
+            await asyncio.to_thread(aftermath.read_between, proxied, table)
+        await working
+        assert await asyncio.to_thread(aftermath.read_between, proxied, table)
+
+
 def test_table_of_a_node_that_is_no_primary_is_not_read(proxied: ProxiedCluster, table: Append) -> None:
     wrong: Any = SimpleNamespace(primary=proxied.node("b"), sql=proxied.sql)
     proxied.wait_for("b", f"SELECT to_regclass('{table.table}') IS NOT NULL")
