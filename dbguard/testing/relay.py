@@ -72,8 +72,13 @@ class StreamServer:
     async def dial(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a connection that is reset when this server closes, if not before."""
         reader, writer = await asyncio.open_connection(host, port)
-        self._ends.append(writer)
+        self._keep(writer)
         return reader, writer
+
+    def _keep(self, end: asyncio.StreamWriter) -> None:
+        """Note an end to be closed, and forget those that are gone."""
+        self._ends = [kept for kept in self._ends if kept.get_extra_info("socket").fileno() >= 0]
+        self._ends.append(end)
 
     def cut(self) -> None:
         """Cut short what is served now: these connections are reset."""
@@ -118,7 +123,7 @@ class StreamServer:
     async def _run(self, accepted: socket.socket) -> None:
         taken_over = socket.socket(fileno=accepted.detach())
         reader, writer = await asyncio.open_connection(sock=taken_over)
-        self._ends.append(writer)
+        self._keep(writer)
         try:
             await self._serve(reader, writer)
         except (OSError, EOFError):

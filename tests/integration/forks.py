@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 DOCS = Path(__file__).parents[2] / "docs"
-BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'parent'"
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'parent'"
+# Those of pools: the one that probes the node is renewed from time to time, whoever forks. (In two pieces, so that this
+# question does not hold what it looks for.)
+BACKENDS = f"{SESSIONS} AND query NOT LIKE '%pg_stat_wal_' || 'receiver%'"
 PARENT = {"server_settings": {"application_name": "parent"}}
-PATIENT = {
-    "probe": {"timeout": "1min"}
-}  # a parent that stands still while its child works does not take its server for silent
+# A parent that stands still while its child works does not take its server for silent.
+PATIENT = {"probe": {"timeout": "1min"}}
 
 
 class Child:
@@ -97,6 +99,9 @@ class Watched:
         guard = await dbguard.Guard({"dsn": dsn, "pool": {"min_size": 2, "max_size": 3}, **PATIENT}, **PARENT).open()
         watched = cls(guard, await guard.acquire())
         watched.before = await watched.look()
+        for _ in range(5):  # what comes and goes at the opening is none that is kept
+            await asyncio.sleep(0.1)
+            watched.before[0] = [pid for pid in (await watched.look())[0] if pid in watched.before[0]]
         return watched
 
     async def look(self) -> Any:
@@ -113,7 +118,7 @@ class Watched:
         await self.guard.close()
         return {
             "kept": now[1] == self.before[1] and set(self.before[0]) <= set(now[0]),
-            "had": len(self.before[0]) >= 3,
+            "had": len(self.before[0]) >= 2,
         }
 
     def misuse(self) -> list[str]:
@@ -243,7 +248,7 @@ def parent_ends(dsn: str) -> Any:
             con = await asyncpg.connect(dsn)
 
             async def is_gone() -> bool:
-                return not (await con.fetch(BACKENDS) or await con.fetch("SELECT FROM pg_locks WHERE objid = 4711"))
+                return not (await con.fetch(SESSIONS) or await con.fetch("SELECT FROM pg_locks WHERE objid = 4711"))
 
             await until(is_gone, 20)
             await con.close()
@@ -345,7 +350,7 @@ def threads(dsn: str) -> Any:
 
         def look() -> Any:
             con.commit()
-            return sorted(con.execute(BACKENDS).fetchall()), con.execute("SELECT pg_backend_pid()").fetchone()
+            return sorted(con.execute(SESSIONS).fetchall()), con.execute("SELECT pg_backend_pid()").fetchone()
 
         def work() -> Any:
             said = [
@@ -368,6 +373,7 @@ def threads(dsn: str) -> Any:
                 )
             return [*said, raised(guard.status)]
 
+        time.sleep(0.5)
         before = look()
         said, code = Child(work, sys.exit).said()
         for _ in range(12):
@@ -401,7 +407,7 @@ def psycopg_tasks(dsn: str) -> Any:
 
     async def look() -> Any:
         async with guard.connection() as con:
-            return sorted(await (await con.execute(BACKENDS)).fetchall())
+            return sorted(await (await con.execute(SESSIONS)).fetchall())
 
     def work() -> Any:
         said = [refused(lambda: guard.execute("CREATE TABLE by_a_fork ()")), raised(guard.status)]
@@ -414,6 +420,7 @@ def psycopg_tasks(dsn: str) -> Any:
 
         return [*said, asyncio.run(afresh())]
 
+    do(asyncio.sleep(0.5))
     before = do(look())
     said, code = Child(work, sys.exit).said()
     for _ in range(12):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import contextlib
 import gc
 import socket
@@ -190,3 +191,19 @@ async def test_a_relay_to_where_nobody_listens_closes_what_comes_in():
     async with Relay("127.0.0.1", gone.port) as relay:
         with connect(relay.port) as client:
             assert await asyncio.to_thread(has_ended, client)
+
+
+async def test_connections_that_have_ended_are_not_kept():
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"!")
+
+    def writers() -> int:
+        gc.collect()
+        return sum(isinstance(thing, asyncio.StreamWriter) for thing in gc.get_objects())
+
+    async with StreamServer(greet) as server, Relay("127.0.0.1", server.port) as relay:
+        before = writers()
+        for _ in range(20):
+            assert await sent_to(connect(relay.port)) == b"!"
+
+        assert writers() - before < 10
