@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import contextlib
 import gc
 import socket
