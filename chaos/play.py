@@ -40,7 +40,7 @@ __all__ = ["Result", "cluster_for", "play", "play_on"]
 
 _PATIENCE = 10.0  # seconds of the timeline for somebody to have the role that a fault is for: others may have to heal
 _LOOK = 0.05  # seconds between two looks
-_AWAY = (LookupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (LookupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What the harness meets where nobody has a role, or where something else is broken just then; TimeoutError is an OSError."""
 
 
