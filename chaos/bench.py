@@ -47,6 +47,8 @@ class Bench:
     faults: what is to be broken. Where they need them, there are wires between the client and its links, or calls that can
         be given up.
     say: told in one line what happens.
+
+    left_off: what of the settings this client cannot be told, and why; None if nothing.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Bench:
         self.name = client
         self.say = say
         kind = CLIENTS[client]
-        settings, self._left_off = kind.settings_for(guard)
+        settings, self.left_off = kind.settings_for(guard)
         self._tokens = kind.takes_tokens and settings.get("outcome", {}).get("resolve", "none") != "none"
         links = {node.name: cluster.link(APPLICATION, node) for node in cluster.nodes}
         kinds = {type(fault) for fault in faults}
@@ -84,8 +86,8 @@ class Bench:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as exits:
             self._threads = exits.enter_context(ThreadPoolExecutor(_AT_ONCE, THREADS))
-            if self._left_off:
-                self.say(f"     ...  {self.name} does without {self._left_off}")
+            if self.left_off:
+                self.say(f"     ...  {self.name} does without {self.left_off}")
             if self._tokens:
                 exits.push_async_callback(self._on_primary, "DROP SCHEMA IF EXISTS dbguard CASCADE")
                 await self._on_primary(outcome_sql.schema() + outcome_sql.grants("postgres"))

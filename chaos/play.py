@@ -167,6 +167,8 @@ class _Run:
         """Let the callers work while things break; return what happened."""
         scenario, bench, cluster = self._scenario, self._bench, self._cluster
         head = {"scenario": scenario.name, "client": bench.name, "seed": self._seed, "about": scenario.about}
+        if bench.left_off:
+            head["without"] = bench.left_off
         with (
             Journal(time.monotonic() + scenario.warm_up, path=path, **head) as journal,
             bench.heard_by(lambda event: journal.event({**event, "at": event["at"] - journal.zero})),

@@ -547,6 +547,16 @@ def test_as_many_calls_may_fail_as_the_bounds_say(bounds: dict[str, Any], state:
     assert checker.judge(History(operations=(early, *reads, *appends))).state is state
 
 
+def test_doubts_of_a_client_that_does_without_tokens_are_not_bounded() -> None:
+    doubts = tuple(append("w", n, n + 1, n, Outcome.UNKNOWN) for n in range(3))
+    checker = Failed(reads="any", appends="any", unknown=0, least=3)
+
+    assert checker.judge(History(operations=doubts)).state is State.BROKEN
+    verdict = checker.judge(History(head={"without": "tokens"}, operations=doubts))
+    assert verdict.state is State.OK
+    assert "3 of 3 appends are unknown, not bounded, as the client does without tokens" in verdict.told
+
+
 def timed(calm: float, during: float, count: int = 200) -> History:
     """Reads of which two in a hundred take as long as that, before a fault at 100 s and after."""
     takes = lambda n, seconds: seconds if n % 50 == 0 else 0.001  # noqa: E731
