@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from chaos.faults.base import Breakage
@@ -71,7 +72,7 @@ class Strike(Breakage):
     def _armed(self, stage: Stage) -> Iterator[str]:
         app, name = stage.application, stage.node(self.node).name
         wire, how = app.wires[name], Break[self.how.upper().replace("-", "_")]
-        said = lambda script: met(self.what, script, app.table)  # noqa: E731
+        said = partial(met, self.what, table=app.table)
         armed = app.do(lambda: wire.arm(said, how, skip=self.skip, times=self.requests))
         app.armed[self].append(armed)
         try:

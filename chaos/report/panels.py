@@ -110,7 +110,7 @@ class _Calls:
             face, edge = ("ok-light", colour("ok")) if outcome is Outcome.OK else (_MARKS[outcome][0], "none")
             below = [sofar + count / width for sofar, count in zip(below, counts[outcome], strict=True)]
             look = {"facecolor": colour(face), "edgecolor": edge, "linewidth": 1.0, "zorder": 2 - layer / 10}
-            axes.stairs(below, edges, fill=True, **look)  # type: ignore[arg-type]
+            axes.stairs(below, edges, fill=True, **look)  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
             if outcome is Outcome.OK:
                 legend.append(Patch(facecolor=colour(face), edgecolor=edge, label=f"ok {sum(counts[outcome]):,}"))
         height = max(1.0, *below)
@@ -119,8 +119,8 @@ class _Calls:
             face, marker, size = _MARKS[outcome]
             at = [edge + width / 2 for edge, count in zip(edges, counts[outcome], strict=False) if count]
             look = {"marker": marker, "markersize": size, "color": colour(face), "linestyle": "none"}
-            axes.plot(at, [height * (1.12 + 0.13 * row)] * len(at), **look, clip_on=False)  # type: ignore[arg-type]
-            legend.append(Line2D([], [], **look, label=f"{outcome} {sum(counts[outcome]):,}"))  # type: ignore[arg-type]
+            axes.plot(at, [height * (1.12 + 0.13 * row)] * len(at), **look, clip_on=False)  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
+            legend.append(Line2D([], [], **look, label=f"{outcome} {sum(counts[outcome]):,}"))  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value <= height else ""))
         axes.grid(axis="y")
@@ -145,7 +145,7 @@ class _Times:
         at = [edge + self.axis.width / 2 for edge in edges[:-1]]
         dots = {"marker": "^", "markersize": 3.2, "color": colour("failed"), "linestyle": "none", "markeredgewidth": 0}
         apart = [(x, y) for x, y, p99 in zip(at, found.longest, found.p99, strict=True) if y > p99]
-        axes.plot([x for x, _ in apart], [y for _, y in apart], **dots)  # type: ignore[arg-type]
+        axes.plot([x for x, _ in apart], [y for _, y in apart], **dots)  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
         known = [value for value in (*found.p50, *found.longest) if value > 0]  # NaN is not
         low, high = (min(known), max(known)) if known else (0.001, 1.0)
         axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.ceil(math.log10(high * 1.05))))
@@ -159,7 +159,7 @@ class _Times:
             [
                 Line2D([], [], color=colour("ink"), linewidth=1.3, label="p50"),
                 Patch(facecolor=colour("ok-light"), edgecolor=colour("ok"), label="up to p99"),
-                Line2D([], [], **dots, label="longest, if above"),  # type: ignore[arg-type]
+                Line2D([], [], **dots, label="longest, if above"),  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
             ],
         )
 
