@@ -118,8 +118,9 @@ async def test_a_node_that_others_have_filled_serves_by_the_connections_at_hand(
             assert answers["c"] > answers["b"], "it weighs half"
 
         assert alarms(events) == []
-        # 30 callers for 2 s, at a pace that grows to one dial in half a second: a handful, and not thousands.
-        assert wires[full].opened - before <= 20
+        # 30 callers for 2 s, at a pace that grows to one dial in half a second: 10, where no pace makes 170. A place that
+        # a time-out has freed may be taken, and the pace begins anew: where the machine is slow that makes 20.
+        assert wires[full].opened - before <= 60
         if full == "b":
             quiet = Counter([await guard.using(consistency="eventual").fetchval(WHERE) for _ in range(50)])
             assert quiet == {"c": 50}, "where nobody waits, the node with its whole weight is asked"
