@@ -59,10 +59,12 @@ class Planned(NamedTuple):
 
 def run(given: argparse.Namespace) -> int:
     """Run what was asked for; return the exit code."""
-    plan = planned(given.names, given.client, given.seed, given.rounds)
+    plan, senseless = planned(given.names, given.client, given.seed, given.rounds)
     if given.history:
         given.history.mkdir(parents=True, exist_ok=True)
     people: TextIO = sys.stderr if given.json == "-" else sys.stdout
+    for line in senseless:
+        print(line, file=people, flush=True)
     page: Page | None = import_module("chaos.report").Page() if given.report else None  # matplotlib takes its time
     batch = _Batch(plan, given.history, page, find_binaries())
     batch.run(people)
@@ -75,10 +77,11 @@ def run(given: argparse.Namespace) -> int:
     return max((EXIT_CODES[entry.state] for entry in batch.entries), key=[0, 2, 1].index)
 
 
-def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int) -> list[Planned]:
-    """List the runs in their order. Raises ConfigError where a name is none, or a file is wrong.
+def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int) -> tuple[list[Planned], list[str]]:
+    """List the runs in their order; and in one line each what is left out, since it could show nothing, and why.
 
-    For ``all`` those of one topology follow each other, so that they can share a cluster.
+    For ``all`` those of one topology follow each other, so that they can share a cluster. Raises ConfigError where a name
+    is none, a file is wrong, or nothing is left to run.
     """
     scenarios: list[Scenario] = []
     for name in names:
@@ -86,12 +89,24 @@ def planned(names: Sequence[str], clients: Sequence[str], seed: int, rounds: int
             scenarios += sorted(map(load, every()), key=lambda made: (str(made.topology), made.name))
         else:
             scenarios.append(load(Path(name)) if _is_file(name) else find(name))
-    return [
+    pairs = [(scenario, client) for client in clients for scenario in scenarios]
+    senseless = {pair: why for pair in pairs if (why := _senseless(*pair))}
+    plan = [
         Planned(scenario, client, seed + extra)
         for extra in range(rounds)
-        for client in clients
-        for scenario in scenarios
+        for scenario, client in pairs
+        if (scenario, client) not in senseless
     ]
+    if not plan:
+        raise ConfigError("nothing to run: " + "; ".join(senseless.values()))
+    return plan, [f"left out: {why}" for why in senseless.values()]
+
+
+def _senseless(scenario: Scenario, client: str) -> str | None:
+    """Say why *scenario* could show nothing of *client*; None if it could."""
+    if CLIENTS[client].takes_tokens or not any(step.fault.on_tokens for step in scenario.timeline):
+        return None
+    return f"{scenario.name} with {client}: it breaks claims, and the writes of {client} carry no tokens to claim"
 
 
 class _Batch:

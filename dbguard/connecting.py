@@ -32,6 +32,9 @@ __all__ = ["BaseConnector", "Made"]
 LOOK = 0.5
 """Seconds between two looks at the connections made, at most; a change of the topology wakes at once."""
 
+MOVED = 4
+"""Connections of one pool that go over to other replicas between two looks, at most: one that came back is not drowned."""
+
 AGAIN = 0.05
 """Seconds before another dial after one that has failed: as the monitor's own first pause."""
 
@@ -73,6 +76,7 @@ class BaseConnector:
     def _begin(self) -> None:
         self._made: weakref.WeakKeyDictionary[Any, Made] = weakref.WeakKeyDictionary()
         self._watch: asyncio.Task[None] | None = None
+        self._crowd: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def forked(self) -> None:
@@ -166,7 +170,8 @@ class BaseConnector:
 
         For a pool that can look at a connection before it hands it out. One to the primary does not serve while writes
         are held back or refused, nor one to a replica that has stopped answering, fell behind or is not proven any more.
-        Nothing serves while the guard is closed.
+        Where a replica has come back, of those to the others just as many do not serve, a few at a time, as it is short
+        of. Nothing serves while the guard is closed.
         """
         made, engine = self._made.get(con), self._running()
         if made is None or engine is None or self._is_closed(con) or self._is_misplaced(engine, made):
@@ -182,7 +187,17 @@ class BaseConnector:
             and view.proven
             and view.lag is not None
             and view.lag <= state.reads.max_lag
+            and not self._leaves(node)
         )
+
+    def _leaves(self, node: Node) -> bool:
+        """Whether a connection to *node* is one of those too many; the next one may not be."""
+        if not self._crowd.get(node.name):
+            return False
+        with self._lock:
+            many = self._crowd.get(node.name, 0)
+            self._crowd[node.name] = many - 1
+        return many > 0
 
     def is_news(self, con: Any) -> bool:
         """Whether nothing was known yet that ends *con*, made here: others to its server may have ended as well."""
@@ -228,6 +243,14 @@ class BaseConnector:
         """Return how many connections there are to *node*, per weight."""
         return sum(made.node == node.name and not self._is_closed(con) for con, made in self._known()) / node.weight
 
+    def _crowds(self, engine: Engine) -> dict[str, int]:
+        """Return how many connections each fit replica has beyond its share, whole ones, `MOVED` at most."""
+        fit = engine.state.readers if self._role == "replica" else ()
+        out = {node: self._out(node) for node in fit}
+        mean = sum(out[node] * node.weight for node in fit) / (sum(node.weight for node in fit) or 1)
+        beyond = {node.name: int((out[node] - mean) * node.weight) for node in fit}
+        return {name: min(MOVED, many) for name, many in beyond.items() if many > 0}
+
     async def _look_after(self, engine: Engine) -> None:
         """Terminate connections that belong to their node no more, until the guard is closed."""
         while not engine.closed:
@@ -238,6 +261,7 @@ class BaseConnector:
                         self._made.pop(con, None)
                 elif self._is_misplaced(engine, made):
                     made.hold.cut()
+            self._crowd = self._crowds(engine)
             await engine.room.pause(LOOK)
 
     def _is_misplaced(self, engine: Engine, made: Made) -> bool:

@@ -182,7 +182,9 @@ def _may_run_again(error: Exception) -> bool:
         case dbguard.NotAttempted() | TimeoutError():
             return True
         case exc.DBAPIError():
-            return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _AGAIN
+            # SQLAlchemy keeps no SQLSTATE of a cached plan that DDL has overtaken; asyncpg's own error has it.
+            said = {getattr(e, "sqlstate", None) for e in (error.orig, error.orig and error.orig.__cause__)}
+            return error.connection_invalidated or not said.isdisjoint(_AGAIN)
         case _:
             return False
 

@@ -29,6 +29,11 @@ class Breakage(Section, ABC):
     on_wire: ClassVar[bool] = False
     in_calls: ClassVar[bool] = False
 
+    @property
+    def on_tokens(self) -> bool:
+        """Whether it meets only clients whose writes carry tokens."""
+        return False
+
     @abstractmethod
     def inject(self, stage: Stage) -> AbstractContextManager[object]:
         """Break it, now or on entering; what is returned heals exactly this on leaving. Blocks.

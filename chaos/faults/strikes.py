@@ -91,6 +91,11 @@ class Strike(Breakage):
         """It does."""
         return True
 
+    @property
+    def on_tokens(self) -> bool:
+        """A claim is made by token."""
+        return self.what == "claim"
+
     def names(self) -> dict[str, str]:
         """Return the node."""
         return {"node": self.node}

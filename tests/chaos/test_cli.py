@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -108,7 +109,8 @@ def test_all_scenarios_are_run_with_every_client_that_is_asked_for_and_histories
 
     assert cli.main(["run", "all", "--client", "guard,plain", "--history", str(kept)]) == 0
 
-    assert sorted((a["name"], a["client"]) for a in asked) == [(n, c) for n in NAMES for c in ("guard", "plain")]
+    pairs = [(n, c) for n in NAMES for c in ("guard", "plain") if (n, c) != ("claim-answer-lost", "plain")]
+    assert sorted((a["name"], a["client"]) for a in asked) == pairs
     assert [a["path"] for a in asked] == [kept / f"{a['name']}-{a['client']}-1.jsonl" for a in asked]
     assert kept.is_dir()
 
@@ -119,6 +121,17 @@ def test_all_clients_are_those_with_a_guard(asked: list[dict[str, Any]]) -> None
     clients = [a["client"] for a in asked]
     assert "guard" in clients
     assert not {"plain", "naive-retry"}.intersection(clients)
+
+
+def test_scenario_about_claims_is_left_out_for_clients_that_make_none(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "claim-answer-lost", "--client", "guard,sqlalchemy"]) == 0
+
+    assert [a["client"] for a in asked] == ["guard"]
+    assert capsys.readouterr().out.startswith("left out: claim-answer-lost with sqlalchemy: it breaks claims, and ")
+    assert cli.main(["run", "claim-answer-lost", "--client", "plain"]) == 2
+    assert "nothing to run: claim-answer-lost with plain: it breaks claims" in capsys.readouterr().err
 
 
 def test_rounds_take_the_next_seeds(asked: list[dict[str, Any]]) -> None:
@@ -325,12 +338,12 @@ nothing = 1
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module of the user's."""
     (tmp_path / "our_shop.py").write_text(OWN_CLIENT)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cli, "CLIENTS", dict(cli.CLIENTS))
-    return "our_shop"
+    with mock.patch.dict(cli.CLIENTS):
+        yield "our_shop"
 
 
 def test_client_of_ones_own_is_put_to_the_test(shop: str, asked: list[dict[str, Any]]) -> None:

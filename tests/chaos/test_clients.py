@@ -264,6 +264,23 @@ async def test_caller_sees_its_own_writes_and_others_read_from_replicas(name: st
     assert node in ("b", "c")
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", GUARDED)
+async def test_plan_that_ddl_overtakes_fails_no_call(name: str, proxied: ProxiedCluster) -> None:
+    table = f"altered_{next(keys)}"
+    append = f"INSERT INTO {table} (n) VALUES ($1) RETURNING {NODE}, n"
+    read = f"SELECT {NODE}, n FROM {table} WHERE n = $1"
+    await asyncio.to_thread(proxied.sql, "a", f"CREATE TABLE {table} (n int)")
+
+    async with client_on(proxied, name, []) as client, client.context():
+        for kind in ("int", "bigint", "int"):
+            await asyncio.to_thread(proxied.sql, "a", f"ALTER TABLE {table} ALTER n TYPE {kind}")
+            for _ in range(3):
+                n = next(keys)
+                assert (await client.call(Kind.APPEND, append, (n,), TIMEOUT))["n"] == n
+                assert (await client.call(Kind.READ, read, (n,), TIMEOUT))["n"] == n
+
+
 async def reads_there(client: Client) -> bool:
     return (await client.call(Kind.READ, READ, (0,), TIMEOUT))["node"] in ("b", "c")
 

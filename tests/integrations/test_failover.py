@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 
 import pytest
 from sqlalchemy import exc, text
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession as PlainSession
 from sqlalchemy.ext.asyncio import create_async_engine as plain_engine
 
 from dbguard.events import PrimaryChanged
-from dbguard.integrations.sqlalchemy import AsyncSession
+from dbguard.integrations.sqlalchemy import AsyncSession, replica_engine
 from tests.integration.failover.pooler import Pooler
 from tests.integrations.shop import WHERE
 from tests.waiting import until
@@ -195,6 +196,30 @@ async def test_session_goes_on_to_another_replica_when_one_was_lost_in_its_trans
         await session.execute(INSERT, {"id": 1})
         await session.commit()
     assert await rows(home, "a") == {1}
+
+
+async def test_replica_that_comes_back_gets_its_share_of_the_pool(home, open_guard, engine_of):
+    guard = await open_guard(home)
+    engine = replica_engine(engine_of(guard, pool_size=8, max_overflow=0))
+
+    async def share():
+        async with contextlib.AsyncExitStack() as held:
+            cons = [await held.enter_async_context(engine.connect()) for _ in range(8)]
+            return Counter([await con.scalar(WHERE) for con in cons])
+
+    async def become(wanted):
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(exc.DBAPIError):  # nobody has noticed yet
+                    if await share() == wanted:
+                        return
+                await asyncio.sleep(0.05)
+
+    assert await share() == {"b": 4, "c": 4}
+    await asyncio.to_thread(home.kill, "b")
+    await become({"c": 8})
+    await asyncio.to_thread(home.start_node, "b")
+    await become({"b": 4, "c": 4})
 
 
 async def test_transaction_that_notices_late_costs_nobody_a_good_connection(home, open_guard, engine_of):
