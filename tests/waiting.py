@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-async def until(condition: Callable[[], Any], timeout: float = 15.0) -> Any:
-    """Wait until *condition*, plain or async, gives something true, and return that; fails after *timeout* seconds."""
+async def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
+    """Wait until *condition*, plain or async, gives something true, and return that; fails after *timeout* seconds.
+
+    Far more than anything takes, since nothing is awaited that may not come: a machine may stand still for seconds.
+    """
     async with asyncio.timeout(timeout):
         while True:
             value = condition()

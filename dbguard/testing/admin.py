@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["APPLICATION_NAME", "Admin"]
 
 APPLICATION_NAME = "dbguard-testing"  # so that the harness can tell its own connections from the test's
-_CONNECT_TIMEOUT = 5.0  # seconds; a node on this machine that needs longer is frozen
+_CONNECT_TIMEOUT = 15.0  # seconds; a node on this machine that needs longer is frozen
 _POLL = 0.01  # seconds between two looks at a condition
 
 T = TypeVar("T")

@@ -1,6 +1,9 @@
 """Guards over real clusters, and bounded waiting.
 
 * `open_guard(cluster, ...)`: a guard over all nodes of a cluster, closed at the end; their names are the cluster's.
+  A machine that runs tests stands still for a second now and then, and so do its servers: a probe waits 3 s for an answer,
+  and the opening as long as it takes for the catalogue, unless the test says otherwise. So what is told of a node is told
+  for its own sake, and texts are known for what they are.
 * `facade`: which kind of guard that is (`facades`); asyncpg's, unless a test is for others as well.
 * `events`: what all guards of the test have told, in order.
 * `until(condition)`: waits for a condition, plain or async; fails after some seconds.
@@ -29,13 +32,15 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count(1)
 
+PATIENT = {"probe": {"timeout": 3.0}}
+
 
 def nodes_of(cluster: Cluster, *names: str) -> list[dict[str, Any]]:
     wanted = names or tuple(node.name for node in cluster.nodes)
     return [{"name": name, "host": "127.0.0.1", "port": cluster.node(name).port} for name in wanted]
 
 
-async def _settled(guard: dbguard.Guard, replicas: int | None = None, timeout: float = 15.0) -> None:
+async def _settled(guard: dbguard.Guard, replicas: int | None = None, timeout: float = 60.0) -> None:
     def is_settled() -> bool:
         status = guard.status()
         serving = [node for node in status.nodes if node.role == "replica" and node.proven and node.lag is not None]
@@ -79,7 +84,7 @@ def configured() -> Callable[..., dict[str, Any]]:
 
     def make(cluster: Cluster, *names: str, **sections: Any) -> dict[str, Any]:
         connection = {"user": "postgres", "database": "postgres"} | sections.pop("connection", {})
-        return {"nodes": nodes_of(cluster, *names), "connection": connection, **sections}
+        return {"nodes": nodes_of(cluster, *names), "connection": connection, **PATIENT, **sections}
 
     return make
 
@@ -91,8 +96,9 @@ def facade(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def open_guard(
-    configured: Callable[..., dict[str, Any]], events: list[Event], facade: str
+    configured: Callable[..., dict[str, Any]], events: list[Event], facade: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    monkeypatch.setattr("dbguard.refresh.FIRST_WITHIN", 30.0)
     kind = kind_of(facade)
     async with contextlib.AsyncExitStack() as stack:
 

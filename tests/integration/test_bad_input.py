@@ -41,12 +41,12 @@ async def refused(config, kind, **arguments):
 async def test_an_unreachable_cluster_is_reported_after_startup_wait(calm_cluster):
     async with StreamServer(hang_up) as server:
         pass
-    config = {"nodes": [{"name": "gone", "host": "127.0.0.1", "port": server.port}], "startup": {"wait": "300ms"}}
+    config = {"nodes": [{"name": "gone", "host": "127.0.0.1", "port": server.port}], "startup": {"wait": "2s"}}
     began = asyncio.get_running_loop().time()
 
     error = await refused(config | {"connection": {"password": SECRET}}, dbguard.NoPrimary)
 
-    assert 0.29 < asyncio.get_running_loop().time() - began < 10.0
+    assert 1.9 < asyncio.get_running_loop().time() - began < 20.0  # by default it is 30 s
     assert "gone: connection refused" in str(error)
     assert isinstance(error, asyncpg.PostgresConnectionError)
 
@@ -60,7 +60,7 @@ async def test_a_black_hole_is_reported_after_startup_wait(calm_cluster):
         began = asyncio.get_running_loop().time()
         error = await refused(config, dbguard.NoPrimary)
 
-        assert asyncio.get_running_loop().time() - began < 2.0
+        assert asyncio.get_running_loop().time() - began < 20.0
     assert "hole" in str(error)
 
 
@@ -106,7 +106,7 @@ async def test_a_wrong_password_fails_at_once(locked, configured):
 
     error = await refused(configured(locked, connection={"password": SECRET}), dbguard.ConfigError)
 
-    assert asyncio.get_running_loop().time() - began < 3.0
+    assert asyncio.get_running_loop().time() - began < 15.0  # of 30 s
     assert "a: the password was refused" in str(error)
     assert "(28P01)" in str(error)
 

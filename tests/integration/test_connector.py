@@ -64,7 +64,7 @@ async def test_after_a_failover_the_applications_pools_lead_to_the_new_primary(c
     await asyncio.to_thread(cluster.promote, "b")
     await asyncio.to_thread(cluster.follow, "c", "b")
 
-    assert await asyncio.wait_for(waiting, 20) == "INSERT 0 1"
+    assert await asyncio.wait_for(waiting, 60) == "INSERT 0 1"
     assert set(await all_of(writer)) == {"b"}
     await until(lambda: any(node.name == "c" and node.proven and node.lag is not None for node in guard.status().nodes))
     await reader.expire_connections()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pickle
+import re
 import sys
 import time
 
@@ -14,9 +15,15 @@ import pytest
 
 import dbguard
 from dbguard.testing.cluster import Cluster
+from tests import waiting
 
-PRECISION = 0.2
-"""Seconds by which a call may overstay its deadline here: 0.1 is promised, the rest is for a busy machine."""
+PRECISION = 10.0
+"""Seconds by which a call may overstay its deadline here: 0.1 is promised (`tools/bench_deadlines.py` measures that), and a
+machine that runs tests may stand still for some. Whatever else could end these calls comes later: SILENT and the default
+timeout, of 30 s."""
+
+SILENT = {"probe": {"timeout": "1min"}}
+"""No probe finds out in time that a node is frozen."""
 
 
 @contextlib.contextmanager
@@ -38,13 +45,14 @@ def freezable(binaries):
 async def freeze(cluster, guard, node="a"):
     """Let the guard have connections at hand, and freeze the node."""
     await asyncio.gather(*(guard.fetchval("SELECT 1") for _ in range(20)))
+    await waiting.until(lambda: sum(leases(guard).values()) == 0)
     await asyncio.to_thread(cluster.freeze, node)
 
 
 @pytest.fixture
 async def frozen(freezable, open_guard):
     """A guard whose primary answers nothing any more; its connections stay open."""
-    guard = await open_guard(freezable, server_settings={"application_name": "doomed"})
+    guard = await open_guard(freezable, config=SILENT, server_settings={"application_name": "doomed"})
     await freeze(freezable, guard)
     yield guard
     await asyncio.to_thread(freezable.thaw, "a")
@@ -89,9 +97,9 @@ async def test_reads_move_on_from_a_frozen_replica(freezable, open_guard, reques
     await freeze(freezable, guard, "b")
 
     # Those on their way to it, with a connection or waiting for one, go elsewhere once a probe finds it silent.
-    with takes(0.0, 2.0):
+    with takes(0.0, 20.0):  # not by the default timeout
         assert await asyncio.gather(*(guard.fetchval("SELECT 1") for _ in range(50))) == [1] * 50
-    with takes(0.0, 0.5):
+    with takes(0.0, 10.0):
         assert await asyncio.gather(*(guard.fetchval("SELECT 1") for _ in range(50))) == [1] * 50
 
 
@@ -103,7 +111,7 @@ async def test_writes_pass_over_to_a_promoted_node_when_the_primary_freezes(clus
     await until(lambda: guard.status().writes != "open")
     await asyncio.to_thread(cluster.promote, "b")
 
-    with takes(0.0, 3.0):  # less than it takes to give up a connection to the frozen one
+    with takes(0.0, 20.0):  # not by the default timeout
         results = await asyncio.gather(*writes, return_exceptions=True)
 
     # Those that had a connection had been sent; those that waited for one were not, and go to b.
@@ -118,7 +126,8 @@ async def test_writes_pass_over_to_a_promoted_node_when_the_primary_freezes(clus
 async def test_a_cancelled_call_passes_its_cancellation_on_at_once_and_leaves_no_lease_out(
     freezable, open_guard, until, kind
 ):
-    guard = await open_guard(freezable, max_size=2, min_size=0, server_settings={"application_name": "doomed"})
+    doomed = {"application_name": "doomed"}
+    guard = await open_guard(freezable, config=SILENT, max_size=2, min_size=0, server_settings=doomed)
     primary = guard.using(role="primary")
     await primary.fetchval("SELECT 1")
     holders = []
@@ -151,13 +160,13 @@ async def test_a_cancelled_call_passes_its_cancellation_on_at_once_and_leaves_no
         await asyncio.sleep(0)
 
     task.cancel("mine")
-    with takes(0.0, 0.1), pytest.raises(asyncio.CancelledError) as caught:
+    with takes(0.0, PRECISION), pytest.raises(asyncio.CancelledError) as caught:
         await task
 
     assert caught.value.args == ("mine",)
     for con in holders:
         await guard.release(con)
-    await until(lambda: sum(leases(guard).values()) == 0, 1.0)
+    await until(lambda: sum(leases(guard).values()) == 0)
     if kind != "waiting":
         await asyncio.to_thread(freezable.thaw, "a")
     await until(lambda: guard.status().writes == "open")
@@ -165,7 +174,7 @@ async def test_a_cancelled_call_passes_its_cancellation_on_at_once_and_leaves_no
 
 
 async def test_a_cancelled_block_leaves_no_lock_behind_after_a_thaw(freezable, open_guard, until):
-    guard = await open_guard(freezable, server_settings={"application_name": "doomed"})
+    guard = await open_guard(freezable, config=SILENT, server_settings={"application_name": "doomed"})
     locked = asyncio.Event()
 
     async def block():
@@ -179,7 +188,7 @@ async def test_a_cancelled_block_leaves_no_lock_behind_after_a_thaw(freezable, o
     await locked.wait()
     await asyncio.sleep(0)
     task.cancel()
-    with takes(0.0, 0.2), pytest.raises(asyncio.CancelledError):
+    with takes(0.0, PRECISION), pytest.raises(asyncio.CancelledError):
         await task
     assert sum(leases(guard).values()) == 0
 
@@ -211,8 +220,8 @@ async def test_a_block_out_of_time_leaves_no_lock_behind(calm_cluster, open_guar
     with pytest.raises((TimeoutError, asyncpg.PostgresConnectionError)):
         await block()
 
-    with takes(0.0, 3.0):
-        await guard.execute(f"UPDATE {table} SET n = 3", timeout=3.0)
+    with takes(0.0, 30.0):  # of 60
+        await guard.execute(f"UPDATE {table} SET n = 3", timeout=30.0)
     assert calm_cluster.sql("a", f"SELECT n FROM {table}") == [(3,)]
 
 
@@ -228,21 +237,27 @@ async def test_close_ends_within_its_time_with_a_frozen_node(frozen):
     calls = [asyncio.create_task(frozen.execute("INSERT INTO written VALUES (1)")) for _ in range(3)]
     await asyncio.sleep(0)
 
-    with takes(0.0, 1.0 + 2 * PRECISION):
+    with takes(0.0, 1.0 + PRECISION):
         await frozen.close(timeout=1.0)
 
-    for result in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 1.0):
+    for result in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PRECISION):
         assert isinstance(result, asyncpg.PostgresConnectionError)
 
 
 async def test_close_lets_calls_end(calm_cluster, open_guard, all_given_back, until):
     guard = await open_guard(calm_cluster)
     await all_given_back(guard)
-    call = asyncio.create_task(guard.fetchval("SELECT 1 FROM pg_sleep(0.3)"))
+    other = await asyncpg.connect(calm_cluster.dsn("a"))
+    await other.execute("SELECT pg_advisory_lock(1)")
+    call = asyncio.create_task(guard.fetchval("SELECT 1 FROM pg_advisory_xact_lock(1)"))
     await until(lambda: sum(leases(guard).values()) == 1)
 
-    with takes(0.1, 2.0):
-        await guard.close(timeout=5.0)
+    closing = asyncio.create_task(guard.close(timeout=20.0))
+    done, _ = await asyncio.wait({call, closing}, timeout=0.3)
+    assert not done
+    with takes(0.0, 15.0):  # not by its limit
+        await other.close()
+        await closing
 
     assert await call == 1
 
@@ -255,7 +270,7 @@ async def test_terminate_ends_calls_at_once(calm_cluster, open_guard, all_given_
 
     guard.terminate()
 
-    with takes(0.0, 0.5), pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+    with takes(0.0, PRECISION), pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
         await call
 
 
@@ -267,8 +282,8 @@ async def test_a_functions_repeats_share_one_deadline(calm_cluster, open_guard, 
         attempts.append(tx.attempt)
         await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
 
-    with takes(0.2, 0.5 + PRECISION), pytest.raises((asyncpg.SerializationError, dbguard.DeadlineExceeded)):
-        await guard.run_in_transaction(conflict, timeout=0.5)
+    with takes(0.2, 3.0 + PRECISION), pytest.raises((asyncpg.SerializationError, dbguard.DeadlineExceeded)):
+        await guard.run_in_transaction(conflict, timeout=3.0)
 
     assert len(attempts) > 1
 
@@ -288,16 +303,16 @@ WHOSE = ["timeout=", "using(timeout=)", "deadline()", "the default timeout"]
 
 
 class Bounded:
-    """A guard's calls, bounded to 0.4 s in one of the ways there are."""
+    """A guard's calls, bounded to a second in one of the ways there are."""
 
     def __init__(self, guard, whose):
-        calls = guard.using(timeout=0.4) if whose == "using(timeout=)" else guard
+        calls = guard.using(timeout=1.0) if whose == "using(timeout=)" else guard
         self.calls = calls.using(role="primary")
-        self.given = {"timeout": 0.4} if whose == "timeout=" else {}
+        self.given = {"timeout": 1.0} if whose == "timeout=" else {}
         self.whose = whose
 
     def ambient(self):
-        return dbguard.deadline(0.4) if self.whose == "deadline()" else contextlib.nullcontext()
+        return dbguard.deadline(1.0) if self.whose == "deadline()" else contextlib.nullcontext()
 
     async def ended(self, make):
         """Make a call, which must end by its time, and return its error."""
@@ -308,7 +323,7 @@ class Bounded:
 
 @pytest.fixture
 async def bounded(freezable, open_guard, request):
-    config = {"timeout": "400ms"} if request.param == "the default timeout" else {}
+    config = {"timeout": "1s"} if request.param == "the default timeout" else {}
     guard = await open_guard(freezable, config=config, max_size=5, min_size=0)
     yield guard, Bounded(guard, request.param)
     await asyncio.to_thread(freezable.thaw, "a")
@@ -335,7 +350,7 @@ async def test_the_error_names_whose_time_it_was_and_where_it_went(freezable, bo
         assert isinstance(error, kind)
         assert error.limit == way.whose
         assert f"({way.whose}; " in str(error)
-        assert f"{what} 0." in str(error)
+        assert re.search(rf"{what} \d+\.\d", str(error))
         assert 0.2 < error.spent[what] < 10
         again = pickle.loads(pickle.dumps(error))
         assert (again.limit, again.spent) == (error.limit, error.spent)
@@ -348,7 +363,7 @@ async def test_in_a_block_it_is_named_as_well(freezable, bounded, kind):
     calls, given = way.calls, way.given
     if kind == "commit" and given:
         given = {}
-        way = Bounded(guard.using(timeout=0.4), "using(timeout=)")  # COMMIT takes no timeout of its own
+        way = Bounded(guard.using(timeout=1.0), "using(timeout=)")  # COMMIT takes no timeout of its own
         calls = way.calls
 
     async def block():
@@ -360,7 +375,7 @@ async def test_in_a_block_it_is_named_as_well(freezable, bounded, kind):
                 await tx.fetchval("SELECT 1", **given)
 
     if way.whose == "deadline()":  # freezing takes time of it
-        way.ambient = lambda: dbguard.deadline(1.5)
+        way.ambient = lambda: dbguard.deadline(3.0)
     error = await way.ended(block)
 
     assert isinstance(error, dbguard.OutcomeUnknown if kind == "commit" else dbguard.DeadlineExceeded)
@@ -396,7 +411,7 @@ async def test_a_deadline_inside_a_function_bounds_its_statements(calm_cluster, 
         with dbguard.deadline(0.1):
             await tx.execute("SELECT pg_sleep(30)")
 
-    with takes(0.2, 10.0), pytest.raises(dbguard.DeadlineExceeded, match=r"deadline\(\)"):
+    with takes(0.2, 20.0), pytest.raises(dbguard.DeadlineExceeded, match=r"deadline\(\)"):
         await guard.run_in_transaction(slow, timeout=20.0)
 
 
@@ -423,8 +438,8 @@ async def test_time_spent_backing_off_is_told(calm_cluster, open_guard):
     async def conflict(tx):
         await tx.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
 
-    with pytest.raises(dbguard.DeadlineExceeded, match=r"backoff 0\.\d+ s") as caught:
-        await guard.run_in_transaction(conflict, timeout=0.5)
+    with pytest.raises(dbguard.DeadlineExceeded, match=r"backoff \d+\.\d+ s") as caught:
+        await guard.run_in_transaction(conflict, timeout=3.0)
 
     assert 0 < caught.value.spent["backoff"] < 10
     assert caught.value.spent["execute"] > 0
@@ -452,7 +467,7 @@ asyncio.run(main())
         sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             said, _ = await running.communicate()
     finally:
         if running.returncode is None:

@@ -59,7 +59,7 @@ def ways(guard, table, release):
 async def is_whole(guard, until):
     """Whether every place in the pool can be used again."""
     await until(lambda: all(node.in_use == 0 for node in guard.status().nodes))
-    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(5):
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(60):
         taken = [await stack.enter_async_context(guard.acquire()) for _ in range(SIZE)]
         assert [await con.fetchval("SELECT 1") for con in taken] == [1] * SIZE
 
@@ -109,6 +109,6 @@ async def test_a_storm_leaves_a_wrapped_pool_whole(calm_cluster, table, until, h
             await storm(guard, table, how, seed=1)
             await is_whole(guard, until)
             assert await guard.fetchval(f"SELECT count(*) FROM {table}") == 0
-        async with contextlib.AsyncExitStack() as stack, asyncio.timeout(5):
+        async with contextlib.AsyncExitStack() as stack, asyncio.timeout(60):
             for _ in range(SIZE):
                 await stack.enter_async_context(pool.acquire())

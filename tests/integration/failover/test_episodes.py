@@ -54,7 +54,7 @@ async def test_a_killed_primary_is_one_story_in_the_log(home, open_guard, at_wor
         rf"failover \d+: {old} -> {new} in ",
     )
     assert order == sorted(order)
-    assert len({re.search(r"\[(\w+-\d+)\]$", text)[1] for _, text in said}) == 1
+    assert len({re.search(r"\[(\w+-\d+)\]$", text)[1] for _, text in said[: order[-1] + 1]}) == 1
     level, last = said[order[-1]]
     assert level == "WARNING"
     told = re.search(
@@ -97,4 +97,4 @@ async def test_a_guard_that_is_closed_tells_what_is_under_way(home, open_guard, 
 
     await guard.close()
 
-    assert lines(log)[-1][1].startswith("interruption 2, not over yet: began ")
+    assert re.match(r"interruption \d+, not over yet: began ", lines(log)[-1][1])

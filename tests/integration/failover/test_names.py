@@ -86,8 +86,11 @@ def guarded(
     @contextlib.asynccontextmanager
     async def opened(*hosts: str, replicas: int, **options: Any) -> AsyncIterator[dbguard.Guard]:
         where = ",".join(f"{host}:{network.port}" for host in hosts)
-        dsn = f"postgresql://postgres@{where}/postgres?application_name=named"
-        async with dbguard.connect(dsn, min_size=2, max_size=4, on_event=events.append, **options) as guard:
+        config = {
+            "dsn": f"postgresql://postgres@{where}/postgres?application_name=named",
+            "probe": {"timeout": "3s"},  # the machine may stand still, which would make a node seem down
+        }
+        async with dbguard.connect(config, min_size=2, max_size=4, on_event=events.append, **options) as guard:
 
             def is_settled() -> bool:
                 proven = [node for node in guard.status().nodes if node.role == "replica" and node.proven]

@@ -19,7 +19,7 @@ act = asyncio.to_thread
 
 WHERE = "SELECT current_setting('cluster_name')"
 INSERT = "INSERT INTO written VALUES ($1) RETURNING current_setting('cluster_name')"
-RARELY = {"probe": {"interval": "60s"}}
+RARELY = {"probe": {"interval": "60s", "timeout": "5s"}}
 """Probes so rare that only the calls themselves can notice."""
 
 

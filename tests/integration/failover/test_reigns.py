@@ -135,7 +135,7 @@ async def test_two_promotions_with_one_number_are_told_apart_by_a_process_that_s
     await act(cluster.kill, "c")
     await act(cluster.kill, "a")
     await act(cluster.promote, "b")
-    rare = {"probe": {"interval": "60s"}}  # it looks when a call finds out something
+    rare = {"probe": {"interval": "60s", "timeout": "3s"}}  # it looks when a call finds out something
     guard = await open_guard(cluster, "b", "c", config=TOKENS | rare, settle=False)
     plain = await open_guard(cluster, "b", "c", config=rare, settle=False)
     assert await guard.fetchval(INSERT, 1) == await plain.fetchval(INSERT, 2) == "b"
@@ -185,7 +185,9 @@ async def test_a_reign_that_cannot_be_marked_keeps_a_mark_of_its_own_and_says_so
     connection = {"user": database, "database": database}
 
     guard = await open_guard(
-        calm_cluster, config=TOKENS | {"connection": connection, "probe": {"interval": "50ms"}}, settle=False
+        calm_cluster,
+        config=TOKENS | {"connection": connection, "probe": {"interval": "50ms", "timeout": "3s"}},
+        settle=False,
     )
 
     await until(lambda: told(events, ReignUnmarked))

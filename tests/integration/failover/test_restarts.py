@@ -130,12 +130,13 @@ def barred(home):
 
 
 async def test_one_node_misconfigured_at_the_start_is_left_out_and_told(
-    home, barred, open_guard, at_work, settled, events
+    home, barred, open_guard, at_work, settled, until, events
 ):
     name, let_in = barred
     (other,) = {"a", "b", "c"} - {name, home.primary.name}
     guard = await open_guard(home, config={"connection": {"user": "app"}}, settle=False)
     await settled(guard, replicas=1)
+    await until(lambda: named(events, NodeMisconfigured))
     assert named(events, NodeMisconfigured) == [name]
     assert "28000" in node(guard, name).problem
     work = await at_work(guard, home)
