@@ -1,7 +1,7 @@
 """The command line: ``python -m chaos list | run | soak | validate``.
 
 Exit code 0: all checkers say ok; 1: something is broken; 2: nothing is broken, but something is unknown, or it could not
-be run; 130: interrupted, and healed.
+be run; 130: interrupted, and healed, or ended at once by another Ctrl-C.
 """
 
 from __future__ import annotations

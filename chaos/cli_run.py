@@ -15,11 +15,11 @@ from chaos.checkers import State
 from chaos.clients import CLIENTS
 from chaos.clients.guards import GuardClient
 from chaos.clusters import Clusters
+from chaos.ctrl_c import CtrlC
 from chaos.play import play
 from chaos.progress import progress_on
 from chaos.scenario import every, find, load
 from chaos.table import EXIT_CODES, INTERRUPTED, Entry
-from dbguard.cli import running
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
 from dbguard.testing.binaries import find_binaries
@@ -124,10 +124,14 @@ class _Batch:
         """Make all runs, or those before the interruption. Raises what keeps a cluster from starting."""
         binary = server_binary(say=lambda line: print(line, file=people, flush=True))
         try:
-            with progress_on(people) as progress, Clusters(self.binaries, binary, progress.say) as clusters:
+            with (
+                progress_on(people) as progress,
+                CtrlC(progress) as ctrl_c,
+                Clusters(self.binaries, binary, progress.say) as clusters,
+            ):
                 for number, one in enumerate(self._plan):
                     self._begin(progress, number)
-                    self._one(one, clusters, progress)
+                    self._one(one, clusters, progress, ctrl_c)
         except KeyboardInterrupt:
             self.interrupted = True
 
@@ -144,14 +148,14 @@ class _Batch:
             left=sum(made.seconds + each for made in self._plan[number:]),
         )
 
-    def _one(self, one: Planned, clusters: Clusters, progress: Progress) -> None:
+    def _one(self, one: Planned, clusters: Clusters, progress: Progress, ctrl_c: CtrlC) -> None:
         """Make one run. What fails in it is told and kept; the next can still be made."""
         scenario, client, seed = one
         path = self._folder / f"{scenario.name}-{client}-{seed}.jsonl" if self._folder else None
         began = time.monotonic()
         try:
             with clusters.lend(scenario) as cluster:
-                result = running.run(play(scenario, cluster, client=client, seed=seed, path=path, say=progress.say))
+                result = ctrl_c.run(play(scenario, cluster, client=client, seed=seed, path=path, say=progress.say))
         except Exception as e:  # noqa: BLE001  kept, and shown in the end
             error = f"{type(e).__name__}: {e}"
             entry = Entry(
@@ -171,6 +175,8 @@ class _Batch:
             progress.end(entry.state, _brief(entry), str(result))
             self._draw(result, progress)
         self.entries.append(entry)
+        if ctrl_c.heard:  # and something failed while it was healed, which was told as the run's failure
+            raise KeyboardInterrupt
 
     def _draw(self, result: Result, progress: Progress) -> None:
         """Put a run on the page. What fails in it is told there, and changes nothing in what the run has shown."""

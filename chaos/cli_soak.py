@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from chaos.checkers import State
+from chaos.ctrl_c import CtrlC
 from chaos.mix import segments
 from chaos.play import cluster_for
 from chaos.progress import progress_on
 from chaos.soak import Soak, state_of
 from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry, written
-from dbguard.cli import running
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
 from dbguard.testing.binaries import find_binaries
@@ -50,16 +50,17 @@ def run(given: argparse.Namespace) -> int:
     first = next(drawn)  # all have its topology
     seconds, interrupted, failed = given.minutes * 60, False, ""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
-        with progress_on(people) as progress:
+        with progress_on(people) as progress, CtrlC(progress) as ctrl_c:
             show = _Show(progress, kept, seconds)
             soak = Soak(client=given.client, seed=given.seed, say=progress.say, folder=given.history, watch=show)
             try:
                 progress.say(f"     ...  starting a cluster behind Toxiproxy: {binaries}")
                 with cluster_for(first.scenario, binaries=binaries, proxy_binary=binary) as cluster:
-                    running.run(soak.run(cluster, itertools.chain([first], drawn), seconds=seconds))
+                    ctrl_c.run(soak.run(cluster, itertools.chain([first], drawn), seconds=seconds))
             except KeyboardInterrupt:
                 interrupted = True
             except Exception as e:  # noqa: BLE001  what was seen before is still told
+                interrupted = ctrl_c.heard
                 failed = f"{type(e).__name__}: {e}"
                 known = isinstance(e, (ClusterError, ConfigError))  # it says by itself what is wrong
                 progress.end(State.UNKNOWN, failed, failed if known else "".join(traceback.format_exception(e)))
@@ -155,7 +156,7 @@ def _tell(soak: Soak, output: Output, *, interrupted: bool, failed: str) -> None
         left = "; ".join(map(str, soak.leaks))
         output.line(f"  left behind in the end: {left or 'nothing'}", STYLES[State.BROKEN if left else State.OK])
     if interrupted:
-        output.line("interrupted, and healed", "yellow")
+        output.line("interrupted" if failed else "interrupted, and healed", "yellow")
     if failed:
         output.line(f"ended by {failed}", "yellow")
     state = _state(soak, failed)

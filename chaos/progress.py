@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "progress_on"]
 
 _BAR = 30  # columns
+_CURSOR = b"\x1b[?25h\n"  # shown again, as bars hide it, and below them
 _LINES = 6  # of what happened last
 _MARKS = {State.OK: ("✓", "green"), State.UNKNOWN: ("?", "yellow"), State.BROKEN: ("✗", "bold red")}
 
@@ -40,6 +42,14 @@ class Progress(AbstractContextManager["Progress"], ABC):
     @abstractmethod
     def say(self, line: str) -> None:
         """Tell what happens in it."""
+
+    @abstractmethod
+    def warn(self, line: str) -> None:
+        """Tell what is to stay in sight; from any thread."""
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Give the terminal back in whatever state this is, waiting for nothing: the process ends at once."""
 
     @abstractmethod
     def end(self, state: State, brief: str, whole: str) -> None:
@@ -68,6 +78,12 @@ class _Lines(Progress):
         self._stream.write(f"{line}\n")
         self._stream.flush()  # also into a pipe
 
+    def warn(self, line: str) -> None:
+        self.say(line)
+
+    def let_go(self) -> None:
+        pass
+
     def end(self, state: State, brief: str, whole: str) -> None:  # noqa: ARG002  the lines have it
         self.say(f"\n{whole}\n")
 
@@ -78,7 +94,7 @@ class _Bars(Progress):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._lines = deque[str](maxlen=_LINES)
-        self._title = self._about = ""
+        self._title = self._about = self._warning = ""
         self._number, self._count = 0, 1
         self._began, self._seconds, self._left, self._whole = time.monotonic(), 1.0, 0.0, 1.0
         self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=5, transient=True)
@@ -99,6 +115,12 @@ class _Bars(Progress):
 
     def say(self, line: str) -> None:
         self._lines.append(line)
+
+    def warn(self, line: str) -> None:
+        self._warning = line
+
+    def let_go(self) -> None:
+        os.write(self._console.file.fileno(), _CURSOR)  # past the console, whose locks others may hold
 
     def end(self, state: State, brief: str, whole: str) -> None:
         mark, style = _MARKS[state]
@@ -123,6 +145,8 @@ class _Bars(Progress):
                 (f"  {_rough(left)} to go", "cyan"),
             ),
         ]
+        if self._warning:
+            parts.append(Text(self._warning, "bold yellow"))
         return Group(*parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -215,6 +216,24 @@ def test_interruption_of_the_first_run_is_told_too(
     assert capsys.readouterr().out.endswith(f"interrupted, and healed; 0 runs were over\nwritten: {file}\n")
     assert json.loads(file.read_text())["interrupted"] is True
     assert not page.exists()
+
+
+def test_interrupted_run_that_cannot_heal_says_so_and_is_the_last(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+
+    async def play(scenario: Any, cluster: Any, **options: Any) -> Result:
+        made.append(scenario.name)
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("no proxy any more")
+
+    monkeypatch.setattr(cli_run, "play", play)
+
+    assert cli.main(["run", "ack-lost", "replica-hole"]) == 130
+
+    assert made == ["ack-lost"]
+    assert "ack-lost (guard) could not be run: OSError: no proxy any more" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["run", "ack-lost"], ["soak"]])
