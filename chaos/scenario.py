@@ -25,7 +25,6 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from chaos.checkers import CHECKERS, Checker, Felt, Order
 from chaos.faults import FAULTS, Breakage
-from chaos.stage import ROLES
 from chaos.workloads import WORKLOADS, Workload
 from dbguard.config import load as load_settings
 from dbguard.config.document import read
@@ -35,6 +34,7 @@ from dbguard.config.section import Section, key_of
 from dbguard.config.values import Fault, Rule, Text, Unfit
 from dbguard.errors import ConfigError
 from dbguard.testing.cluster import NAMES
+from dbguard.testing.roles import ROLES
 
 __all__ = ["Due", "Scenario", "Step", "Topology", "every", "find", "load", "parse"]
 

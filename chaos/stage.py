@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dbguard.testing.cluster import ClusterError
 from dbguard.testing.proxied import APPLICATION
+from dbguard.testing.roles import Roles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -25,14 +26,7 @@ if TYPE_CHECKING:
     from dbguard.testing.proxied import ProxiedCluster
     from dbguard.testing.toxiproxy import Proxy
 
-__all__ = ["ROLES", "Stage"]
-
-ROLES = ("primary", "replica", "other-replica", "old-primary")
-"""What a scenario can call a node by beside its letter; who it is, is decided when a fault is injected.
-
-primary: who was promoted last. replica, other-replica: the first and the last by name of the replicas that run.
-old-primary: who was the primary before.
-"""
+__all__ = ["Stage"]
 
 _STREAMING = 3.0  # seconds for a replica that can follow to stream; it dials every 200 ms
 
@@ -50,7 +44,7 @@ class Stage:
         self._application = application
         self.changing = threading.RLock()
         self.chance = Random(seed)  # noqa: S311  a schedule, no secret
-        self._reigns = [cluster.primary]
+        self._roles = Roles(cluster)
         self._held = Counter[str]()
         self._astray: set[str] = set()
         self._followers = {node.name for node in cluster.replicas}  # since the present primary was promoted
@@ -60,26 +54,11 @@ class Stage:
 
     def node(self, name: str) -> ClusterNode:
         """Find a node by its letter or its role. Raises LookupError if nobody has that role."""
-        primary = self.cluster.primary
-        if self._reigns[-1] is not primary:
-            self._reigns.append(primary)
-        match name:
-            case "primary":
-                return primary
-            case "old-primary":
-                found = self._reigns[-2:-1]
-            case "replica" | "other-replica":
-                others = self.replicas()
-                found = others[:1] if name == "replica" else others[1:][-1:]
-            case _:
-                return self.cluster.node(name)
-        if not found:
-            raise LookupError(f"no node is {name} now")
-        return found[0]
+        return self._roles.node(name)
 
     def replicas(self) -> list[ClusterNode]:
         """List the replicas that run and are not frozen, by name."""
-        return [node for node in self.cluster.replicas if node.running and not node.frozen]
+        return self._roles.replicas()
 
     def electable(self) -> list[ClusterNode]:
         """List the replicas that run, if the fittest of them is sure to have all that was acknowledged; else nobody.

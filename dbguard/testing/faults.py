@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.testing.cluster import Cluster, ClusterError, ClusterNode
 from dbguard.testing.configuration import quoted
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
+from dbguard.testing.roles import Roles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Fault", "Faults"]
 
-ROLES = ("primary", "replica", "other-replica", "old-primary")
 _STREAMING = 5.0  # seconds for a restored replica to stream by itself; usually 0.3. Then it is made anew
 
 
@@ -130,10 +130,8 @@ class Faults:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self._described: list[Fault] = []
-        self._reigns = [cluster.primary]
-        self._lock = (
-            threading.RLock()
-        )  # held while nodes change roles or are brought back, which two must not do at once
+        self._roles = Roles(cluster)
+        self._lock = threading.RLock()  # held while nodes change roles or are brought back: two must not do so at once
 
     # --- nodes
 
@@ -201,28 +199,7 @@ class Faults:
 
     def node(self, name: str) -> ClusterNode:
         """Find a node by its letter, or by its role at this moment. Raises ClusterError if there is none."""
-        cluster, primary = self.cluster, self.cluster.primary
-        with self._lock:
-            if self._reigns[-1] is not primary:
-                self._reigns.append(primary)
-        living = [node for node in cluster.replicas if node.running and not node.frozen]
-        match name:
-            case "primary":
-                return primary
-            case "old-primary":
-                found = self._reigns[-2:-1]
-            case "replica":
-                found = living[:1]
-            case "other-replica":
-                found = living[1:][-1:]
-            case _ if name in (node.name for node in cluster.nodes):
-                return cluster.node(name)
-            case _:
-                names = ", ".join(node.name for node in cluster.nodes)
-                raise ClusterError(f"no node {name!r}; there are {names}, and the roles {', '.join(ROLES)}")
-        if not found:
-            raise ClusterError(f"no node is {name} now; running replicas: {', '.join(map(str, living)) or 'none'}")
-        return found[0]
+        return self._roles.node(name)
 
     def link(self, name: str) -> Proxy:
         """Find a link by its ends, such as ``app->primary``. Raises ClusterError if there is none."""
@@ -254,9 +231,8 @@ class Faults:
                 cluster.kill(old)
             time.sleep(after)
             cluster.promote(node)
-            for other in cluster.replicas:
-                if other is not node and other.running and not other.frozen:
-                    cluster.follow(other, node)
+            for other in self._roles.replicas():
+                cluster.follow(other, node)
         return f"{old.name} {'stopped' if stop else 'killed'}, {node.name} promoted"
 
     def restore(self, node: ClusterNode | str) -> None:

@@ -20,8 +20,9 @@ from dbguard.config.quantities import Duration
 from dbguard.config.values import Unfit
 from dbguard.testing.binaries import Source, find_binaries
 from dbguard.testing.cluster import Cluster, ClusterError
-from dbguard.testing.faults import ROLES, Faults
+from dbguard.testing.faults import Faults
 from dbguard.testing.proxied import ProxiedCluster
+from dbguard.testing.roles import ROLES
 from dbguard.testing.standing import standing
 from dbguard.testing.toxiproxy import TOXICS, ToxicKind, ToxiproxyError
 from dbguard.testing.toxiproxy_server import ToxiproxyUnavailable
