@@ -7,6 +7,9 @@
 They run on the wheel's newest PostgreSQL. Tests marked `every_postgres` run on the system's as well, where there is one.
 Whoever asks for any of these fixtures, or for `binaries` below them, is marked `cluster`.
 
+Properties are checked on the same examples in every run, and without a limit of time for one: neither a machine that
+stands still for a moment nor chance decides whether the suite passes.
+
 What a test leaves open shows when it is collected as garbage, which may be in any later test. So garbage is collected at
 the end of each file, whose last test fails then.
 """
@@ -18,12 +21,18 @@ import gc
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dbguard.testing.binaries import Binaries, BinariesNotFound, Source, find_binaries
 from dbguard.testing.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+settings.register_profile(
+    "suite", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -37,8 +37,14 @@ def proxied(binaries: Binaries) -> Iterator[ProxiedCluster]:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays is found after a moment; what ends has longer than a busy machine stands still."""
     monkeypatch.setattr(aftermath, "_PATIENCE", 0.3)
     monkeypatch.setattr(aftermath, "_GONE", 0.3)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, hasty: None) -> None:
+    monkeypatch.setattr(aftermath, "_PATIENCE", 30.0)
 
 
 @contextlib.asynccontextmanager
@@ -77,10 +83,7 @@ async def test_open_transaction_and_its_locks_are_found(proxied: ProxiedCluster)
     assert {leak.kind for leak in found} == {LeakKind.LOCK}
 
 
-async def test_lock_that_is_given_back_meanwhile_is_none(
-    proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aftermath, "_PATIENCE", 30.0)
+async def test_lock_that_is_given_back_meanwhile_is_none(proxied: ProxiedCluster, patient: None) -> None:
     async with session(proxied, "a") as connection:
         await connection.execute("SELECT pg_advisory_lock(7)")
         looking = asyncio.create_task(asyncio.to_thread(aftermath.locks, proxied))
@@ -90,23 +93,33 @@ async def test_lock_that_is_given_back_meanwhile_is_none(
         assert await looking == []
 
 
-async def test_leases_that_are_out_are_found_unless_they_come_back() -> None:
+async def test_leases_that_come_back_are_none(patient: None) -> None:
     out = [3, 3, 1, 0]
     slow: Any = SimpleNamespace(leases=lambda: out.pop(0))
-    leaky: Any = SimpleNamespace(leases=lambda: 2)
 
     assert await aftermath.leases(slow) == []
+
+
+async def test_leases_that_stay_out_are_found() -> None:
+    leaky: Any = SimpleNamespace(leases=lambda: 2)
+
     assert [str(leak) for leak in await aftermath.leases(leaky)] == ["lease 1 of 2", "lease 2 of 2"]
 
 
-async def test_tasks_that_stay_are_found_unless_they_end() -> None:
+async def test_tasks_that_end_are_none(patient: None) -> None:
     before = asyncio.all_tasks()
     ended = asyncio.create_task(asyncio.sleep(0.05))
+
+    assert await aftermath.tasks(before) == []
+    assert ended.done()
+
+
+async def test_tasks_that_stay_are_found() -> None:
+    before = asyncio.all_tasks()
     stays = asyncio.create_task(asyncio.Event().wait(), name="the one that stays")
 
     (leak,) = await aftermath.tasks(before)
 
-    assert ended.done()
     assert leak.kind is LeakKind.TASK
     assert leak.what.startswith("the one that stays: ")
     stays.cancel()
@@ -140,15 +153,19 @@ async def test_table_that_a_session_could_still_write_to_is_not_read(proxied: Pr
 async def test_table_is_not_read_between_segments_while_a_session_is_at_work_that_has_not_written_yet(
     proxied: ProxiedCluster, table: Append
 ) -> None:
+    other = await asyncpg.connect(proxied.dsn("a"), ssl=False)
+    await other.execute("SELECT pg_advisory_lock(8)")
     async with session(proxied, "a") as late:
         assert await asyncio.to_thread(aftermath.read_between, proxied, table)
-        working = asyncio.create_task(late.execute("SELECT pg_sleep(3)"))
+        working = asyncio.create_task(late.execute("SELECT pg_advisory_lock(8)"))
         busy = f"SELECT state = 'active' FROM pg_stat_activity WHERE pid = {late.get_server_pid()}"
         await asyncio.to_thread(proxied.wait_for, "a", busy)
         with pytest.raises(aftermath.FinalTableError, match="1 sessions of the client at work, which could write"):
             await asyncio.to_thread(aftermath.read_between, proxied, table)
+        await other.execute("SELECT pg_advisory_unlock(8)")
         await working
         assert await asyncio.to_thread(aftermath.read_between, proxied, table)
+    other.terminate()
 
 
 def test_table_of_a_node_that_is_no_primary_is_not_read(proxied: ProxiedCluster, table: Append) -> None:
@@ -190,7 +207,8 @@ class Leaky(Plain):
 
 async def test_client_that_leaks_is_caught(proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CLIENTS, "leaky", Leaky)
-    monkeypatch.setattr(aftermath, "_GONE", 15.0)
+    monkeypatch.setattr(aftermath, "_PATIENCE", 2.0)  # for what the client leaves to end by itself
+    monkeypatch.setattr(aftermath, "_GONE", 30.0)
     calm = replace(find("replica-hole"), warm_up=0.1, duration=0.2, timeline=(), checkers={"leaks": Leaks()})
 
     result = await play(calm, proxied, client="leaky")
