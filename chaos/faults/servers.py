@@ -38,8 +38,8 @@ ends none unless one is at work."""
 
 _WORKING = 0.5  # seconds to wait for a session at work
 _LOOK = 0.005  # seconds between two looks
-_UP = 10.0  # seconds for a server to take connections again after one of its sessions crashed; usually 0.2
-_SHOWS = 1.0  # seconds for what was done to show on the server
+_UP = 30.0  # seconds for a server to take connections again after one of its sessions crashed; usually 0.2
+_SHOWS = 5.0  # seconds for what was done to show on the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ import itertools
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -102,6 +103,7 @@ async def test_naive_client_that_gives_up_says_unknown_if_any_attempt_was(
     steps: tuple[Exception, ...], outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script(monkeypatch, *steps)
+    monkeypatch.setattr(pools, "time", SimpleNamespace(monotonic=itertools.count(0.0, 0.03).__next__))
     client = NaiveRetry(place())
 
     with pytest.raises((asyncpg.PostgresError, pools._NotSentError)) as e:
@@ -217,9 +219,9 @@ async def test_client_does_all_that_workloads_ask_for(name: str, proxied: Proxie
         )
         assert client.leases() == 0
         if name in GUARDED:
-            sample = await until(lambda: (said := client.sample())["nodes"]["c"] == "replica" and said)
-            assert set(sample["nodes"]) == {"a", "b", "c"}
-            assert (sample["gate"], sample["waiting"], sample["nodes"]["a"]) == ("open", 0, "primary")
+            roles = {"a": "primary", "b": "replica", "c": "replica"}
+            sample = await until(lambda: (said := client.sample())["nodes"] == roles and said)
+            assert (sample["gate"], sample["waiting"]) == ("open", 0)
             assert {event["node"] for event in told if "node" in event} == {"a", "b", "c"}
         else:
             assert client.sample() == {}
@@ -249,7 +251,7 @@ async def test_caller_sees_its_own_writes_and_others_read_from_replicas(name: st
     async def read() -> str:
         async with client.context():
             await wrote.wait()
-            return str((await client.call(Kind.READ, READ, (key,), TIMEOUT))["node"])
+            return str(await until(lambda: reads_there(client)))
 
     async with client_on(proxied, name, []) as client:
         await until(lambda: set(client.sample()["nodes"].values()) == {"primary", "replica"})
@@ -281,8 +283,10 @@ async def test_plan_that_ddl_overtakes_fails_no_call(name: str, proxied: Proxied
                 assert (await client.call(Kind.READ, read, (n,), TIMEOUT))["n"] == n
 
 
-async def reads_there(client: Client) -> bool:
-    return (await client.call(Kind.READ, READ, (0,), TIMEOUT))["node"] in ("b", "c")
+async def reads_there(client: Client) -> str | None:
+    """Read, and return the replica that served it, if one did: a machine that stood still may have to find them first."""
+    node = (await client.call(Kind.READ, READ, (0,), TIMEOUT))["node"]
+    return node if node in ("b", "c") else None
 
 
 def kinds(told: list[Any]) -> set[str]:
@@ -350,5 +354,5 @@ async def test_clients_close_in_silence_and_leave_nothing(proxied: ProxiedCluste
     left = [thread for thread in set(threading.enumerate()) - threads if not thread.name.startswith("asyncio")]
     assert left == []
     assert asyncio.all_tasks() - tasks == set()
-    assert took < 15
+    assert took < 30  # some 6 s at rest; what waits for the network itself waits for minutes
     assert await asyncio.to_thread(aftermath.sessions, proxied) == []

@@ -225,7 +225,7 @@ def judged(history: History, cluster: Cluster, workload: Workload) -> dict[str, 
     ],
 )  # fmt: skip
 def test_table_tells_of_what_is_lost_doubled_or_torn(name: str, damages: dict[str, set[str]], tables: Cluster) -> None:
-    workload = WORKLOADS[name](readers=1, writers=2, owners=1, pause=0, linger=0.05, **SMALL[name])  # type: ignore[arg-type]
+    workload = WORKLOADS[name](readers=1, writers=2, owners=1, pause=0, linger=0.05, timeout=30, **SMALL[name])  # type: ignore[arg-type]
     history = work(workload, tables)
 
     assert {op.outcome for op in history.operations} == {Outcome.OK}
@@ -245,7 +245,7 @@ SMALL: dict[str, dict[str, Any]] = {"hot-rows": {}, "bulk": {"batch": 50, "balla
 
 @pytest.mark.parametrize("isolation", ["read_committed", "serializable"])
 def test_transactions_of_each_isolation_contend_and_lose_nothing(isolation: str, tables: Cluster) -> None:
-    workload = HotRows(isolation=isolation, readers=0, writers=4, owners=0, counters=1, pause=0)  # type: ignore[arg-type]
+    workload = HotRows(isolation=isolation, readers=0, writers=4, owners=0, counters=1, pause=0, timeout=30)  # type: ignore[arg-type]
 
     history = work(workload, tables, calls=60)
 
