@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FinalTableError", "leases", "locks", "read_back", "read_between", "sessions", "tasks"]
 
-_PATIENCE = 2.0  # seconds in which a client may tidy up; what comes and goes meanwhile is its own work
-_GONE = 15.0  # seconds for the servers to notice that the client is gone
+_PATIENCE = 5.0  # seconds in which a client may tidy up; what comes and goes meanwhile is its own work
+_GONE = 30.0  # seconds for the servers to notice that the client is gone
 _LOOK = 0.02  # seconds between two looks
 
 _OURS = f"application_name = '{CLIENTS_NAME}'"

@@ -207,7 +207,7 @@ class Leaky(Plain):
 
 async def test_client_that_leaks_is_caught(proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CLIENTS, "leaky", Leaky)
-    monkeypatch.setattr(aftermath, "_PATIENCE", 2.0)  # for what the client leaves to end by itself
+    monkeypatch.setattr(aftermath, "_PATIENCE", 2.0)  # seconds for what the client leaves to end by itself
     monkeypatch.setattr(aftermath, "_GONE", 30.0)
     calm = replace(find("replica-hole"), warm_up=0.1, duration=0.2, timeline=(), checkers={"leaks": Leaks()})
 

@@ -16,7 +16,7 @@ import pytest
 from chaos.bench import Bench
 from chaos.checkers import State, Verdict
 from chaos.clients import CLIENTS_NAME
-from chaos.faults import Down, Hole, Toxic
+from chaos.faults import Down, Hole, Toxic, links
 from chaos.history import History, Kind
 from chaos.journal import read
 from chaos.play import Result, play, play_on
@@ -72,9 +72,12 @@ async def test_guard_that_repeats_nothing_is_caught(hole: Scenario, proxied: Pro
 
 
 async def test_fault_that_is_none_proves_nothing(hole: Scenario, proxied: ProxiedCluster) -> None:
-    checkers = {"reads-go-on": replace(hole.checkers["reads-go-on"], least=20), "felt": hole.checkers["felt"]}
+    # nobody waits, and no probe is missed, though the machine stands still for a while
+    reads_go_on = replace(hole.checkers["reads-go-on"], least=20, gap=60.0)
+    calm = replace(hole, checkers={"reads-go-on": reads_go_on, "felt": hole.checkers["felt"]})
+    calm = replace(calm, guard={"probe": {"timeout": "30s"}})
 
-    result = await play(replace(with_toxic(hole, toxicity=0.0), checkers=checkers), proxied)
+    result = await play(with_toxic(calm, toxicity=0.0), proxied)
 
     assert result.verdicts["reads-go-on"].state is State.UNKNOWN, str(result)
     assert "which was none" in result.verdicts["reads-go-on"].why
@@ -86,6 +89,8 @@ async def test_history_tells_who_served_and_what_was_broken(
     hole: Scenario, proxied: ProxiedCluster, tmp_path: Path
 ) -> None:
     file = tmp_path / "history.jsonl"
+    (step,) = hole.timeline
+    hole = replace(hole, duration=6.5, timeline=(replace(step, for_=6.0),))  # long enough to be found by a busy machine
 
     result = await play(hole, proxied, seed=3, path=file)
 
@@ -93,20 +98,24 @@ async def test_history_tells_who_served_and_what_was_broken(
     (fault,) = history.faults
     assert fault.what == "timeout (timeout 0) downstream on app->b"
     assert fault.end is not None
-    assert 0.2 <= fault.start < fault.end <= hole.duration + 1.0
+    assert history.stopped is not None
+    assert 0.2 <= fault.start < fault.end < history.stopped
     assert {op.node for op in history.of(Kind.READ)} >= {"b", "c"}
-    assert {op.node for op in history.of(Kind.APPEND)} == {"a"}
+    assert {op.node for op in history.of(Kind.APPEND) if op.acknowledged} == {"a"}
     assert any(event["event"] == "NodeDown" and event["node"] == "b" for event in history.events)
     assert min(op.start for op in history.operations) < 0
     assert all(op.deadline == op.start + hole.workload.timeout for op in history.operations)
     assert history.leaks == ()
     assert history.final is not None
-    assert sum(map(len, history.final.values())) == sum(op.kind is Kind.APPEND for op in history.operations)
+    appends = {op.value: op for op in history.operations if op.kind is Kind.APPEND}
+    there = [value for values in history.final.values() for value in values]
+    assert {value for value, op in appends.items() if op.acknowledged} <= set(there) <= set(appends)
+    assert len(there) == len(set(there)) > 20
     assert history.head == {"scenario": "replica-hole", "client": "guard", "seed": 3, "about": hole.about}
     assert len(history.samples) >= 10
     assert {sample["nodes"]["b"] for sample in history.samples} == {"replica", "down"}
-    assert {sample["gate"] for sample in history.samples} == {"open"}
-    assert all(sample["waiting"] == 0 <= sample["in_use"] for sample in history.samples)
+    assert history.samples[0]["gate"] == "open"
+    assert all(sample["waiting"] >= 0 <= sample["in_use"] for sample in history.samples)
     assert [sample["at"] for sample in history.samples] == sorted(sample["at"] for sample in history.samples)
     assert read(file).operations == history.operations
     assert read(file).final == history.final
@@ -123,8 +132,11 @@ async def test_history_tells_who_served_and_what_was_broken(
     ids=str,
 )
 def test_fault_between_nodes_shows_there_and_one_that_is_none_does_not(
-    fault: Breakage, *, shows: bool, proxied: ProxiedCluster
+    fault: Breakage, *, shows: bool, proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not shows:
+        monkeypatch.setattr(links, "_FRESH", 20.0)  # the replica may take its time
+
     with fault.inject(Stage(proxied)):
         proxied.sql("a", "SELECT pg_logical_emit_message(true, 'something', 'to replicate')")
         effect = fault.effect(Stage(proxied))
@@ -226,7 +238,7 @@ def test_interrupted_command_heals_and_says_so_and_its_history_can_be_read(tmp_p
         assert any("broken: timeout" in line for line in process.stdout)
         under_way = read(file)
         os.kill(process.pid, signal.SIGTERM)  # which is handled as Ctrl-C is
-        rest, complaints = process.communicate(timeout=60)
+        rest, complaints = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert "healed: timeout (timeout 0) downstream on app->b" in rest
