@@ -404,7 +404,7 @@ class Cluster:
     def _stream(self, node: ClusterNode, primary: ClusterNode) -> None:
         self._write_upstream(node, self._conninfo(primary, node.name))
         node.start(START_TIMEOUT)
-        self._wait_streaming([node], timeout=10.0)
+        self._wait_streaming([node], timeout=START_TIMEOUT)
 
     def _wait_streaming(self, replicas: list[ClusterNode], timeout: float) -> None:
         names = ", ".join(quoted(node.name) for node in replicas) or "NULL"

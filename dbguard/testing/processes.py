@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ClusterError", "RunAs", "Sandbox", "freeze_tree", "kill_tree", "thaw_tree"]
 
 USER_VARIABLE = "DBGUARD_PG_USER"
-_GRACE = 10.0  # seconds for a process to obey SIGKILL or SIGSTOP, or for a directory to go
+_GRACE = 30.0  # seconds for a process to obey SIGKILL or SIGSTOP, or for a directory to go
 _PAUSE = 0.005  # seconds between two looks at the table of processes
 _GATE = ("/bin/sh", "-c", 'read -r _ && exec "$0" "$@" </dev/null')  # end of file: no exec
 
@@ -187,7 +187,7 @@ class Sandbox:
     def close(self) -> None:
         """Kill every program and remove the directory. Returns when both are gone; may be called again.
 
-        Raises ClusterError if they are still there after some 10 seconds.
+        Raises ClusterError if they are still there after some 30 seconds.
         """
         with self._lock:
             watchdog, self._watchdog = self._watchdog, None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["standing"]
 
-_ANSWER = 2.0  # seconds for a node to say how it stands; usually 0.02
+_ANSWER = 10.0  # seconds for a node to say how it stands; usually 0.02
 _HEAD = ("node", "address", "server", "role", "streams from", "position", "behind", "clients")
 _ASKED = """SELECT pg_is_in_recovery(),
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text,
@@ -24,7 +24,7 @@ _ASKED = """SELECT pg_is_in_recovery(),
 def standing(cluster: Cluster) -> str:
     """Ask all nodes and write a table: who is up, who is primary, who follows whom and how far behind. Blocks.
 
-    A node that does not answer within 2 seconds is shown as silent, and why. behind: bytes of WAL that are not applied
+    A node that does not answer within 10 seconds is shown as silent, and why. behind: bytes of WAL that are not applied
     of what the primary has. clients: connections of others. Links that are broken are listed below.
     """
     ports = {node.port: node.name for node in cluster.nodes}

@@ -54,7 +54,7 @@ TOXICS: Mapping[ToxicKind, frozenset[str]] = {
 """The toxics of Toxiproxy 2 and their attributes, whole numbers all. The server ignores an attribute that it does not
 know, and a test would pass because nothing was broken: so they are checked here."""
 
-START_TIMEOUT = 10.0  # seconds for the server to answer; usually 0.05
+START_TIMEOUT = 30.0  # seconds for the server to answer; usually 0.05
 PORT_TRIES = 5
 _POLL = 0.01  # seconds between two looks at a server that is starting
 _LOG_TAIL = 500  # characters of the server's log that an error shows

@@ -77,7 +77,7 @@ async def test_frozen_node_keeps_its_connections_and_answers_when_thawed(cluster
         cluster.stop_node("a")
 
     cluster.thaw("a")
-    assert await asyncio.wait_for(answer, 10) == 1
+    assert await asyncio.wait_for(answer, 60) == 1
     assert not cluster.node("a").frozen
     connection.terminate()
 
@@ -102,7 +102,7 @@ def test_promoted_replica_takes_writes_and_the_other_follows(cluster: Cluster) -
 
     cluster.wait_streaming()
     cluster.wait_for("c", "SELECT count(*) = 0 FROM t")
-    assert 0 < seconds < 10
+    assert 0 < seconds < 30
     assert cluster.primary.name == "b"
     assert [node.name for node in cluster.replicas] == ["c"]
 
@@ -159,6 +159,8 @@ async def test_terminated_backends_are_counted_and_the_rest_is_spared(calm_clust
     assert await two.fetchval("SELECT 1") == 1
     with pytest.raises((asyncpg.AdminShutdownError, asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError)):
         await one.fetchval("SELECT 1")
+    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = '1'"  # it tells first, and then ends
+    await asyncio.to_thread(calm_cluster.wait_for, "b", gone)
     assert await asyncio.to_thread(calm_cluster.terminate_backends, "b") == 1
     one.terminate()
     two.terminate()
@@ -168,7 +170,7 @@ async def test_terminated_backends_are_counted_and_the_rest_is_spared(calm_clust
 async def test_synchronous_commit_waits_for_a_replica(cluster_factory: Callable[..., Cluster]) -> None:
     cluster = cluster_factory(synchronous=True)
     cluster.sql("a", "CREATE TABLE t (id int)")
-    assert cluster.sql("a", "SELECT DISTINCT sync_state FROM pg_stat_replication") == [("quorum",)]
+    cluster.wait_for("a", "SELECT count(*) = 2 FROM pg_stat_replication WHERE sync_state = 'quorum'")
     cluster.freeze("b")
     cluster.sql("a", "INSERT INTO t VALUES (1)")
 

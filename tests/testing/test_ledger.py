@@ -152,10 +152,12 @@ async def test_tasks_call_each_with_a_number_of_its_own_until_the_block_is_left(
 
 
 def test_threads_call_each_with_a_number_of_its_own_until_the_block_is_left() -> None:
-    ledger, names = Ledger(), set()
+    ledger, names, both = Ledger(), set(), threading.Barrier(2)
 
     def call(number: int) -> None:
-        names.add(threading.current_thread().name)
+        if (name := threading.current_thread().name) not in names:
+            names.add(name)
+            both.wait(60)
         if number % 3 == 0:
             raise Lost
 
@@ -183,13 +185,17 @@ async def test_task_that_hangs_is_cancelled_and_told_of() -> None:
 
 
 def test_thread_that_hangs_is_told_of() -> None:
-    free = threading.Event()
+    called, free = threading.Event(), threading.Event()
+
+    def call(_number: int) -> None:
+        called.set()
+        free.wait()
 
     with (
         pytest.raises(TimeoutError, match="1 of 1 callers were still in a call"),
-        Callers(lambda _number: free.wait(), Ledger(), count=1, patience=0.01),
+        Callers(call, Ledger(), count=1, patience=0.01),
     ):
-        pass
+        called.wait()
     free.set()
 
 

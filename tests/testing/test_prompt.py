@@ -42,10 +42,17 @@ def is_silent(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+FOLLOWED = (
+    "DO $$BEGIN WHILE NOT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'streaming') "
+    "LOOP PERFORM pg_sleep(0.01), pg_stat_clear_snapshot(); END LOOP; END$$"
+)
+
+
 @pytest.mark.cluster
 def test_script_breaks_the_cluster_and_heals_it_and_leaves_nothing_behind() -> None:
     done = run(
-        "# a comment and an empty line\n\nsql CREATE TABLE t (n int)\nfailover b 100ms\nsleep 0.01\nstatus\n"
+        "# a comment and an empty line\n\nsql CREATE TABLE t (n int)\nfailover b 100ms\nsleep 0.01\n"
+        f"sql b {FOLLOWED}\nstatus\n"
         "sql old-primary SELECT 1\n"
         "status\n"
     )
@@ -58,7 +65,7 @@ def test_script_breaks_the_cluster_and_heals_it_and_leaves_nothing_behind() -> N
         "b": ["up", "primary", "-"],
         "c": ["up", "replica", "b"],
     }
-    assert re.search(r"^line 7: sql old-primary SELECT 1: .*Connect", done.stderr, re.MULTILINE)
+    assert re.search(r"^line 8: sql old-primary SELECT 1: .*Connect", done.stderr, re.MULTILINE)
     assert ports
     assert all(map(is_silent, ports))
 

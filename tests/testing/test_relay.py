@@ -45,7 +45,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 def connect(port: int) -> socket.socket:
     """Connect without a turn of the loop: the kernel does it, and the server does not know yet."""
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def has_ended(client: socket.socket) -> bool:
