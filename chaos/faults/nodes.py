@@ -4,6 +4,9 @@
 """
 
 import contextlib
+import os
+import signal
+import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +17,7 @@ from chaos.faults.base import Breakage, Nothing
 from chaos.stage import Stage
 from dbguard.config.values import Choice, Fault, Text
 from dbguard.testing.cluster import ClusterNode
+from dbguard.testing.proxied import ProxiedCluster
 
 __all__ = ["Freeze", "Kill", "Promote", "Restart", "Stop", "Switchover"]
 
@@ -22,7 +26,9 @@ _Mode = Literal["fast", "immediate"]  # not smart: it waits for clients to go, a
 _FITTEST = "fittest"
 _RECEIVED = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
 _STREAMS = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"
-_PARTED = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')"
+_RECEIVERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'"
+_LOOK = 0.02  # seconds between two looks
+_PARTING = 20.0  # seconds for a receiver to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -214,7 +220,7 @@ def _promote(stage: Stage, wanted: str, replicas: list[ClusterNode]) -> ClusterN
             cluster.sql(node, "ALTER SYSTEM SET primary_conninfo = ''")
             cluster.sql(node, "SELECT pg_reload_conf()")
         for node in replicas:
-            cluster.wait_for(node, _PARTED)
+            _part(cluster, node)
         new = new or max(replicas, key=lambda node: cluster.sql(node, _RECEIVED)[0][0])
         for node in replicas:
             if node is not new:
@@ -223,3 +229,19 @@ def _promote(stage: Stage, wanted: str, replicas: list[ClusterNode]) -> ClusterN
     finally:
         stage.promoted(node for node in replicas if node is not cluster.primary)
     return new
+
+
+def _part(cluster: ProxiedCluster, node: ClusterNode) -> None:
+    """End what receives on a replica that was told to follow nobody.
+
+    The server ends it by itself only while it streams. One that waits for its next order keeps its connection, and would
+    go on with the old primary as soon as the replica is told to follow another one.
+    """
+    until = time.monotonic() + _PARTING
+    while receivers := cluster.sql(node, _RECEIVERS):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{node}: what receives there does not end within {_PARTING:g} s")
+        for (pid,) in receivers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(_LOOK)
