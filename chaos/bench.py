@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -14,6 +15,7 @@ from chaos.clients import CLIENTS, Place
 from chaos.interruptions import Interruptible
 from dbguard.drivers import outcome_sql
 from dbguard.testing.proxied import APPLICATION
+from dbguard.testing.threads import in_thread
 from dbguard.testing.wire import Wire
 
 if TYPE_CHECKING:
@@ -132,12 +134,7 @@ class Bench:
 
     async def do(self, work: Callable[..., T], *args: object) -> T:
         """Do what blocks, in a thread. A cancellation waits for its end, since it cannot be stopped halfway."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        return await in_thread(partial(work, *args), self._threads)
 
     def _heard(self, event: Mapping[str, Any]) -> None:
         if self._listener is None:

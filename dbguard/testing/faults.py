@@ -26,6 +26,7 @@ from dbguard.testing.cluster import Cluster, ClusterError, ClusterNode
 from dbguard.testing.configuration import quoted
 from dbguard.testing.proxied import APPLICATION, ProxiedCluster
 from dbguard.testing.roles import Roles
+from dbguard.testing.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -85,16 +86,16 @@ class Fault:
 
     async def __aenter__(self) -> Self:
         try:
-            await _in_thread(self._inject)
+            await in_thread(self._inject)
         except asyncio.CancelledError:
-            await _in_thread(self._heal)
+            await in_thread(self._heal)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None
     ) -> None:
-        await _in_thread(self._heal)
+        await in_thread(self._heal)
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
@@ -354,13 +355,3 @@ def _streams(node: ClusterNode) -> str:
         "SELECT count(*) > 0 FROM pg_stat_replication"  # noqa: S608  our own name
         f" WHERE state = 'streaming' AND application_name = {quoted(node.name)}"
     )
-
-
-async def _in_thread(work: Callable[[], object]) -> None:
-    """Do what blocks, in a thread. A cancellation waits for its end, since it cannot be stopped halfway."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
