@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import traceback
@@ -213,11 +212,7 @@ def _tell(batch: _Batch, people: TextIO, given: argparse.Namespace) -> None:
         output.line(f"interrupted, and healed; {len(batch.entries)} runs were over", "yellow")
     if given.json:
         document = table.document(batch.entries, postgres=batch.binaries.version, interrupted=batch.interrupted)
-        said = json.dumps(document, indent=1) + "\n"
-        if given.json == "-":
-            sys.stdout.write(said)
-        else:
-            Path(given.json).write_text(said, encoding="utf-8")
+        table.write_document(document, given.json)
 
 
 def _is_file(name: str) -> bool:

@@ -9,7 +9,6 @@ import tempfile
 import time
 import traceback
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from chaos.checkers import State
@@ -18,7 +17,7 @@ from chaos.mix import segments
 from chaos.play import cluster_for
 from chaos.progress import progress_on
 from chaos.soak import Soak, state_of
-from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry, written
+from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry, write_document, written
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
 from dbguard.testing.binaries import find_binaries
@@ -74,11 +73,7 @@ def run(given: argparse.Namespace) -> int:
                 **({"error": failed, "state": _state(soak, failed).name.lower()} if failed else {}),
                 "segments": [json.loads(line) for line in kept],
             }
-            text = json.dumps(said, indent=1) + "\n"
-            if given.json == "-":
-                sys.stdout.write(text)
-            else:
-                Path(given.json).write_text(text, encoding="utf-8")
+            write_document(said, given.json)
     if shown := write is not None and bool(show.shown):
         write(given.report, show.shown)
     written(people, given.report if shown else None, given.json, given.history)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import dbguard
@@ -13,13 +16,12 @@ from dbguard.cli.output import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from chaos.history import Fault
     from chaos.play import Result
     from dbguard.cli.output import Output
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "STYLES", "Entry", "document", "markdown", "table", "written"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "STYLES", "Entry", "document", "markdown", "table", "write_document", "written"]
 
 _COLUMNS = (
     "scenario",
@@ -157,6 +159,15 @@ def document(entries: Sequence[Entry], *, postgres: str, interrupted: bool) -> d
         "total": {"runs": len(entries), **_sums(entries)},
         "runs": [entry.as_dict() for entry in entries],
     }
+
+
+def write_document(said: Mapping[str, Any], file: str) -> None:
+    """Write a document into *file*, or for ``-`` to standard output."""
+    text = json.dumps(said, indent=1) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(file).write_text(text, encoding="utf-8")
 
 
 def written(people: TextIO, *files: Path | str | None) -> None:
