@@ -119,15 +119,34 @@ class Restart(_OnNode):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Promote(Breakage):
-    """A replica becomes the primary, and the other replicas follow it. Nothing happens to a primary that still runs.
-
-    In the end the old primary, and whoever does not follow the new one, come back as its replicas.
-    """
+class _Succession(Breakage):
+    """A replica becomes the primary."""
 
     node: Annotated[str, Text()] = _FITTEST
     """Which replica, by letter or role, or ``fittest``: the one that has received most, as a cluster manager chooses.
     With synchronous replication it has all that was acknowledged. Default fittest."""
+
+    def names(self) -> dict[str, str]:
+        """Return the node."""
+        return {} if self.node == _FITTEST else {"node": self.node}
+
+    def _contradictions(self) -> list[Fault]:
+        return [(("node",), "should be a replica: the primary is one already")] if self.node == "primary" else []
+
+    def _fit(self, stage: Stage) -> list[ClusterNode]:
+        """List the replicas that run. Raises LookupError if the one that is wanted is not among them now."""
+        replicas = stage.electable() if self.node == _FITTEST else stage.replicas()
+        if not replicas or (self.node != _FITTEST and stage.node(self.node) not in replicas):
+            raise LookupError(f"no replica can be promoted now (wanted: {self.node})")
+        return replicas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Promote(_Succession):
+    """A replica becomes the primary, and the other replicas follow it. Nothing happens to a primary that still runs.
+
+    In the end the old primary, and whoever does not follow the new one, come back as its replicas.
+    """
 
     def inject(self, stage: Stage) -> AbstractContextManager[str]:
         """Promote it."""
@@ -137,31 +156,22 @@ class Promote(Breakage):
     def _promoted(self, stage: Stage) -> Iterator[str]:
         with contextlib.ExitStack() as healing:
             with stage.changing:
-                replicas = _candidates(stage, self.node)
+                replicas = self._fit(stage)
                 old = stage.node("primary")
                 stage.hold(old)
                 healing.callback(stage.restore, old)
                 new = _promote(stage, self.node, replicas)
             yield f"{new.name} promoted, in place of {old.name}"
 
-    def names(self) -> dict[str, str]:
-        """Return the node."""
-        return {} if self.node == _FITTEST else {"node": self.node}
-
-    def _contradictions(self) -> list[Fault]:
-        return _no_candidate(self.node)
-
     def __str__(self) -> str:
         return f"{self.node} promoted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Switchover(Breakage):
+class Switchover(_Succession):
     """The primary is stopped in order, a replica promoted, and the old primary becomes its replica; at once."""
 
     momentary = True
-    node: Annotated[str, Text()] = _FITTEST
-    """As of `Promote`."""
 
     def inject(self, stage: Stage) -> AbstractContextManager[str]:
         """Do all of it."""
@@ -170,7 +180,7 @@ class Switchover(Breakage):
     @contextlib.contextmanager
     def _switched(self, stage: Stage) -> Iterator[str]:
         with contextlib.ExitStack() as healing, stage.changing:
-            replicas = _candidates(stage, self.node)
+            replicas = self._fit(stage)
             if self.node != _FITTEST and not stage.cluster.sql(stage.node(self.node), _STREAMS)[0][0]:
                 raise LookupError(f"{self.node} does not stream now: it would lack what the primary writes last")
             old = stage.node("primary")
@@ -183,28 +193,8 @@ class Switchover(Breakage):
                 stage.cluster.follow(old, new)  # without being rewound: it has nothing that the others lack
         yield f"switchover from {old.name} to {new.name}"
 
-    def names(self) -> dict[str, str]:
-        """Return the node."""
-        return {} if self.node == _FITTEST else {"node": self.node}
-
-    def _contradictions(self) -> list[Fault]:
-        return _no_candidate(self.node)
-
     def __str__(self) -> str:
         return f"switchover to {self.node}"
-
-
-def _no_candidate(wanted: str) -> list[Fault]:
-    """Say why one that is named so can never be promoted, if that is so."""
-    return [(("node",), "should be a replica: the primary is one already")] if wanted == "primary" else []
-
-
-def _candidates(stage: Stage, wanted: str) -> list[ClusterNode]:
-    """List the replicas that run. Raises LookupError if the one that is wanted is not among them now."""
-    replicas = stage.electable() if wanted == _FITTEST else stage.replicas()
-    if not replicas or (wanted != _FITTEST and stage.node(wanted) not in replicas):
-        raise LookupError(f"no replica can be promoted now (wanted: {wanted})")
-    return replicas
 
 
 def _promote(stage: Stage, wanted: str, replicas: list[ClusterNode]) -> ClusterNode:
