@@ -109,8 +109,15 @@ class _Calls:
         for layer, outcome in enumerate(found):
             face, edge = ("ok-light", colour("ok")) if outcome is Outcome.OK else (_MARKS[outcome][0], "none")
             below = [sofar + count / width for sofar, count in zip(below, counts[outcome], strict=True)]
-            look = {"facecolor": colour(face), "edgecolor": edge, "linewidth": 1.0, "zorder": 2 - layer / 10}
-            axes.stairs(below, edges, fill=True, **look)  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
+            axes.stairs(
+                below,
+                edges,
+                fill=True,
+                facecolor=colour(face),
+                edgecolor=edge,
+                linewidth=1.0,
+                zorder=2 - layer / 10,
+            )
             if outcome is Outcome.OK:
                 legend.append(Patch(facecolor=colour(face), edgecolor=edge, label=f"ok {sum(counts[outcome]):,}"))
         height = max(1.0, *below)
@@ -118,13 +125,19 @@ class _Calls:
         for row, outcome in enumerate(found[1:]):
             face, marker, size = _MARKS[outcome]
             at = [edge + width / 2 for edge, count in zip(edges, counts[outcome], strict=False) if count]
-            look = {"marker": marker, "markersize": size, "color": colour(face), "linestyle": "none"}
-            axes.plot(at, [height * (1.12 + 0.13 * row)] * len(at), **look, clip_on=False)  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
-            legend.append(Line2D([], [], **look, label=f"{outcome} {sum(counts[outcome]):,}"))  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
+            legend += axes.plot(
+                at,
+                [height * (1.12 + 0.13 * row)] * len(at),
+                marker=marker,
+                markersize=size,
+                color=colour(face),
+                linestyle="none",
+                clip_on=False,
+                label=f"{outcome} {sum(counts[outcome]):,}",
+            )
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value <= height else ""))
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
+        _rule(axes)
         _legend(axes, legend)
 
 
@@ -143,23 +156,30 @@ class _Times:
         axes.stairs(found.p99, edges, color=colour("ok"), linewidth=0.8, baseline=None)
         axes.stairs(found.p50, edges, color=colour("ink"), linewidth=1.3, baseline=None)
         at = [edge + self.axis.width / 2 for edge in edges[:-1]]
-        dots = {"marker": "^", "markersize": 3.2, "color": colour("failed"), "linestyle": "none", "markeredgewidth": 0}
         apart = [(x, y) for x, y, p99 in zip(at, found.longest, found.p99, strict=True) if y > p99]
-        axes.plot([x for x, _ in apart], [y for _, y in apart], **dots)  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
+        (dots,) = axes.plot(
+            [x for x, _ in apart],
+            [y for _, y in apart],
+            marker="^",
+            markersize=3.2,
+            color=colour("failed"),
+            linestyle="none",
+            markeredgewidth=0,
+            label="longest, if above",
+        )
         known = [value for value in (*found.p50, *found.longest) if value > 0]  # NaN is not
         low, high = (min(known), max(known)) if known else (0.001, 1.0)
         axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.ceil(math.log10(high * 1.05))))
         axes.yaxis.set_major_locator(LogLocator(10))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
+        _rule(axes)
         _legend(
             axes,
             [
                 Line2D([], [], color=colour("ink"), linewidth=1.3, label="p50"),
                 Patch(facecolor=colour("ok-light"), edgecolor=colour("ok"), label="up to p99"),
-                Line2D([], [], **dots, label="longest, if above"),  # type: ignore[arg-type]  # a style is told by a mapping of mixed values
+                dots,
             ],
         )
 
@@ -219,8 +239,7 @@ class _Held:
         axes.stairs(in_use, edges, color=colour("ok"), linewidth=1.3, baseline=None)
         axes.set_ylim(0, 1.1 * max([1.0, *(value for value in (*waiting, *in_use) if not math.isnan(value))]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
+        _rule(axes)
         _legend(
             axes,
             [
@@ -242,6 +261,12 @@ def _steady(values: Sequence[float]) -> list[float]:
 def _decade(value: float) -> str:
     """Write a power of ten of seconds."""
     return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
+
+
+def _rule(axes: Axes) -> None:
+    """Draw a line across at each tick, below the data."""
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
 
 
 def _legend(axes: Axes, entries: Sequence[Artist]) -> None:
