@@ -20,14 +20,16 @@ from dbguard.testing.wire import Break
 __all__ = ["How", "Strike", "What", "met"]
 
 _COMMIT = re.compile(r"\bCOMMIT\s*;?\s*\Z", re.IGNORECASE)
+_BEGIN = re.compile(r"\s*(?:BEGIN|START)\b", re.IGNORECASE)
 _CLAIM = "dbguard.token AS t"  # so a claim calls the table of tokens, and no write does
 
 
-What = Literal["write", "commit", "claim"]
+What = Literal["write", "commit", "outcome", "claim"]
 """Which statements are waited for.
 
 write: one that writes to the workload's table; in autocommit it is its own commit. commit: the COMMIT of a transaction
-that did. claim: the COMMIT of a claim, by which the guard finds out what became of a write.
+that did. outcome: what decides a write's outcome, whether the client sends it by itself or in a transaction: the write in
+autocommit, or that COMMIT. claim: the COMMIT of a claim, by which the guard finds out what became of a write.
 """
 
 How = Literal["request-cut", "ack-cut", "reset", "request-hole", "ack-hole", "late", "orphan"]
@@ -37,7 +39,8 @@ How = Literal["request-cut", "ack-cut", "reset", "request-hole", "ack-hole", "la
 def met(what: What, script: tuple[str, ...], table: str) -> bool:
     """Return whether the last statement of a transaction, *script*, is waited for. table: the workload's."""
     writes = re.compile(rf"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|COPY)\s+\"?{table}\b", re.IGNORECASE)
-    if what == "write":
+    alone = len(script) == 1 and not _BEGIN.match(script[0])
+    if what == "write" or (what == "outcome" and alone):
         return writes.search(script[-1]) is not None
     meant = any(_CLAIM in said if what == "claim" else writes.search(said) for said in script)
     return meant and _COMMIT.search(script[-1]) is not None
@@ -52,7 +55,7 @@ class Strike(Breakage):
 
     on_wire: ClassVar[bool] = True
     what: Annotated[What, Choice(What)]
-    """Which statements: write, commit or claim. No default."""
+    """Which statements: write, commit, outcome or claim. No default."""
     how: Annotated[How, Choice(How)]
     """request-cut: the server never sees it; ack-cut: it answers to nobody; reset: who knows; request-hole, ack-hole: the
     connection stays open; late: the client's end is reset, and the server gets it when all is healed; orphan: the same at
