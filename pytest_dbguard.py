@@ -60,7 +60,7 @@ def dbguard_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def dbguard_shared_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Give one cluster for the whole run, for tests that break nothing; its shape is that of the settings."""
-    from dbguard.testing.cluster import Cluster  # noqa: PLC0415
+    from dbguard.testing.cluster import Cluster  # noqa: PLC0415  for those who ask for it
 
     yield from _running(request, lambda: Cluster(**_shape(request)))
 
@@ -68,7 +68,7 @@ def dbguard_shared_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 @pytest.fixture
 def dbguard_proxied_cluster(request: pytest.FixtureRequest) -> Iterator[ProxiedCluster]:
     """Give a fresh cluster behind Toxiproxy. The first one of a machine builds its server, if there is none."""
-    from dbguard.testing.proxied import ProxiedCluster  # noqa: PLC0415
+    from dbguard.testing.proxied import ProxiedCluster  # noqa: PLC0415  for those who ask for it
 
     def say(line: str) -> None:
         _say(request.config, line)
@@ -79,8 +79,8 @@ def dbguard_proxied_cluster(request: pytest.FixtureRequest) -> Iterator[ProxiedC
 @pytest.fixture
 def dbguard_faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
     """Give what breaks the test's cluster: `dbguard_proxied_cluster` if the test asks for that, else `dbguard_cluster`."""
-    from dbguard.testing.faults import Faults  # noqa: PLC0415
-    from dbguard.testing.processes import ClusterError  # noqa: PLC0415
+    from dbguard.testing.faults import Faults  # noqa: PLC0415  for those who ask for it
+    from dbguard.testing.processes import ClusterError  # noqa: PLC0415  for those who ask for it
 
     cluster = _chosen(request)
     try:
@@ -105,9 +105,9 @@ def _chosen(request: pytest.FixtureRequest) -> Cluster:
 
 def _running(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterator[Any]:
     """Lend a cluster while it runs. What keeps it from starting is said in a few lines, without a traceback."""
-    from dbguard.testing.processes import ClusterError  # noqa: PLC0415
-    from dbguard.testing.toxiproxy import ToxiproxyError  # noqa: PLC0415
-    from dbguard.testing.toxiproxy_server import ToxiproxyUnavailable  # noqa: PLC0415
+    from dbguard.testing.processes import ClusterError  # noqa: PLC0415  for those who ask for it
+    from dbguard.testing.toxiproxy import ToxiproxyError  # noqa: PLC0415  for those who ask for it
+    from dbguard.testing.toxiproxy_server import ToxiproxyUnavailable  # noqa: PLC0415  for those who ask for it
 
     with contextlib.ExitStack() as stack:
         try:
@@ -119,7 +119,7 @@ def _running(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterato
 
 def _shape(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return what `Cluster` is to be told: the settings of the run, and over them the markers, the closest last."""
-    from dbguard.testing.binaries import find_binaries  # noqa: PLC0415
+    from dbguard.testing.binaries import find_binaries  # noqa: PLC0415  for those who ask for it
 
     config = request.config
     replicas = config.getini("dbguard_replicas")

@@ -134,7 +134,7 @@ class Calls(Calling["Calls"], Statements):
         if not callable(fn) or isasyncgenfunction(fn) or isgeneratorfunction(fn):
             raise not_a_function(fn)
         begin = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
-        return await self._run_function(fn, begin, timeout)  # type: ignore[no-any-return]
+        return await self._run_function(fn, begin, timeout)  # type: ignore[no-any-return]  # what *fn* returns
 
     # ------------------------------------------------------------------ within
 

@@ -195,7 +195,7 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
     def query_logger(self, callback: Callable[[Any], Any]) -> AbstractContextManager[None]:  # type: ignore[override]  # wider
         """As `asyncpg.Connection.query_logger`. The connection is closed afterwards: it may be given back before the end."""
         self._session.touch(Touch.LOST)
-        return self._session.con.query_logger(callback)  # type: ignore[no-any-return]
+        return self._session.con.query_logger(callback)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def add_termination_listener(self, callback: Callable[..., Any]) -> None:
         """As `asyncpg.Connection.add_termination_listener`."""
@@ -253,15 +253,15 @@ class Connection(Statements, DriverConnection):  # type: ignore[misc]  # asyncpg
 
     def get_reset_query(self) -> str:
         """As `asyncpg.Connection.get_reset_query`."""
-        return self._session.con.get_reset_query()  # type: ignore[no-any-return]
+        return self._session.con.get_reset_query()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_server_pid(self) -> int:
         """As `asyncpg.Connection.get_server_pid`."""
-        return self._session.con.get_server_pid()  # type: ignore[no-any-return]
+        return self._session.con.get_server_pid()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_server_version(self) -> ServerVersion:
         """As `asyncpg.Connection.get_server_version`."""
-        return self._session.con.get_server_version()  # type: ignore[no-any-return]
+        return self._session.con.get_server_version()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_settings(self) -> Any:
         """As `asyncpg.Connection.get_settings`."""

@@ -48,7 +48,7 @@ class Statements:
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Execute an SQL command or commands; as asyncpg's `execute`."""
-        return await self._run("execute", query, (query, *args), timeout)  # type: ignore[no-any-return]
+        return await self._run("execute", query, (query, *args), timeout)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     async def executemany(self, command: str, args: Iterable[Sequence[Any]], *, timeout: float | None = None) -> None:
         """Execute a command for each sequence of arguments, in one transaction; as asyncpg's `executemany`."""
@@ -120,7 +120,7 @@ class Statements:
         encoding: str | None = None,
     ) -> str:
         """Copy the results of a query to a file; as asyncpg's `copy_from_query`. Not repeated once it is under way."""
-        return await self._copy_query(  # type: ignore[no-any-return]
+        return await self._copy_query(  # type: ignore[no-any-return]  # what asyncpg's own returns
             "copy_from_query",
             query,
             (query, *args),
@@ -156,7 +156,7 @@ class Statements:
         encoding: str | None = None,
     ) -> str:
         """Copy a table to a file; as asyncpg's `copy_from_table`. Not repeated once it is under way."""
-        return await self._copy(  # type: ignore[no-any-return]
+        return await self._copy(  # type: ignore[no-any-return]  # what asyncpg's own returns
             "copy_from_table",
             table_name,
             timeout,
@@ -197,7 +197,7 @@ class Statements:
         where: str | None = None,
     ) -> str:
         """Copy a file to a table; as asyncpg's `copy_to_table`. Not repeated once *source* is being read."""
-        return await self._copy(  # type: ignore[no-any-return]
+        return await self._copy(  # type: ignore[no-any-return]  # what asyncpg's own returns
             "copy_to_table",
             table_name,
             timeout,
@@ -230,7 +230,7 @@ class Statements:
         where: str | None = None,
     ) -> str:
         """Copy records to a table; as asyncpg's `copy_records_to_table`."""
-        return await self._copy(  # type: ignore[no-any-return]
+        return await self._copy(  # type: ignore[no-any-return]  # what asyncpg's own returns
             "copy_records_to_table",
             table_name,
             timeout,

@@ -74,7 +74,7 @@ class Run:
         if self.writes or self.controls or self.recalls:
             return self._run_watched(lease)
         lease.drew = False
-        return getattr(lease.con, self.method)(*self.args, **self.extra)  # type: ignore[no-any-return]
+        return getattr(lease.con, self.method)(*self.args, **self.extra)  # type: ignore[no-any-return]  # the driver's methods that are run by name are awaited
 
     async def _run_watched(self, lease: Any) -> Any:
         """Run what leaves more behind; an autocommit write hears whether its standby was waited for."""

@@ -49,23 +49,23 @@ class PreparedStatement(_Bound, Generic[R]):
 
     def get_name(self) -> str:
         """Return its name on the server."""
-        return self._inner.get_name()  # type: ignore[no-any-return]
+        return self._inner.get_name()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_query(self) -> str:
         """Return its text."""
-        return self._inner.get_query()  # type: ignore[no-any-return]
+        return self._inner.get_query()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_statusmsg(self) -> str | None:
         """Return the command tag of its last run; None before the first."""
-        return self._inner.get_statusmsg()  # type: ignore[no-any-return]
+        return self._inner.get_statusmsg()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_parameters(self) -> tuple[Type, ...]:
         """Return the types of its parameters."""
-        return self._inner.get_parameters()  # type: ignore[no-any-return]
+        return self._inner.get_parameters()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def get_attributes(self) -> tuple[Attribute, ...]:
         """Return the columns of its rows."""
-        return self._inner.get_attributes()  # type: ignore[no-any-return]
+        return self._inner.get_attributes()  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     def cursor(self, *args: Any, prefetch: int | None = None, timeout: float | None = None) -> CursorFactory[R]:
         """Return a cursor factory. Needs a transaction."""
@@ -79,7 +79,7 @@ class PreparedStatement(_Bound, Generic[R]):
 
     async def fetch(self, *args: Any, timeout: float | None = None) -> list[R]:
         """Run it and return its rows."""
-        return await self._do(lambda: self._inner.fetch(*args), timeout)  # type: ignore[no-any-return]
+        return await self._do(lambda: self._inner.fetch(*args), timeout)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     async def fetchval(self, *args: Any, column: int | str = 0, timeout: float | None = None) -> Any:
         """Run it and return one value of its first row."""
@@ -87,11 +87,11 @@ class PreparedStatement(_Bound, Generic[R]):
 
     async def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
         """Run it and return its first row or None."""
-        return await self._do(lambda: self._inner.fetchrow(*args), timeout)  # type: ignore[no-any-return]
+        return await self._do(lambda: self._inner.fetchrow(*args), timeout)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     async def fetchmany(self, args: Iterable[Sequence[Any]], *, timeout: float | None = None) -> list[R]:
         """Run it for each sequence of arguments and return all rows."""
-        return await self._do(lambda: self._inner.fetchmany(args), timeout, cancels=True)  # type: ignore[no-any-return]
+        return await self._do(lambda: self._inner.fetchmany(args), timeout, cancels=True)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     async def executemany(self, args: Iterable[Sequence[Any]], *, timeout: float | None = None) -> None:
         """Run it for each sequence of arguments."""
@@ -136,7 +136,7 @@ class CursorIterator(_Bound, Generic[R]):
         row: Any = await self._do(lambda: anext(self._inner, self), self._limit)
         if row is self:
             raise StopAsyncIteration
-        return row  # type: ignore[no-any-return]
+        return row  # type: ignore[no-any-return]  # a row, where it is not the mark of the end
 
 
 class Cursor(_Bound, Generic[R]):
@@ -144,12 +144,12 @@ class Cursor(_Bound, Generic[R]):
 
     async def fetch(self, n: int, *, timeout: float | None = None) -> list[R]:
         """Return the next *n* rows, or as many as there are."""
-        return await self._do(lambda: self._inner.fetch(n), timeout)  # type: ignore[no-any-return]
+        return await self._do(lambda: self._inner.fetch(n), timeout)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     async def fetchrow(self, *, timeout: float | None = None) -> R | None:
         """Return the next row; None after the last."""
-        return await self._do(self._inner.fetchrow, timeout)  # type: ignore[no-any-return]
+        return await self._do(self._inner.fetchrow, timeout)  # type: ignore[no-any-return]  # what asyncpg's own returns
 
     async def forward(self, n: int, *, timeout: float | None = None) -> int:
         """Skip the next *n* rows; return how many there were."""
-        return await self._do(lambda: self._inner.forward(n), timeout)  # type: ignore[no-any-return]
+        return await self._do(lambda: self._inner.forward(n), timeout)  # type: ignore[no-any-return]  # what asyncpg's own returns

@@ -519,7 +519,7 @@ async def close(stage: Stage, _: dbguard.Guard) -> None:
     await asyncio.sleep(0)
     await asyncio.gather(*(stage.timed(lambda g=guard: g.close(timeout=stage.limit)) for guard in guards))
     for ended in await asyncio.gather(*calls, return_exceptions=True):
-        assert isinstance(ended, Exception), "a call got an answer out of a black hole"  # noqa: S101
+        assert isinstance(ended, Exception), "a call got an answer out of a black hole"  # noqa: S101  else the figures are of nothing
 
 
 @case("opening a guard")

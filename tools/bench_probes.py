@@ -94,7 +94,7 @@ class Crowd:
         cpu, end = time.process_time(), time.monotonic() + seconds
 
         async def writer(number: int, guard: dbguard.Guard) -> None:
-            await asyncio.sleep(random.random())  # noqa: S311
+            await asyncio.sleep(random.random())  # noqa: S311  no secret
             while time.monotonic() < end:
                 try:
                     await guard.execute(WRITE, timeout=seconds)

@@ -50,7 +50,7 @@ async def worker(dsn: str, numbers: Iterable[int], *, paced: bool) -> None:
     """Write without pause; tell on standard output how things stand, and at the end what was seen."""
     if not paced:
         found = Gate.primary_found
-        Gate.primary_found = lambda gate, *args, **more: found(gate, *args, **more | {"pace": False})  # type: ignore[method-assign]
+        Gate.primary_found = lambda gate, *args, **more: found(gate, *args, **more | {"pace": False})  # type: ignore[method-assign]  # in this process alone, to see what the pace is worth
     answered: list[float] = []
     errors: list[str] = []
     served: dict[int, float] = {}

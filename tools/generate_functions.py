@@ -106,7 +106,7 @@ def read(dsns: list[str]) -> tuple[list[str], dict[str, set[str]]]:
     reserved: set[str] = set()
     for dsn in dsns:
         with psycopg.connect(dsn) as connection:
-            versions.append(connection.execute("SHOW server_version").fetchone()[0].split()[0])  # type: ignore[index]
+            versions.append(connection.execute("SHOW server_version").fetchone()[0].split()[0])  # type: ignore[index]  # SHOW returns a row
             for name, is_volatile, is_callable in connection.execute(FUNCTIONS):
                 volatile |= {name} if is_volatile else set()
                 callable_ |= {name} if is_callable else set()

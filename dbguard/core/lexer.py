@@ -114,7 +114,7 @@ def written(sql: str) -> list[str]:
     """Return the tokens as they are written, one for one with `tokens`."""
     if "$" in sql and _DOLLAR.search(sql):
         sql = _without_dollar_quotes(sql)
-    return _TOKEN.findall(sql, _BLANK.match(sql).end())  # type: ignore[union-attr]
+    return _TOKEN.findall(sql, _BLANK.match(sql).end())  # type: ignore[union-attr]  # the pattern matches nothing too
 
 
 def line_of(sql: str, index: int) -> int:
@@ -123,7 +123,7 @@ def line_of(sql: str, index: int) -> int:
         return 1
     if "$" in sql and _DOLLAR.search(sql):
         sql = _without_dollar_quotes(sql)
-    for number, match in enumerate(_TOKEN.finditer(sql, _BLANK.match(sql).end())):  # type: ignore[union-attr]
+    for number, match in enumerate(_TOKEN.finditer(sql, _BLANK.match(sql).end())):  # type: ignore[union-attr]  # the pattern matches nothing too
         if number == index:
             return sql.count("\n", 0, match.start()) + 1
     return 1

@@ -75,7 +75,7 @@ async def ask(con: Speaker, *, timeout: float | None) -> Mapping[str, Any]:
         if getattr(error, "sqlstate", None) not in _NOT_TOLD:
             raise
         row = await con.fetchrow(_SMALL, timeout=timeout)
-    return row  # type: ignore[no-any-return]
+    return row  # type: ignore[no-any-return]  # what is asked has one row
 
 
 def sighting(row: Mapping[str, Any], node: str, at: float, *, fresh: bool) -> Sighting:

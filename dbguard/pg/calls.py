@@ -148,10 +148,10 @@ class PsycopgCalling(Calling["AsyncCalls"]):
             plain = is_plain(text.statement, words, text.touched)
             job = InBlock(statement, call, tokens, words, plain=plain)
         if not text.ddl:
-            return await engine.call(call, job)  # type: ignore[no-any-return]
+            return await engine.call(call, job)  # type: ignore[no-any-return]  # both jobs make a `Result` of it
         core.texts.changed()
         try:
-            return await engine.call(call, job)  # type: ignore[no-any-return]
+            return await engine.call(call, job)  # type: ignore[no-any-return]  # both jobs make a `Result` of it
         finally:
             core.texts.changed()
 
@@ -298,7 +298,7 @@ class AsyncCalls(PsycopgCalling):
         if not callable(fn) or isasyncgenfunction(fn) or isgeneratorfunction(fn):
             raise not_a_function(fn)
         begin = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
-        return await self._run_function(fn, begin, timeout)  # type: ignore[no-any-return]
+        return await self._run_function(fn, begin, timeout)  # type: ignore[no-any-return]  # what *fn* returns
 
 
 class AsyncBorrowing:

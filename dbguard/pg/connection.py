@@ -112,7 +112,7 @@ class AsyncConnection(ConnectionNames, DriverAsyncConnection[Row]):  # type: ign
 
     async def wait(self, gen: PQGen[T], interval: float = INTERVAL, timeout: float | None = None) -> T:
         """Let psycopg run a generator of its own on the connection. Marks the lease, as `raw` does."""
-        return await self._held.wait(gen, interval=interval, timeout=timeout)  # type: ignore[no-any-return]
+        return await self._held.wait(gen, interval=interval, timeout=timeout)  # type: ignore[no-any-return]  # what *gen* returns
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Ask the server to cancel what runs on it. A COMMIT that waits for its standby is better left alone."""
@@ -179,7 +179,7 @@ class AsyncConnection(ConnectionNames, DriverAsyncConnection[Row]):  # type: ign
 
     async def tpc_recover(self) -> list[Xid]:
         """Return what is prepared on the server."""
-        return await two_phase.recover(self._held)  # type: ignore[no-any-return]
+        return await two_phase.recover(self._held)  # type: ignore[no-any-return]  # what psycopg's own returns
 
     # ------------------------------------------------------------------ the end
 

@@ -33,7 +33,7 @@ class AsyncCursor(CursorNames, DriverAsyncCursor[Row]):
     @property
     def connection(self) -> AsyncConnection[Any]:
         """The connection it was made by."""
-        return self._made_by  # type: ignore[no-any-return]
+        return self._made_by  # type: ignore[no-any-return]  # connections make cursors of their own colour
 
     async def execute(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -59,15 +59,15 @@ class AsyncCursor(CursorNames, DriverAsyncCursor[Row]):
 
     async def fetchone(self) -> Row | None:
         """Return the next row; None after the last."""
-        return await self._inner.fetch(self._inner.raw.fetchone)  # type: ignore[no-any-return]
+        return await self._inner.fetch(self._inner.raw.fetchone)  # type: ignore[no-any-return]  # what psycopg's own returns
 
     async def fetchmany(self, size: int = 0) -> list[Row]:
         """Return the next *size* rows, or as many as there are; 0: `arraysize`."""
-        return await self._inner.fetch(self._inner.raw.fetchmany, size)  # type: ignore[no-any-return]
+        return await self._inner.fetch(self._inner.raw.fetchmany, size)  # type: ignore[no-any-return]  # what psycopg's own returns
 
     async def fetchall(self) -> list[Row]:
         """Return all rows that are left."""
-        return await self._inner.fetch(self._inner.raw.fetchall)  # type: ignore[no-any-return]
+        return await self._inner.fetch(self._inner.raw.fetchall)  # type: ignore[no-any-return]  # what psycopg's own returns
 
     def __aiter__(self) -> Self:
         return self
@@ -76,7 +76,7 @@ class AsyncCursor(CursorNames, DriverAsyncCursor[Row]):
         row = await self._inner.next()
         if row is END:
             raise StopAsyncIteration("no more records to return")
-        return row  # type: ignore[no-any-return]
+        return row  # type: ignore[no-any-return]  # a row, where it is not the mark of the end
 
     async def scroll(self, value: int, mode: str = "relative") -> None:
         """Move to another row; *mode* is ``relative`` or ``absolute``."""
@@ -153,7 +153,7 @@ class AsyncCopy(CopyNames, DriverAsyncCopy):  # type: ignore[override]  # what p
 
     async def read(self) -> Buffer:
         """Return the next piece of data; empty after the last."""
-        return await self._inner.read()  # type: ignore[no-any-return]
+        return await self._inner.read()  # type: ignore[no-any-return]  # what psycopg's own returns
 
     async def rows(self) -> AsyncIterator[tuple[Any, ...]]:
         """Go through the rows."""

@@ -37,32 +37,32 @@ class CursorNames:
     @property
     def adapters(self) -> AdaptersMap:
         """How values are adapted: the cursor's own, to be changed at will."""
-        return self._inner.raw.adapters  # type: ignore[no-any-return]
+        return self._inner.raw.adapters  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._inner.raw.closed  # type: ignore[no-any-return]
+        return self._inner.raw.closed  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def description(self) -> list[Column] | None:
         """The columns of the current result; None if it has no rows by its nature."""
-        return self._inner.raw.description  # type: ignore[no-any-return]
+        return self._inner.raw.description  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def rowcount(self) -> int:
         """How many rows the statement returned or affected; -1: not known."""
-        return self._inner.raw.rowcount  # type: ignore[no-any-return]
+        return self._inner.raw.rowcount  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def rownumber(self) -> int | None:
         """The index of the next row to fetch; None: there are no rows by nature."""
-        return self._inner.raw.rownumber  # type: ignore[no-any-return]
+        return self._inner.raw.rownumber  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def statusmessage(self) -> str | None:
         """The command tag of the current result."""
-        return self._inner.raw.statusmessage  # type: ignore[no-any-return]
+        return self._inner.raw.statusmessage  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def pgresult(self) -> Any:
@@ -85,7 +85,7 @@ class CursorNames:
     @property
     def arraysize(self) -> int:
         """How many rows `fetchmany` returns, unless it is told."""
-        return self._inner.raw.arraysize  # type: ignore[no-any-return]
+        return self._inner.raw.arraysize  # type: ignore[no-any-return]  # psycopg's own value
 
     @arraysize.setter
     def arraysize(self, value: int) -> None:
@@ -113,7 +113,7 @@ class CursorNames:
 
     def nextset(self) -> bool | None:
         """Go to the result of the next statement; True if there is one, else None."""
-        return self._inner.raw.nextset()  # type: ignore[no-any-return]
+        return self._inner.raw.nextset()  # type: ignore[no-any-return]  # psycopg's own value
 
 
 class ServerCursorNames(CursorNames):
@@ -132,22 +132,22 @@ class ServerCursorNames(CursorNames):
     @property
     def name(self) -> str:
         """Its name on the server."""
-        return self._inner.raw.name  # type: ignore[no-any-return]
+        return self._inner.raw.name  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def scrollable(self) -> bool | None:
         """Whether it can be moved backwards; None: the server decides."""
-        return self._inner.raw.scrollable  # type: ignore[no-any-return]
+        return self._inner.raw.scrollable  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def withhold(self) -> bool:
         """Whether it outlives its transaction."""
-        return self._inner.raw.withhold  # type: ignore[no-any-return]
+        return self._inner.raw.withhold  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def itersize(self) -> int:
         """How many rows iteration asks for at a time."""
-        return self._inner.raw.itersize  # type: ignore[no-any-return]
+        return self._inner.raw.itersize  # type: ignore[no-any-return]  # psycopg's own value
 
     @itersize.setter
     def itersize(self, value: int) -> None:

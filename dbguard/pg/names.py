@@ -107,7 +107,7 @@ class ConnectionNames:
     def info(self) -> ConnectionInfo:
         """What is known of the connection; as `psycopg.Connection.info`."""
         _ = self._held.line
-        return self._held.raw.info  # type: ignore[no-any-return]
+        return self._held.raw.info  # type: ignore[no-any-return]  # psycopg's own value
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -117,7 +117,7 @@ class ConnectionNames:
     def fileno(self) -> int:
         """Return the number of its socket, to wait until something comes in."""
         _ = self._held.line
-        return self._held.raw.fileno()  # type: ignore[no-any-return]
+        return self._held.raw.fileno()  # type: ignore[no-any-return]  # psycopg's own value
 
     def cancel(self) -> None:
         """Ask the server to cancel what runs on it. A COMMIT that waits for its standby is better left alone."""
@@ -127,7 +127,7 @@ class ConnectionNames:
 
     def xid(self, format_id: int, gtrid: str, bqual: str) -> Xid:
         """Return a name for a two-phase transaction."""
-        return self._held.raw.xid(format_id, gtrid, bqual)  # type: ignore[no-any-return]
+        return self._held.raw.xid(format_id, gtrid, bqual)  # type: ignore[no-any-return]  # psycopg's own value
 
     # ------------------------------------------------------------------ what it does with transactions
 
@@ -147,7 +147,7 @@ class ConnectionNames:
     @property
     def isolation_level(self) -> IsolationLevel | None:
         """The isolation of the transactions that begin here; None: the server's default."""
-        return self._held.isolation_level  # type: ignore[no-any-return]
+        return self._held.isolation_level  # type: ignore[no-any-return]  # psycopg's own value
 
     @isolation_level.setter
     def isolation_level(self, value: IsolationLevel | None) -> None:
@@ -165,7 +165,7 @@ class ConnectionNames:
     @property
     def deferrable(self) -> bool | None:
         """Whether the transactions that begin here are deferrable; None: the server's default."""
-        return self._held.deferrable  # type: ignore[no-any-return]
+        return self._held.deferrable  # type: ignore[no-any-return]  # psycopg's own value
 
     @deferrable.setter
     def deferrable(self, value: bool | None) -> None:
@@ -203,7 +203,7 @@ class ConnectionNames:
     @property
     def prepare_threshold(self) -> int | None:
         """After how many times a statement is prepared; None: never. To set it costs the connection."""
-        return self._held.raw.prepare_threshold  # type: ignore[no-any-return]
+        return self._held.raw.prepare_threshold  # type: ignore[no-any-return]  # psycopg's own value
 
     @prepare_threshold.setter
     def prepare_threshold(self, value: int | None) -> None:
@@ -212,7 +212,7 @@ class ConnectionNames:
     @property
     def prepared_max(self) -> int | None:
         """How many statements are prepared at most; None: no limit. To set it costs the connection."""
-        return self._held.raw.prepared_max  # type: ignore[no-any-return]
+        return self._held.raw.prepared_max  # type: ignore[no-any-return]  # psycopg's own value
 
     @prepared_max.setter
     def prepared_max(self, value: int | None) -> None:

@@ -45,22 +45,22 @@ class Result(Generic[Row]):
     @property
     def description(self) -> list[Column] | None:
         """The columns of the current result; None if it has no rows by its nature."""
-        return self._cursor.description  # type: ignore[no-any-return]
+        return self._cursor.description  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     @property
     def rowcount(self) -> int:
         """How many rows the statement returned or affected; -1: not known."""
-        return self._cursor.rowcount  # type: ignore[no-any-return]
+        return self._cursor.rowcount  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     @property
     def rownumber(self) -> int | None:
         """The index of the next row to fetch; None: there are no rows by nature."""
-        return self._cursor.rownumber  # type: ignore[no-any-return]
+        return self._cursor.rownumber  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     @property
     def statusmessage(self) -> str | None:
         """The command tag of the current result."""
-        return self._cursor.statusmessage  # type: ignore[no-any-return]
+        return self._cursor.statusmessage  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     @property
     def pgresult(self) -> Any:
@@ -70,12 +70,12 @@ class Result(Generic[Row]):
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._cursor.closed  # type: ignore[no-any-return]
+        return self._cursor.closed  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     def fetchone(self) -> Row | None:
         """Return the next row; None after the last."""
         row = self._at_hand().fetchone()
-        return now(row) if self._async else row  # type: ignore[no-any-return]
+        return now(row) if self._async else row  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     def fetchmany(self, size: int = 0) -> list[Row]:
         """Return the next *size* rows, or as many as there are; 0: `arraysize`."""
@@ -93,9 +93,9 @@ class Result(Generic[Row]):
     def __next__(self) -> Row:
         cursor = self._at_hand()
         if not self._async:
-            return next(cursor)  # type: ignore[no-any-return]
+            return next(cursor)  # type: ignore[no-any-return]  # as psycopg's own cursor has it
         try:
-            return now(cursor.__anext__())  # type: ignore[no-any-return]
+            return now(cursor.__anext__())  # type: ignore[no-any-return]  # as psycopg's own cursor has it
         except StopAsyncIteration:
             raise StopIteration from None
 
@@ -107,7 +107,7 @@ class Result(Generic[Row]):
 
     def nextset(self) -> bool | None:
         """Go to the result of the next statement; True if there is one, else None."""
-        return self._cursor.nextset()  # type: ignore[no-any-return]
+        return self._cursor.nextset()  # type: ignore[no-any-return]  # as psycopg's own cursor has it
 
     def set_result(self, index: int) -> Self:
         """Go to the result of this index, counted from the end where negative; with psycopg 3.3 and later."""

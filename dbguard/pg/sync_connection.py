@@ -108,7 +108,7 @@ class Connection(ConnectionNames, DriverConnection[Row]):  # type: ignore[overri
 
     def wait(self, gen: PQGen[T], interval: float = INTERVAL, timeout: float | None = None) -> T:
         """Let psycopg run a generator of its own on the connection. Marks the lease, as `raw` does."""
-        return now(self._held.wait(gen, interval=interval, timeout=timeout))  # type: ignore[no-any-return]
+        return now(self._held.wait(gen, interval=interval, timeout=timeout))  # type: ignore[no-any-return]  # what *gen* returns
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Ask the server to cancel what runs on it. A COMMIT that waits for its standby is better left alone."""

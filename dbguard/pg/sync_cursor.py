@@ -34,7 +34,7 @@ class Cursor(CursorNames, DriverCursor[Row]):
     @property
     def connection(self) -> Connection[Any]:
         """The connection it was made by."""
-        return self._made_by  # type: ignore[no-any-return]
+        return self._made_by  # type: ignore[no-any-return]  # connections make cursors of their own colour
 
     def execute(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -60,7 +60,7 @@ class Cursor(CursorNames, DriverCursor[Row]):
 
     def fetchone(self) -> Row | None:
         """Return the next row; None after the last."""
-        return now(self._inner.fetch(self._inner.raw.fetchone))  # type: ignore[no-any-return]
+        return now(self._inner.fetch(self._inner.raw.fetchone))  # type: ignore[no-any-return]  # what psycopg's own returns
 
     def fetchmany(self, size: int = 0) -> list[Row]:
         """Return the next *size* rows, or as many as there are; 0: `arraysize`."""
@@ -77,7 +77,7 @@ class Cursor(CursorNames, DriverCursor[Row]):
         row = now(self._inner.next())
         if row is END:
             raise StopIteration("no more records to return")
-        return row  # type: ignore[no-any-return]
+        return row  # type: ignore[no-any-return]  # a row, where it is not the mark of the end
 
     def scroll(self, value: int, mode: str = "relative") -> None:
         """Move to another row; *mode* is ``relative`` or ``absolute``."""
@@ -150,7 +150,7 @@ class Copy(CopyNames, DriverCopy):  # type: ignore[override]  # what psycopg's o
 
     def read(self) -> Buffer:
         """Return the next piece of data; empty after the last."""
-        return now(self._inner.read())  # type: ignore[no-any-return]
+        return now(self._inner.read())  # type: ignore[no-any-return]  # what psycopg's own returns
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Go through the rows."""

@@ -164,14 +164,14 @@ class SyncGuard(SyncCalls):
 
     def status(self) -> Status:
         """Return a picture of the moment. Raises `GuardClosed` while the guard is not open."""
-        return self._inner.status()  # type: ignore[no-any-return]
+        return self._inner.status()  # type: ignore[no-any-return]  # as the guard inside says
 
     def on_event(self, listener: Listener) -> Callable[[], None]:
         """Call *listener* with each event from now on, on the guard's own thread; returns what takes it off again.
 
         Raises `TypeError` if it cannot be called.
         """
-        return self._inner.on_event(listener)  # type: ignore[no-any-return]
+        return self._inner.on_event(listener)  # type: ignore[no-any-return]  # as the guard inside says
 
     def ready(self, *, role: str = "primary", timeout: float = 30.0) -> None:
         """Wait until a node serves in *role*: ``primary`` or ``replica``.
@@ -182,7 +182,7 @@ class SyncGuard(SyncCalls):
 
     def resolve(self, token: str, *, timeout: float | None = None) -> bool:
         """Say whether the write that `OutcomeUnknown.token` stands for was applied. See `dbguard.Guard.resolve`."""
-        return self._at_home(self._inner.resolve(token, timeout=timeout))  # type: ignore[no-any-return]
+        return self._at_home(self._inner.resolve(token, timeout=timeout))  # type: ignore[no-any-return]  # as the guard inside says
 
     def trust(self, node: str) -> None:
         """Decide a contest or a split brain: *node* is the primary. See `dbguard.Guard.trust`."""
@@ -190,7 +190,7 @@ class SyncGuard(SyncCalls):
 
     def pause(self, *, timeout: float = 10.0, at_most: float = 60.0) -> int:
         """Let nothing more go to the primary until `resume`, and let what is under way there end. See `dbguard.Guard.pause`."""
-        return self._at_home(self._inner.pause(timeout=timeout, at_most=at_most))  # type: ignore[no-any-return]
+        return self._at_home(self._inner.pause(timeout=timeout, at_most=at_most))  # type: ignore[no-any-return]  # as the guard inside says
 
     def resume(self) -> None:
         """End the pause, if there is one."""
@@ -241,7 +241,7 @@ class SyncGuard(SyncCalls):
 
     def get_stats(self) -> dict[str, int]:
         """Return how many connections there are, over all nodes. See `PsycopgGuard.get_stats`."""
-        return self._inner.get_stats()  # type: ignore[no-any-return]
+        return self._inner.get_stats()  # type: ignore[no-any-return]  # as the guard inside says
 
     def pop_stats(self) -> dict[str, int]:
         """Return what `get_stats` returns: there are no counters in it that could be set back."""

@@ -117,7 +117,7 @@ async def attempt(engine: Engine, call: Call, node: Node, job: Job) -> Done | Fa
     try:
         value = await job.run(lease)
         if job.keeps and flight.over:
-            raise TimeoutError  # it came as its time ended: what would be kept is closed  # noqa: TRY301
+            raise TimeoutError  # noqa: TRY301  it came as its time ended: what would be kept is closed
     except Application as own:
         engine.flights.remove(flight)
         pool.give(lease, job.touched)

@@ -35,7 +35,7 @@ class Backoff:
 
     def __init__(self, policy: RetryPolicy, began: float) -> None:
         self._policy = policy
-        self._state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        self._state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # there is no loop of tenacity's here
         self._state.start_time = began
 
     def seconds(self, pause: Pause, now: float) -> float | None:

@@ -35,7 +35,7 @@ def now(work: Coroutine[Any, Any, T]) -> T:
     try:
         work.send(None)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        return end.value  # type: ignore[no-any-return]  # what *work* returns
     work.close()
     raise RuntimeError(f"{work!r} waited for an event loop on a thread that has none")
 

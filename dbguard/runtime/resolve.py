@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
 from dbguard.core.outcome import Answer, Applied, NotApplied, StillOpen
@@ -56,12 +56,12 @@ async def answer(engine: Engine, step: Resolve | Bury) -> Reply:
 async def settled(engine: Engine, call: Call, failure: Failure) -> Done | Verdict:
     """Find out what became of a commit that cannot be repeated: a block's. Raises `OutcomeUnknown`, dressed."""
 
-    async def never(step: Attempt | Pause) -> None:
+    async def never(step: Attempt | Pause) -> NoReturn:
         raise AssertionError(f"settling asks, and asks alone: {step}")
 
     try:
         plan = settle(call, engine.state, failure, {})
-        found: Done | Verdict = await drive(plan, never, never, engine.ask, engine.state.lock)  # type: ignore[arg-type]
+        found: Done | Verdict = await drive(plan, never, never, engine.ask, engine.state.lock)
     except DbGuardError as error:
         raise engine.driver.dress(error) from error.__cause__
     finally:

@@ -32,7 +32,7 @@ class Psycopg(PsycopgDriver):
     @staticmethod
     def fed(con: Any, work: Any) -> Awaitable[Any]:  # noqa: ARG004  a line meets every interruption by itself
         """See `Driver.fed`."""
-        return work  # type: ignore[no-any-return]
+        return work  # type: ignore[no-any-return]  # a call of the driver's is awaited
 
     @staticmethod
     async def commit(lease: Lease, inner: Any, ending: str = "") -> None:  # noqa: ARG004  psycopg keeps no books of it

@@ -92,7 +92,7 @@ class _Credulous(GuardState):
     def met_to_claim(self, seen: Sighting) -> str | None:
         return self.met(seen)
 
-    def still_asked(self, node: Node, epoch: int, reign: Reign | None) -> bool:  # noqa: ARG002
+    def still_asked(self, node: Node, epoch: int, reign: Reign | None) -> bool:  # noqa: ARG002  what it breaks is called so
         return self.view.reign == reign
 
 
@@ -119,8 +119,8 @@ def _see_no_twin(
     *,
     lag: float | None,
     reign: Reign | None,
-    doubted: bool,  # noqa: ARG001
-    twinned: bool,  # noqa: ARG001
+    doubted: bool,  # noqa: ARG001  what it breaks is called so
+    twinned: bool,  # noqa: ARG001  what it breaks is called so
 ) -> NodeView:
     """Take a timeline's number for its identity."""
     return _VIEW(node, lag=lag, reign=reign, doubted=False, twinned=False)

@@ -359,7 +359,7 @@ class SimulatedConnection:
             if answer.code == "23505":
                 error.schema_name, error.table_name, error.constraint_name = outcome_sql.CONSTRAINT
             raise error
-        return answer  # type: ignore[no-any-return]
+        return answer  # type: ignore[no-any-return]  # as a server of ours sends it
 
 
 class SimulatedTransaction:

@@ -166,7 +166,7 @@ class _Stage:
 
     def _wait(self, asked: Any) -> float:
         """Seconds to back off: full jitter, from chance that is seeded."""
-        return 0.002 + min(0.5, 0.02 * 2**asked.attempt_number) * self.jitter.random()  # type: ignore[no-any-return]
+        return 0.002 + min(0.5, 0.02 * 2**asked.attempt_number) * self.jitter.random()  # type: ignore[no-any-return]  # tenacity counts in whole numbers
 
     def write(self, at: float, what: str) -> None:
         """Write one line of the history."""
