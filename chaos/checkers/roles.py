@@ -4,12 +4,12 @@
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from chaos.checkers.verdict import Checker, Verdict, broken, ok, unknown
-from chaos.history import Fault, History, Kind
+from chaos.history import Fault, History, Kind, Operation
 from dbguard.config.quantities import Duration, Whole
 from dbguard.config.values import Fault as Unfitness
 from dbguard.config.values import Text
@@ -27,7 +27,10 @@ class _Reign(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced(Checker):
-    """Once the client has accepted another primary, no append is acknowledged by a node that is not the one in office."""
+    """Once the client has accepted another primary, no append is acknowledged by a node that is not the one in office.
+
+    A row that the old primary gave may come later: where the append's token has told on the new one that it was applied.
+    """
 
     within: Annotated[float, Duration()] = 0.1
     """Seconds in which an answer that had come already may still reach its caller. Default 100 ms."""
@@ -41,7 +44,8 @@ class Fenced(Checker):
             op for op in history.operations if op.kind is Kind.APPEND and op.acknowledged and op.node is not None
         ]
         judged = [(op, reign) for op in appends for reign in reigns if reign.start + self.within < op.end < reign.end]
-        if wrong := [op for op, reign in judged if op.node != reign.node]:
+        others = [op for op, reign in judged if op.node != reign.node]
+        if wrong := _without_proof(others, history):
             return broken(f"{len(wrong)} appends were acknowledged by a node that was the primary no more", wrong)
         changes = len(reigns) - 1
         if changes < self.least:
@@ -51,6 +55,19 @@ class Fenced(Checker):
         if not any(reign is not reigns[0] for _, reign in judged):
             return unknown("the primary changed, and no append after it tells who acknowledged it")
         return ok(f"{len(judged)} appends were acknowledged by the primary of their time; it changed {changes} times")
+
+
+def _without_proof(appends: Sequence[Operation], history: History) -> list[Operation]:
+    """Leave out those of which a token has told meanwhile that they were applied: each such report speaks of one."""
+    proofs = [e for e in history.events if e["event"] == "OutcomeResolved" and e["outcome"] == "applied"]
+    left = []
+    for op in sorted(appends, key=lambda op: op.end):
+        proof = next((e for e in proofs if e["node"] == op.node and op.start <= e["at"] <= op.end), None)
+        if proof is None:
+            left.append(op)
+        else:
+            proofs.remove(proof)
+    return left
 
 
 class _Moment(NamedTuple):

@@ -87,6 +87,20 @@ def test_answer_that_was_on_its_way_when_the_primary_changed_is_none() -> None:
     assert Fenced(within=0.01).judge(history).state is State.BROKEN
 
 
+def test_append_whose_token_has_told_that_the_old_primary_applied_it_is_none() -> None:
+    late = call(Kind.APPEND, 0.9, 2.4, "a", value=9_999)
+    proof = {"event": "OutcomeResolved", "at": 2.3, "node": "a", "token": "t", "outcome": "applied"}
+
+    def said(*proofs: dict[str, Any], of: tuple[Operation, ...] = (late,)) -> State:
+        history = failover()
+        return Fenced().judge(with_(replace(history, events=(*history.events, *proofs)), *of)).state
+
+    assert said(proof) is State.OK
+    assert said(proof, of=(late, replace(late, value=10_000))) is State.BROKEN
+    for other in ({"outcome": "not applied"}, {"node": "c"}, {"at": 0.8}, {"at": 2.5}):
+        assert said(proof | other) is State.BROKEN
+
+
 def test_reads_of_the_old_primary_and_appends_of_unknown_fate_are_none() -> None:
     open_ = replace(call(Kind.APPEND, 2.3, 2.4, "a", value=9_999), outcome=Outcome.UNKNOWN)
 
