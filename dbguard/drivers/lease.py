@@ -181,17 +181,20 @@ class Books:
         tag.epoch = self.node.epoch
         return True
 
+    def _leases_out(self) -> list[Any]:
+        return list(self.out)
+
     def end_in_use(self) -> int:
         """Terminate every lease in use."""
         ended = 0
-        for lease in list(self.out):
+        for lease in self._leases_out():
             lease.end()
             ended += 1
         return ended
 
     def end_stale(self) -> int:
         """Terminate the leases in use that were born under an older epoch."""
-        stale = [lease for lease in list(self.out) if lease.stale]
+        stale = [lease for lease in self._leases_out() if lease.stale]
         for lease in stale:
             lease.end()
         return len(stale)

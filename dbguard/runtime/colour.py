@@ -141,7 +141,7 @@ class _ThreadWaiter:
             if self._state:
                 return False
             self._state, self._value, self._error = state, value, error
-        self._gate.release()
+            self._gate.release()  # at once: interrupted in between, it would have left who waits there for ever
         return True
 
     async def wait(self) -> Any:

@@ -27,7 +27,7 @@ RESTS_AFTER = 50
 spend more on them than on its probes."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Flight:
     """One attempt under way.
 
@@ -73,13 +73,14 @@ class Flights:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._empty = 0
-        self._all: dict[Flight, None] = {}  # in the order of coming, so that a run can be replayed
+        self._all: dict[Any, None] = {}  # in the order of coming, so that a run can be replayed
         self._timer: asyncio.TimerHandle | None = None
-        self.add = self._all.setdefault
+        self._noted: Callable[[Flight], object] = self._all.setdefault
+        self.add = self._noted
 
     def start(self) -> None:
         """Begin to sweep; needs a running loop."""
-        self.add = self._all.setdefault
+        self.add = self._noted
         self._timer = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
 
     def stop(self) -> None:
@@ -87,7 +88,7 @@ class Flights:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.add = self._all.setdefault
+        self.add = self._noted
 
     def remove(self, flight: Flight) -> None:
         """Forget an attempt that has ended."""
@@ -95,7 +96,7 @@ class Flights:
 
     def dismiss(self, node: str) -> None:
         """End the attempts that wait for a connection to *node*, and go elsewhere, or for its reset, and have ended."""
-        for flight in [flight for flight in list(self._all) if flight.node == node]:
+        for flight in [flight for flight in self._under_way() if flight.node == node]:
             if (flight.lease is None or flight.settling) and not flight.over:
                 flight.dismissed = True
                 self._end(flight)
@@ -116,8 +117,11 @@ class Flights:
             return
         self.start()
         now = self._clock()
-        for flight in [flight for flight in list(self._all) if flight.deadline <= now and not flight.over]:
+        for flight in [flight for flight in self._under_way() if flight.deadline <= now and not flight.over]:
             self._end(flight)
+
+    def _under_way(self) -> list[Flight]:
+        return list(self._all)
 
     def _end(self, flight: Flight) -> None:
         """End one, unless another thread has just finished it: its lease may be somebody else's by now."""

@@ -10,6 +10,7 @@ import threading
 from functools import wraps
 from inspect import isfunction
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from dbguard.core.router import Router
 from dbguard.core.state import GuardState
@@ -59,40 +60,53 @@ for _owner in (Router, GuardState):
 
 
 class SharedFlights(Flights):
-    """`Flights` of calls on any thread; swept on the guard's loop."""
+    """`Flights` of calls on any thread; swept on the guard's loop.
+
+    They are referred to weakly: a thread can be interrupted anywhere, and what it has not taken off would hold its lease.
+    """
 
     def __init__(self, clock: Callable[[], float], colour: Threads) -> None:
         super().__init__(clock)
         self._colour = colour
         self._resting = False
         self._lock = threading.RLock()  # what the collector ends under it may be an attempt, too
-        self.add = self._add
+        self.add = self._noted = self._add
 
     def start(self) -> None:
         """Begin to sweep; on the guard's loop."""
         super().start()
-        self.add, self._resting = self._add, False
+        self._resting = False
 
     def stop(self) -> None:
         """Stop; what is under way has no deadline any more."""
         super().stop()
-        self.add, self._resting = self._add, False
+        self._resting = False
 
     def remove(self, flight: Flight) -> None:
         """Forget an attempt that has ended, before its lease is given back: from then on the sweep leaves it alone."""
         with self._lock:
-            super().remove(flight)
+            self._all.pop(ref(flight), None)
 
     def _end(self, flight: Flight) -> None:
         with self._lock:
-            if flight in self._all:
+            if ref(flight) in self._all:
                 super()._end(flight)
 
     def _add(self, flight: Flight) -> None:
         # The sweep notes that it rests, and looks then whether there is anything; this way round one sees the other.
-        self._all[flight] = None
+        self._all[ref(flight)] = None
         if self._resting:
             self._colour.on_loop(self._wake)
+
+    def _under_way(self) -> list[Flight]:
+        found = []
+        for one in list(self._all):
+            flight = one()
+            if flight is None:
+                self._all.pop(one, None)
+            else:
+                found.append(flight)
+        return found
 
     def _rest(self) -> None:
         self._timer, self._resting = None, True

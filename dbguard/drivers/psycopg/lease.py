@@ -1,6 +1,10 @@
 """psycopg's leases, and what its pools do beside the calls: in tasks, or in short threads.
 
 A pool's books are changed under the colour's lock, which nothing holds while it waits.
+
+A thread can be interrupted between any two steps of Python's, by a Ctrl-C above all, and more than once, so that no
+``finally`` can promise that a lease is given back. So who holds a lease is not counted: the books only refer to it weakly,
+and a lease that nobody holds any more is found by that, and given up (`Place`).
 """
 
 from __future__ import annotations
@@ -8,9 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
 
 from dbguard.drivers import lease as drivers
-from dbguard.drivers.lease import RETURN_WITHIN, SETTLE_WITHIN, Lease, Tag
+from dbguard.drivers.lease import RETURN_WITHIN, SETTLE_WITHIN, Tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,13 +24,37 @@ if TYPE_CHECKING:
     from dbguard.drivers.base import Colour, Interruptible
     from dbguard.drivers.psycopg.line import Line
 
-__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Settling", "Tag"]
+__all__ = ["RETURN_WITHIN", "SETTLE_WITHIN", "Books", "Lease", "Place", "Settling", "Tag"]
 
 Settling = Coroutine[Any, Any, "Callable[[], object] | None"]
 """What is done to a lease that was given back, and returns what hands it on: to be called once nobody can end it any more."""
 
 LOOK = 0.1
 """Seconds between two looks at what runs in the background: by so much it may overstay its time."""
+
+
+class Place(ref["Lease"]):
+    """A place in a pool: the lease that takes it, for as long as anybody holds that. line: its connection's, once there is one."""
+
+    __slots__ = ("line",)
+
+    line: Line | None
+
+
+class Lease(drivers.Lease):
+    """A lease, and the place that it takes, which does not hold it. con, tag: None while it is dialled."""
+
+    __slots__ = ("__weakref__", "place")
+
+    def __init__(self, pool: Books, con: Line | None = None, loan: Any = None, tag: Any = None) -> None:
+        super().__init__(pool, con, loan, tag)
+        self.place = Place(self)
+        self.place.line = con
+
+    def begin(self, line: Line, tag: Tag) -> None:
+        """Take in that it was dialled."""
+        self.place.line = self.con = line
+        self.loan, self.tag = line.raw, tag
 
 
 class Books(drivers.Books):
@@ -38,7 +67,10 @@ class Books(drivers.Books):
         super().__init__(node, clock=clock, size=size)
         self._colour = colour
         self._lock = colour.lock
-        self._jobs = 0
+        self._taken: set[Place] = (
+            set()
+        )  # of all connections that there are or will be: out, free, being reset or dialled
+        self._jobs: WeakSet[Coroutine[Any, Any, None]] = WeakSet()
         self._workers: dict[Interruptible, None] = {}
         self._due: dict[Line, float] = {}
         self._looks = False
@@ -54,18 +86,34 @@ class Books(drivers.Books):
             if self._closing or not (self.fits(lease.tag) and self.node.is_here(lease.tag.instance)):
                 return False
             lease.ours = False
-            self.out[lease] = None
-            self.node.load.in_use += 1
+            self.out[lease.place] = None
+            self.node.load.in_use = len(self.out)
         return True
 
     def _returned(self, lease: Lease) -> None:
         """Note that a lease came back."""
         with self._lock:
-            self.out.pop(lease, None)
-            self.node.load.in_use -= 1
+            self.out.pop(lease.place, None)
+            self.node.load.in_use = len(self.out)
             if lease.drew:
                 lease.tag.drew = True
         self._tell()
+
+    def _leases_out(self) -> list[Lease]:
+        return [lease for place in list(self.out) if (lease := place()) is not None]
+
+    def _reap(self) -> None:
+        """Give up the places of leases that nobody holds any more. Interrupted, it goes on with the rest the next time."""
+        with self._lock:
+            for place in [place for place in self._taken if place() is None]:
+                self._lose(place)
+                self.out.pop(place, None)
+                self._taken.discard(place)
+            self.node.load.in_use = len(self.out)
+
+    def _lose(self, place: Place) -> None:
+        """End the connection of a place that nobody holds; also if that was done before."""
+        raise NotImplementedError
 
     def end_in_use(self) -> int:
         """Terminate every lease in use."""
@@ -82,7 +130,7 @@ class Books(drivers.Books):
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Let *work* run beside the caller. Raises `RuntimeError` where the system has no thread for it."""
         with self._lock:
-            self._jobs += 1
+            self._jobs.add(work)
         job = self._job(work)
         try:
             self._colour.spawn(job, f"dbguard {name} {self.node.name}")
@@ -90,7 +138,7 @@ class Books(drivers.Books):
             job.close()
             work.close()
             with self._lock:
-                self._jobs -= 1
+                self._jobs.discard(work)
             raise
 
     async def _job(self, work: Coroutine[Any, Any, None]) -> None:
@@ -102,7 +150,7 @@ class Books(drivers.Books):
         finally:
             del self._workers[me]
             with self._lock:
-                self._jobs -= 1
+                self._jobs.discard(work)
             self._tell()
 
     async def _in_time(self, line: Line, work: Settling) -> None:
@@ -174,6 +222,7 @@ class Books(drivers.Books):
 
     async def _drained(self, timeout: float) -> None:
         """Wait until no lease is out, or it shall be done at once, for *timeout* seconds at most."""
+        self._reap()
         await self._until(lambda: not self.out, timeout)
 
     async def _end_jobs(self, timeout: float) -> None:

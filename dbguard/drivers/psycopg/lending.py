@@ -59,37 +59,43 @@ class Lending(Books):
     async def _wait(self) -> Lease:
         """Wait for a lease to be given back or brought; raises what kept that from being done."""
         while True:
-            waiter = None
-            with self._lock:
-                if self._closing:
-                    raise _closed()
-                if not self._free:
-                    waiter = self._colour.waiter()
-                    self._waiters.append(waiter)
-            lease = self._take_free() if waiter is None else await self._at(waiter)
-            if lease is not None:
+            waiter = self._colour.waiter()
+            try:
+                lease = await self._lined_up(waiter)
+            except BaseException:
+                lost = waiter.taken()
+                if lost is not None:
+                    self._pass(lost)
+                with self._lock, contextlib.suppress(ValueError):  # who brings something takes it off the list
+                    self._waiters.remove(waiter)
+                raise
+            if lease is None:
+                lease = self._take_free()
+                if lease is not None:
+                    return lease
+            elif not lease.con.is_closed() and self._lend(lease):
                 return lease
+            else:
+                self._discard(lease)
 
-    async def _at(self, waiter: Waiter) -> Lease | None:
+    async def _lined_up(self, waiter: Waiter) -> Lease | None:
+        """Wait behind the others; None: there is no need to, something is at hand."""
+        with self._lock:
+            if self._closing:
+                raise _closed()
+            if self._free:
+                return None
+            self._waiters.append(waiter)
         self._wake()
-        try:
-            lease: Lease = await waiter.wait()
-        except BaseException:
-            lost = waiter.taken()
-            if lost is not None:
-                self._pass(lost)
-            with self._lock, contextlib.suppress(ValueError):  # who brings something takes it off the list
-                self._waiters.remove(waiter)
-            raise
-        if not lease.con.is_closed() and self._lend(lease):
-            return lease
-        self._discard(lease)
-        return None
+        lease: Lease = await waiter.wait()
+        return lease
 
     def _hand(self, lease: Lease) -> bool:
         """Hand a clean lease to who waits longest; say whether anybody waits. Under the lock."""
         while self._waiters:
-            if self._waiters.popleft().give(lease):
+            given = self._waiters[0].give(lease)
+            self._waiters.popleft()  # not before: nobody would give anything to who was taken off the list and got nothing
+            if given:
                 return True
         return False
 

@@ -190,6 +190,11 @@ class Line:
         self.raw.pgconn.finish()
 
     @property
+    def left(self) -> bool:
+        """Whether it was given up."""
+        return self._left
+
+    @property
     def ended(self) -> bool:
         """Whether it was cut, so that it cannot be used by anybody any more."""
         return self._ended

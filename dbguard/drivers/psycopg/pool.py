@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dbguard.core.statement import Touch
 from dbguard.drivers.pacing import Pacing
 from dbguard.drivers.psycopg.birth import Birth, is_full
-from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Settling, Tag
+from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Place, Settling, Tag
 from dbguard.drivers.psycopg.lending import Lending
 from dbguard.drivers.psycopg.upkeep import called, cleaned, in_autocommit
 
@@ -86,8 +86,7 @@ class OwnPool(Lending):
             configure=configure,
             asks=lambda line: self._bound(line, ask_within),
         )
-        self._taken = 0  # connections that there are or will be: out, free, being reset or dialled
-        self._dialling = 0
+        self._dialling: set[Place] = set()
         self._least = 0  # how many to dial though nobody waits
         self._refill_at = math.inf
         self._paused = False
@@ -100,7 +99,7 @@ class OwnPool(Lending):
     @property
     def full(self) -> bool:
         """Whether every connection there may be now is out: who waits, waits for another caller."""
-        return (self._taken >= self._size or self._pacing.pauses) and not self._free
+        return (len(self._taken) >= self._size or self._pacing.pauses) and not self._free
 
     async def open(self) -> None:
         """Nothing is dialled before it is needed."""
@@ -137,29 +136,31 @@ class OwnPool(Lending):
         """Dial for those who wait as far as that is due; send them away where nothing will come."""
         refused: list[Waiter] = []
         pause = 0.0
+        dials: list[Lease] = []
         with self._lock:
+            self._reap()
             waiting = len(self._waiters)
-            dials = 0
             while (
                 not self._closing
-                and (self._dialling < waiting or self._taken < self._least)
-                and self._taken < self._size
-                and self._pacing.admits(self._dialling)
+                and (len(self._dialling) < waiting or len(self._taken) < self._least)
+                and len(self._taken) < self._size
+                and self._pacing.admits(len(self._dialling))
             ):
-                dials += 1
-                self._dialling += 1
-                self._taken += 1
+                lease = Lease(self)
+                dials.append(lease)
+                self._taken.add(lease.place)  # first: what is not there, nobody looks for
+                self._dialling.add(lease.place)
             if waiting and not self._taken:
                 refused.extend(self._waiters)
                 self._waiters.clear()
             elif waiting and not self._paused and self._pacing.pauses:
                 self._paused = True
                 pause = self._pacing.left
-        for _ in range(dials):
+        for lease in dials:
             try:
-                self._beside(self._bring(), "dial")
+                self._beside(self._bring(lease), "dial")
             except RuntimeError as error:
-                self._not_brought(error)
+                self._not_brought(lease, error)
         for waiter in refused:
             waiter.fail(self._pacing.refusal())
         if pause:
@@ -169,34 +170,34 @@ class OwnPool(Lending):
         self._paused = False
         self._wake()
 
-    async def _bring(self) -> None:
-        """Dial one connection, and hand it to who waits longest; or say why there is none."""
+    async def _bring(self, lease: Lease) -> None:
+        """Dial a lease's connection, and hand it to who waits longest; or say why there is none."""
         tag = Tag(self.node.epoch, self.clock())
         tag.listens = True
         try:
             line = await self._birth.bring(tag)
         except BaseException as error:
-            self._not_brought(error)
+            self._not_brought(lease, error)
             if not isinstance(error, Exception):
                 raise
             return
         self._unbound(line)
-        lease = Lease(self, line, line.raw, tag)
+        lease.begin(line, tag)
         lease.used_at = self.clock()
         with self._lock:
-            self._dialling -= 1
-            if self._taken - self._dialling >= self._least:
+            self._dialling.discard(lease.place)
+            if len(self._taken) - len(self._dialling) >= self._least:
                 self._least = 0
             if math.isfinite(self._refill_at):
                 self._refill_at = lease.used_at
         self._pass(lease)
         self._wake()
 
-    def _not_brought(self, error: BaseException) -> None:
+    def _not_brought(self, lease: Lease, error: BaseException) -> None:
         """Give up the place of a connection that could not be dialled."""
         with self._lock:
-            self._dialling -= 1
-            self._taken -= 1
+            self._dialling.discard(lease.place)
+            self._taken.discard(lease.place)
             self._least = 0
         self._fail(error)
 
@@ -278,9 +279,14 @@ class OwnPool(Lending):
         """Close a connection; another may take its place."""
         lease.con.close()
         with self._lock:
-            self._taken -= 1
+            self._taken.discard(lease.place)
         self._wake()
         self._tell()
+
+    def _lose(self, place: Place) -> None:
+        self._dialling.discard(place)
+        if place.line is not None:
+            place.line.close()
 
     # ------------------------------------------------------------------ by the guard
 
@@ -313,9 +319,9 @@ class OwnPool(Lending):
 
         with self._lock:
             self._sift(stays)
-            if self._taken < self._keep and now >= self._refill_at and self.node.serves(now) and not self._closing:
+            if len(self._taken) < self._keep and now >= self._refill_at and self.node.serves(now) and not self._closing:
                 self._refill_at = now + REFILL_AGAIN
-                self._least = max(self._least, self._taken + 1)
+                self._least = max(self._least, len(self._taken) + 1)
         self._wake()
 
     def stay_warm(self) -> None:
@@ -326,7 +332,7 @@ class OwnPool(Lending):
         """Dial until *count* connections are at hand, so that the first calls need not; the first that fails ends it."""
         count = min(count, self._size)
         with self._lock:
-            if self._taken - self._dialling < count and not self._closing:
+            if len(self._taken) - len(self._dialling) < count and not self._closing:
                 self._least = count
         self._wake()
         await self._until(lambda: not self._least, timeout)
@@ -359,5 +365,5 @@ class OwnPool(Lending):
 
     def _close_out(self) -> None:
         """Close what is out, as soon as nothing runs on it: its user may never give it back."""
-        for lease in list(self.out):
+        for lease in self._leases_out():
             lease.con.close()

@@ -26,7 +26,7 @@ from dbguard.drivers.identity import identify
 from dbguard.drivers.named import PoolExhausted
 from dbguard.drivers.probe import ask, sighting
 from dbguard.drivers.psycopg.failures import PoolClosed
-from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Settling, Tag
+from dbguard.drivers.psycopg.lease import SETTLE_WITHIN, Lease, Place, Settling, Tag
 from dbguard.drivers.psycopg.lending import Lending
 from dbguard.drivers.psycopg.upkeep import cleaned, in_autocommit
 
@@ -125,6 +125,7 @@ class WrappedPool(Lending):
         """Let as many checkouts be made as there are callers who wait."""
         asked: list[object] = []
         with self._lock:
+            self._reap()
             now = self.clock()
             missing = 0 if self._closing else len(self._waiters) - self._under_way(now)
             for _ in range(missing):
@@ -229,6 +230,8 @@ class WrappedPool(Lending):
                     await self._ask(raw, line, tag)
                 if self.fits(tag) and self.node.is_here(tag.instance):
                     lease = Lease(self, line, (raw, own), tag)
+                    with self._lock:
+                        self._taken.add(lease.place)
         except BaseException:
             await self._put_back(line, raw, fit=False)
             raise
@@ -352,6 +355,11 @@ class WrappedPool(Lending):
         """End a connection, and give it back to its pool to be replaced."""
         self._beside(self._put_back(lease.con, lease.loan[0], fit=False), "return")
 
+    def _lose(self, place: Place) -> None:
+        line = place.line
+        if line is not None and not line.left:
+            self._beside(self._put_back(line, line.raw, fit=False), "return")
+
     def _give_back(self, lease: Lease) -> None:
         self._beside(self._in_time(lease.con, self._returned_to_pool(lease)), "return")
 
@@ -438,5 +446,5 @@ class WrappedPool(Lending):
 
     def _give_up(self) -> None:
         """Give back what is out, as soon as nothing runs on it: its user may never do so."""
-        for lease in list(self.out):
+        for lease in self._leases_out():
             self._discard(lease)
