@@ -10,6 +10,7 @@ What is bound to the loop, whichever thread asks for it, goes through `Colour.on
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures
 import threading
@@ -222,9 +223,10 @@ class Threads:
         """See `Colour.waiter`."""
         return _ThreadWaiter(self._present.worker or self.task())
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:  # noqa: ARG002  nobody could be told it
         """See `Colour.spawn`."""
-        threading.Thread(target=now, args=(work,), name=name, daemon=True).start()
+        # By one step of Python's: a `threading.Thread` whose starter is interrupted may never run, and is never let go of.
+        _thread.start_new_thread(now, (work,))
 
     def on_loop(self, act: Callable[..., object], *args: Any) -> None:
         """See `Colour.on_loop`."""

@@ -41,7 +41,7 @@ def test_an_attempt_that_the_collector_ends_as_another_one_is_ended_waits_for_no
         flights.add(late)
         Dropped(flights)
         await until(lambda: late.over)
-        assert list(flights._all) == [late]
+        assert flights._under_way() == [late]
         flights.stop()
 
     failed: list[Any] = []
