@@ -68,7 +68,7 @@ async def test_a_call_ends_by_the_ambient_deadline_and_says_so(cluster: Cluster)
             began = time.monotonic()
             with dbguard.deadline(0.4), pytest.raises(TimeoutError, match=r"deadline\(\)"):
                 await guard.fetchval("SELECT 1", timeout=20)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 10
         finally:
             await asyncio.to_thread(cluster.thaw, cluster.primary)
 

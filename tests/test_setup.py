@@ -388,7 +388,7 @@ def test_interruption_ends_the_command_and_waits_until_it_has_cleaned_up(do: Any
 def in_a_process(do_what: str) -> subprocess.CompletedProcess[str]:
     """Run some lines in a process of its own, with the script at hand as `do`."""
     lines = f"import os, signal, sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport do\n{do_what}"
-    return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_exit_code_is_that_of_the_command() -> None:

@@ -117,9 +117,9 @@ async def test_a_commands_timeout_sends_none_to_a_server_at_work_either(
 
     async def call() -> None:
         if how == "call":
-            await guard.fetchval("SELECT pg_sleep(5)")
+            await guard.fetchval("SELECT pg_sleep(60)")
         async with guard.acquire() as con:
-            await con.fetchval("SELECT pg_sleep(5)")
+            await con.fetchval("SELECT pg_sleep(60)")
 
     with pytest.raises(TimeoutError):
         await call()
@@ -160,7 +160,7 @@ async def test_a_call_out_of_time_ends_in_time_without_a_cancel_request(
 
     assert isinstance(raised.value, dbguard.OutcomeUnknown) == (scenario in WRITES)
     assert isinstance(raised.value, asyncpg.PostgresConnectionError)
-    assert took < 3.0  # well below the 20 s that an unwatched call would take
+    assert took < 10.0  # well below the 20 s that an unwatched call would take
     await guard.ready()
     assert await guard.fetchval("SELECT 1") == 1
     assert [node.in_use for node in guard.status().nodes] == [0]
@@ -171,12 +171,14 @@ async def test_a_call_out_of_time_ends_in_time_without_a_cancel_request(
 async def test_a_commit_out_of_time_is_unknown_and_not_cancelled(
     by: str, guard: dbguard.Guard, wire: Wire, table: str, single: Cluster
 ) -> None:
-    limited = guard.using(timeout=0.3) if by == "the guard" else guard
+    limited = guard.using(timeout=2.0) if by == "the guard" else guard  # all but the COMMIT is to be done by then
 
     async def call() -> None:
-        async with asyncio.timeout(0.3 if by == "the application" else None), limited.transaction() as con:
+        async with asyncio.timeout(None) as limit, limited.transaction() as con:
             await con.execute(f"INSERT INTO {table} VALUES (3, 'three')")
             wire.mute()
+            if by == "the application":
+                limit.reschedule(asyncio.get_running_loop().time() + 0.3)
 
     with pytest.raises(TimeoutError) as raised:
         await call()
@@ -224,14 +226,14 @@ async def test_a_block_out_of_time_ends_at_once_and_nothing_of_it_is_committed(
     wire.unmute()
 
     assert not isinstance(raised.value, dbguard.OutcomeUnknown)
-    assert took < 3.0
+    assert took < 10.0
     await guard.ready()
     assert await guard.fetchval(f"SELECT count(*) FROM {table} WHERE id = 3") == 0
     assert wire.cancels == 0
 
 
 async def test_a_limit_of_the_drivers_own_sends_no_cancel_request(wire: Wire, open_guard: Any, table: str) -> None:
-    guard = await open_guard(wire.port, min_size=1, max_size=2, command_timeout=0.3)
+    guard = await open_guard(wire.port, min_size=1, max_size=2, command_timeout=1.5)
     await guard.execute(f"UPDATE {table} SET name = 'x'")
 
     wire.mute()
@@ -256,10 +258,10 @@ async def test_executemany_that_waits_for_the_server_to_read_ends_at_once(
     call = asyncio.ensure_future(guard.executemany(query, rows, timeout=0.3 if how == "out of time" else 30))
     if how == "cancelled":
         loop.call_later(0.3, call.cancel)
-    await asyncio.wait([call], timeout=5)
+    await asyncio.wait([call], timeout=20)
     took = loop.time() - began
     wire.unstall()
 
-    assert took < 3.0
+    assert took < 10.0
     assert call.cancelled() if how == "cancelled" else isinstance(call.exception(), dbguard.OutcomeUnknown)
     assert wire.cancels == 0

@@ -49,7 +49,7 @@ async def con(single: Cluster) -> AsyncIterator[Any]:
 
 async def texts_of(con: Any) -> Texts:
     texts = Texts()
-    catalogue = await read_catalogue(con, timeout=5)
+    catalogue = await read_catalogue(con, timeout=30)
     assert catalogue is not None
     texts.trust(catalogue, texts.version)
     return texts
@@ -250,7 +250,7 @@ async def test_nothing_is_left_out_before_the_catalogue_was_read_and_after_ddl(s
 async def test_a_reading_that_ddl_has_overtaken_is_not_trusted(con: Any) -> None:
     texts = Texts()
     version = texts.version
-    catalogue = await read_catalogue(con, timeout=5)
+    catalogue = await read_catalogue(con, timeout=30)
     assert catalogue is not None
 
     texts.changed()

@@ -45,21 +45,21 @@ async def control(request: pytest.FixtureRequest, calm_cluster: Cluster) -> Asyn
 
 
 async def test_a_backend_is_ended_on_its_own_server_alone(control: Control, calm_cluster: Cluster) -> None:
-    here = (await control.dial(5.0)).instance
+    here = (await control.dial(30.0)).instance
     elsewhere = replace(here, started=f"{here.started}1")
     given_up = await asyncpg.connect(calm_cluster.dsn("a"))
     pid, started = await given_up.fetchrow(BACKEND)
 
-    assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=5.0) is None
+    assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=30.0) is None
     assert await given_up.fetchval("SELECT 1") == 1
-    assert await control.end_backend(pid, started, instance=here, doomed=False, timeout=5.0) is False
+    assert await control.end_backend(pid, started, instance=here, doomed=False, timeout=30.0) is False
     assert await given_up.fetchval("SELECT 1") == 1
 
-    assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=5.0) is False
+    assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=30.0) is False
     calm_cluster.wait_for("a", f"SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})")
 
-    assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=5.0) is None
-    assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=5.0) is True
+    assert await control.end_backend(pid, started, instance=elsewhere, doomed=True, timeout=30.0) is None
+    assert await control.end_backend(pid, started, instance=here, doomed=True, timeout=30.0) is True
     given_up.terminate()
 
 
@@ -92,11 +92,11 @@ async def test_a_question_under_way_is_answered_though_another_connection_takes_
         return dialled[-1]
 
     control = OwnControl("a", dial, clock=time.monotonic)
-    here = (await control.dial(5.0)).instance
-    asking = asyncio.create_task(control.end_backend(1, None, instance=here, doomed=False, timeout=5.0))
+    here = (await control.dial(30.0)).instance
+    asking = asyncio.create_task(control.end_backend(1, None, instance=here, doomed=False, timeout=30.0))
     await dialled[0].asked.wait()
 
-    await control.dial(5.0)
+    await control.dial(30.0)
 
     if end == "lost":
         dialled[0].terminate()
@@ -108,7 +108,7 @@ async def test_a_question_under_way_is_answered_though_another_connection_takes_
         assert await asking is True
     assert dialled[0].is_closed()
     assert control.alive
-    assert (await control.ask(5.0)).instance == here
+    assert (await control.ask(30.0)).instance == here
     control.drop()
 
 
@@ -125,4 +125,4 @@ async def test_a_borrowed_connection_that_is_lost_while_it_is_asked_is_told_as_w
     ):
         wire.arm(b"pg_stat_wal_receiver", Break.REQUEST_CUT)
         with pytest.raises((asyncpg.ConnectionDoesNotExistError, ConnectionResetError)):
-            await BorrowedControl("a", pool, clock=time.monotonic).ask(5.0)
+            await BorrowedControl("a", pool, clock=time.monotonic).ask(30.0)

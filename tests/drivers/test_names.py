@@ -44,7 +44,7 @@ async def test_the_last_good_address_serves_where_the_name_cannot_be_looked_up(
             name_server.fails = True
 
         await guard.expire_connections()
-        assert await guard.fetchval("SELECT pg_backend_pid()", timeout=10) != before
+        assert await guard.fetchval("SELECT pg_backend_pid()", timeout=30) != before
 
         assert name_server.asked > 0
         name_server.answers.set()
@@ -60,9 +60,9 @@ async def test_a_name_server_that_hangs_takes_one_thread_per_name_and_none_of_th
     with pytest.raises(dbguard.NoPrimary):
         await guard.open()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # the name is never told
     # More of the application's own work than the loop's executor has threads for, had each dial kept one.
-    assert await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(int, n) for n in range(50))), 5)
+    assert await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(int, n) for n in range(50))), 60)
     assert name_server.asked <= 2  # the pool's and the monitor's dials share one question
 
 
@@ -72,7 +72,7 @@ async def test_a_call_that_waits_for_a_name_ends_by_its_deadline(single: Cluster
         await guard.expire_connections()
         began = time.monotonic()
 
-        with dbguard.deadline(5):
+        with dbguard.deadline(30):
             assert await guard.fetchval("SELECT 1") == 1
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         name_server.answers.set()

@@ -67,7 +67,7 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
             hold=size if hold is None else hold,
             dial=dialer.dial,
             check=check,
-            ask_within=5.0,
+            ask_within=30.0,
             rng=random.Random(1),
             init=given.get("init"),
             setup=given.get("setup"),
@@ -85,7 +85,7 @@ async def make(single: Cluster, clock: Clock) -> AsyncIterator[Callable[..., Awa
 async def is_whole(pool: OwnPool, size: int) -> None:
     """Nothing is out, and every place can be taken at once: no more of them, and no fewer."""
     assert pool.node.load.in_use == len(pool.out) == 0
-    leases = [await asyncio.wait_for(pool.take(), 5) for _ in range(size)]
+    leases = [await asyncio.wait_for(pool.take(), 60) for _ in range(size)]
     assert len({lease.con for lease in leases}) == size
     assert pool.full
     assert pool.node.load.in_use == pool.pool.get_size() == size
@@ -150,7 +150,7 @@ async def test_a_cancelled_waiter_passes_its_turn_on(when: str, make: Any) -> No
         pool.give(lease, Touch.NOTHING)  # it is the first one's now, who has not run yet
         first.cancel()
 
-    assert await asyncio.wait_for(second, 5) is lease
+    assert await asyncio.wait_for(second, 60) is lease
     assert first.cancelled()
     pool.give(lease, Touch.NOTHING)
     await is_whole(pool, 1)
@@ -166,7 +166,7 @@ async def test_a_cancelled_waiter_passes_on_the_right_to_dial(make: Any) -> None
     pool.give(lease, Touch.LOST)
     first.cancel()
 
-    new = await asyncio.wait_for(second, 5)
+    new = await asyncio.wait_for(second, 60)
     assert new.con is not lease.con
     pool.give(new, Touch.NOTHING)
     await is_whole(pool, 1)
@@ -176,7 +176,7 @@ async def test_a_cancelled_waiter_passes_on_the_right_to_dial(make: Any) -> None
 
 
 async def backend(pool: OwnPool) -> tuple[Any, int]:
-    lease = await asyncio.wait_for(pool.take(), 5)
+    lease = await asyncio.wait_for(pool.take(), 60)
     return lease, await lease.con.fetchval("SELECT pg_backend_pid()")
 
 
@@ -658,7 +658,7 @@ async def test_no_lease_is_lost_whatever_happens(seed: int, hold: int, make: Any
         await asyncio.sleep(0)
         if chance.random() < 0.3:
             await asyncio.sleep(0.001)
-    await asyncio.wait_for(asyncio.wait(clients), 20)
+    await asyncio.wait_for(asyncio.wait(clients), 60)
     for task in clients:
         assert task.cancelled() or task.exception() is None
 

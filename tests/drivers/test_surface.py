@@ -111,7 +111,7 @@ async def first_note(call: Callable[[Callable[..., None]], Awaitable[None]]) -> 
             heard.set_result(said[1:])
 
     await call(listener)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await heard
 
 
@@ -129,35 +129,35 @@ class Names:
     @staticmethod
     async def execute(db: Any, t: str) -> Any:
         return [
-            await db.execute(f"INSERT INTO {t} VALUES ($1, $2)", 3, "three", timeout=5),
+            await db.execute(f"INSERT INTO {t} VALUES ($1, $2)", 3, "three", timeout=30),
             await db.execute(f"UPDATE {t} SET name = 'x'; DELETE FROM {t} WHERE id = 3"),
         ]
 
     @staticmethod
     async def executemany(db: Any, t: str) -> Any:
-        await db.executemany(f"INSERT INTO {t} VALUES ($1, $2)", iter([(n, str(n)) for n in range(3, 30)]), timeout=5)
+        await db.executemany(f"INSERT INTO {t} VALUES ($1, $2)", iter([(n, str(n)) for n in range(3, 30)]), timeout=30)
         return await db.fetchval(f"SELECT count(*) FROM {t}")
 
     @staticmethod
     async def fetch(db: Any, t: str) -> Any:
-        rows = await db.fetch(f"SELECT * FROM {t} WHERE id > $1 ORDER BY id", 0, timeout=5, record_class=MyRecord)
+        rows = await db.fetch(f"SELECT * FROM {t} WHERE id > $1 ORDER BY id", 0, timeout=30, record_class=MyRecord)
         return [type(row) for row in rows], plain(rows), await db.fetch(f"SELECT * FROM {t} WHERE false")
 
     @staticmethod
     async def fetchmany(db: Any, t: str) -> Any:
         query = f"INSERT INTO {t} VALUES ($1, $2) RETURNING id, name"
-        rows = await db.fetchmany(query, [(3, "three"), (4, "four")], timeout=5, record_class=MyRecord)
+        rows = await db.fetchmany(query, [(3, "three"), (4, "four")], timeout=30, record_class=MyRecord)
         return [type(row) for row in rows], plain(rows)
 
     @staticmethod
     async def fetchrow(db: Any, t: str) -> Any:
-        row = await db.fetchrow(f"SELECT * FROM {t} ORDER BY id", timeout=5, record_class=MyRecord)
+        row = await db.fetchrow(f"SELECT * FROM {t} ORDER BY id", timeout=30, record_class=MyRecord)
         return type(row), tuple(row), row["name"], await db.fetchrow(f"SELECT * FROM {t} WHERE false")
 
     @staticmethod
     async def fetchval(db: Any, t: str) -> Any:
         query = f"SELECT id, name FROM {t} WHERE id = $1"
-        return [await db.fetchval(query, 2, column=n, timeout=5) for n in (0, 1, "name")]
+        return [await db.fetchval(query, 2, column=n, timeout=30) for n in (0, 1, "name")]
 
     @staticmethod
     async def copy_from_query(db: Any, t: str) -> Any:
@@ -201,7 +201,7 @@ class Names:
 
         said = [
             await db.copy_records_to_table(t, records=iter([(3, "three"), (4, "four")]), columns=("id", "name")),
-            await db.copy_records_to_table(t, records=more(), schema_name="public", where="id = 5", timeout=5),
+            await db.copy_records_to_table(t, records=more(), schema_name="public", where="id = 5", timeout=30),
         ]
         return said, plain(await db.fetch(f"SELECT * FROM {t} ORDER BY id"))
 
@@ -209,7 +209,7 @@ class Names:
 class PoolNames(Names):
     @staticmethod
     async def acquire(pool: Any, t: str) -> Any:
-        con = await pool.acquire(timeout=5)
+        con = await pool.acquire(timeout=30)
         await pool.release(con)
         async with pool.acquire() as con:
             return await con.fetchval(f"SELECT count(*) FROM {t}")
@@ -217,7 +217,7 @@ class PoolNames(Names):
     @staticmethod
     async def release(pool: Any, t: str) -> Any:
         con = await pool.acquire()
-        await pool.release(con, timeout=5)
+        await pool.release(con, timeout=30)
         with pytest.raises(asyncpg.InterfaceError) as refused:
             await con.fetchval("SELECT 1")
         await pool.release(con)  # a second time does nothing
@@ -369,7 +369,7 @@ class ConnectionNames(Names):
 
     @staticmethod
     async def close(con: Any, t: str) -> Any:
-        await con.close(timeout=5)
+        await con.close(timeout=30)
         return await is_refused(con)
 
     @staticmethod
@@ -385,7 +385,7 @@ class ConnectionNames(Names):
     async def cursor(con: Any, t: str) -> Any:
         query = "SELECT generate_series(1, $1) AS n"
         async with con.transaction():
-            rows = [row async for row in con.cursor(query, 120, prefetch=50, timeout=5, record_class=MyRecord)]
+            rows = [row async for row in con.cursor(query, 120, prefetch=50, timeout=30, record_class=MyRecord)]
             exact = [row["n"] async for row in con.cursor(query, 100)]
             none = [row async for row in con.cursor(f"SELECT * FROM {t} WHERE false")]
             cursor = await con.cursor(query, 10)
@@ -406,7 +406,7 @@ class ConnectionNames(Names):
 
     @staticmethod
     async def prepare(con: Any, t: str) -> Any:
-        put = await con.prepare(f"INSERT INTO {t} VALUES ($1, $2) RETURNING id", name="put", timeout=5)
+        put = await con.prepare(f"INSERT INTO {t} VALUES ($1, $2) RETURNING id", name="put", timeout=30)
         get = await con.prepare(f"SELECT * FROM {t} WHERE id > $1 ORDER BY id", record_class=MyRecord)
         said = [
             put.get_name(),
@@ -418,7 +418,7 @@ class ConnectionNames(Names):
             await put.executemany([(6, "six")]),
             [parameter.name for parameter in put.get_parameters()],
             [column.name for column in get.get_attributes()],
-            plain(await get.fetch(0, timeout=5)),
+            plain(await get.fetch(0, timeout=30)),
             type(await get.fetchrow(0)),
             await get.fetchval(1, column=1),
             sorted(*await get.explain(0)),
@@ -479,7 +479,7 @@ class ConnectionNames(Names):
     @staticmethod
     async def reset(con: Any, t: str) -> Any:
         await con.execute("SET statement_timeout = '77s'")
-        await con.reset(timeout=5)
+        await con.reset(timeout=30)
         return await con.fetchval("SHOW statement_timeout")
 
     @staticmethod
