@@ -503,10 +503,15 @@ SIZES = {"min_size": 1, "max_size": 4}
 
 @pytest.fixture(params=["own", "wrapped"])
 async def ours(request: pytest.FixtureRequest, single: Cluster, open_guard: Any) -> AsyncIterator[dbguard.Guard]:
+    """A guard that does nothing of its own meanwhile: a probe takes one of a wrapped pool's connections, too."""
+    slow = {"probe": {"interval": "1h"}}
     if request.param == "own":
-        yield await open_guard(single.primary.port, **SIZES)
+        guard = await open_guard(single.primary.port, config=slow, **SIZES)
+        await until(lambda: guard.get_idle_size() == guard.get_size())
+        yield guard
         return
-    async with asyncpg.create_pool(single.dsn(), **SIZES) as pool, dbguard.Guard.wrap(pool) as guard:
+    async with asyncpg.create_pool(single.dsn(), **SIZES) as pool, dbguard.Guard.wrap(pool, config=slow) as guard:
+        await until(lambda: guard.get_idle_size() == guard.get_size())
         yield guard
 
 
