@@ -40,7 +40,7 @@ def run(example: str, dsn: str, *arguments: str) -> list[str]:
         env={**os.environ, "DATABASE_URL": dsn},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -129,7 +129,7 @@ async def test_transfer_that_loses_a_row_to_another_is_repeated_whole(dsn: str) 
         async with other.transaction():
             await other.execute("UPDATE account SET balance = balance - 50 WHERE name = 'anna'")
             moving = asyncio.create_task(example.transfer(guard, "anna", "ben", 10))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not await other.fetchval("SELECT count(*), pg_sleep(0.01) FROM pg_locks WHERE NOT granted"):
                     pass  # the transfer does not wait for the row yet
 

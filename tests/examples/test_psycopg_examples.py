@@ -40,7 +40,7 @@ def test_wrapped_pool_follows_the_primary_and_stays_open(calm_cluster: Cluster) 
     try:
         for visits in ("1", "2"):
             program = started("wrap_psycopg_pool.py", dsn)
-            out, errors = program.communicate(timeout=60)
+            out, errors = program.communicate(timeout=180)
             assert (program.returncode, errors) == (0, "")
             assert out.splitlines() == [f"visits: {visits}", "on primary as postgres", "pool still open: True"]
     finally:
@@ -59,7 +59,7 @@ class Web:
         data = None if body is None else body.encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=90) as answer:
                 return answer.status, json.load(answer), None
         except urllib.error.HTTPError as error:
             with error:
@@ -67,7 +67,7 @@ class Web:
 
     def end(self) -> tuple[int, str, str]:
         self.program.send_signal(signal.SIGTERM)
-        out, errors = self.program.communicate(timeout=60)
+        out, errors = self.program.communicate(timeout=180)
         return self.program.returncode, out, errors
 
 
@@ -109,7 +109,7 @@ def test_threads_share_one_guard_through_a_failover_and_it_ends_gracefully(clust
         cluster.wait_for("b", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
         web.program.send_signal(signal.SIGTERM)
         other.commit()
-        assert waits.result(30) == (200, {"id": 7, "price": 7}, None)
+        assert waits.result(90) == (200, {"id": 7, "price": 7}, None)
     assert web.end() == (0, "closed\n", "")
 
 

@@ -250,7 +250,7 @@ def parent_ends(dsn: str) -> Any:
             async def is_gone() -> bool:
                 return not (await con.fetch(SESSIONS) or await con.fetch("SELECT FROM pg_locks WHERE objid = 4711"))
 
-            await until(is_gone, 20)
+            await until(is_gone)
             await con.close()
             return [len(watched.before[0])]
 
@@ -263,7 +263,7 @@ def connector(dsn: str) -> Any:
     """A pool of the application's, connected by the guard."""
     loop = asyncio.new_event_loop()
     do = loop.run_until_complete
-    guard = do(dbguard.Guard(dsn).open())
+    guard = do(dbguard.Guard({"dsn": dsn, **PATIENT}).open())
     connect = guard.connector("primary")
     pool = do(asyncpg.create_pool(connect=connect, min_size=1, max_size=1, loop=loop, **PARENT))
     pid = do(pool.fetchval("SELECT pg_backend_pid()"))
@@ -294,7 +294,7 @@ def engines(dsn: str) -> Any:
     """An engine of SQLAlchemy over a guard: its pool is inherited, and is of use again once the guard is opened."""
     loop = asyncio.new_event_loop()
     do = loop.run_until_complete
-    guard = do(dbguard.Guard(dsn).open())
+    guard = do(dbguard.Guard({"dsn": dsn, **PATIENT}).open())
     engine = create_async_engine(guard)
 
     async def ask() -> Any:
@@ -324,7 +324,7 @@ def wrapped(dsn: str) -> Any:
     loop = asyncio.new_event_loop()
     do = loop.run_until_complete
     pool = do(asyncpg.create_pool(dsn, min_size=2, max_size=2, loop=loop, **PARENT))
-    guard = do(dbguard.Guard.wrap(pool, hold=1).open())
+    guard = do(dbguard.Guard.wrap(pool, hold=1, config=PATIENT).open())
     pid = do(guard.fetchval("SELECT pg_backend_pid()"))
 
     def work() -> Any:
@@ -432,7 +432,7 @@ def psycopg_tasks(dsn: str) -> Any:
 def wrapped_threads(dsn: str) -> Any:
     """A `psycopg_pool.ConnectionPool` that the application has opened, with connections held by the guard."""
     pool = psycopg_pool.ConnectionPool(dsn, min_size=2, max_size=2, open=True)
-    guard = dbguard.SyncGuard.wrap(pool, hold=1).open()
+    guard = dbguard.SyncGuard.wrap(pool, hold=1, config=PATIENT).open()
     pid = guard.fetchone("SELECT pg_backend_pid()")
 
     def work() -> Any:

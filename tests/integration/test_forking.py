@@ -35,7 +35,7 @@ def run(calm_cluster: Cluster) -> Callable[[str], Awaitable[Any]]:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(180):
                 out, errors = await program.communicate()
         finally:
             if program.returncode is None:

@@ -101,7 +101,7 @@ async def test_planning_runs_what_lies_about_its_volatility_and_no_replica_or_se
         await guard.execute(f"EXPLAIN SELECT {name}()")
 
     assert guard.route(f"EXPLAIN SELECT {name}()").role == "replica"
-    async with asyncio.timeout(20):  # sessions are reset after the calls, in the background
+    async with asyncio.timeout(60):  # sessions are reset after the calls, in the background
         while {tuple(await guard.fetchrow(left)) for _ in range(16)} != {("", 0)}:
             pass
     assert not [event for event in events if isinstance(event, ClassifierMissed)]
@@ -231,8 +231,9 @@ async def test_until_the_catalogue_was_read_no_read_of_a_relation_is_sent_twice_
 
 
 async def test_until_the_catalogue_was_read_replicas_serve_reads_and_reads_go_on_when_one_is_lost(
-    calm_cluster, open_guard, writing_view, table
+    calm_cluster, open_guard, writing_view, table, monkeypatch
 ):
+    monkeypatch.setattr("dbguard.refresh.FIRST_WITHIN", 0.5)  # it is not read before this test is over
     async with unreadable(calm_cluster), Wire("127.0.0.1", calm_cluster.node("b").port) as wire:
         guard = await open_guard(
             calm_cluster,

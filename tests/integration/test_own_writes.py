@@ -50,12 +50,14 @@ async def test_a_read_after_a_write_never_misses_it(calm_cluster, open_guard, ta
 
 
 async def test_a_read_after_a_write_never_misses_it_while_replicas_follow(calm_cluster, open_guard, table):
-    guard = await open_guard(calm_cluster, config={"probe": {"interval": 0.02, "urgent": 0.02}})
+    guard = await open_guard(calm_cluster, config={"probe": {"interval": 0.02, "urgent": 0.02, "timeout": 3.0}})
     await guard.execute(f"INSERT INTO {table} VALUES (1, 0)")
     nodes = set()
 
     async with guard.causal():
-        for n in range(1, 121):
+        n = 0
+        while n < 120 or len(nodes) < 2:  # replicas are asked, too: on a slow machine later
+            n += 1
             await guard.execute(f"UPDATE {table} SET n = $1 WHERE id = 1", n)
             for _ in range(4):
                 seen, node = await guard.fetchrow(
@@ -64,8 +66,6 @@ async def test_a_read_after_a_write_never_misses_it_while_replicas_follow(calm_c
                 assert seen == n
                 nodes.add(node)
                 await asyncio.sleep(0.002)
-
-    assert len(nodes) > 1  # replicas were asked, too
 
 
 async def test_a_context_that_wrote_nothing_reads_from_replicas(calm_cluster, open_guard, table):
@@ -151,7 +151,9 @@ async def test_eventual_reads_do_not_wait_for_writes(calm_cluster, open_guard, t
 
 
 async def test_a_replica_too_far_behind_gets_no_reads(calm_cluster, open_guard, table, until):
-    guard = await open_guard(calm_cluster, config={"reads": {"max_lag": 0.2}, "probe": {"interval": 0.05}})
+    guard = await open_guard(
+        calm_cluster, config={"reads": {"max_lag": 0.2}, "probe": {"interval": 0.05, "timeout": 3.0}}
+    )
 
     with paused(calm_cluster):
         calm_cluster.sql("a", f"INSERT INTO {table} VALUES (1, 1)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import time
 
 import asyncpg
 import pytest
@@ -136,10 +137,13 @@ async def test_a_password_may_be_a_function_that_is_asked_at_each_connect(cluste
 
 
 async def test_command_timeout_ends_a_statement(calm_cluster, open_guard):
-    guard = await open_guard(calm_cluster, "a", command_timeout=0.1, config={"retry": {"attempts": 1}})
+    guard = await open_guard(calm_cluster, "a", command_timeout=2.0, config={"retry": {"attempts": 1}})
+    began = time.monotonic()
 
     with pytest.raises(TimeoutError):
-        await guard.using(timeout=1.0, role="primary").fetchval("SELECT pg_sleep(5)")
+        await guard.using(timeout=50.0, role="primary").fetchval("SELECT pg_sleep(60)")
+
+    assert time.monotonic() - began < 30.0, "it was ended by the call's deadline"
 
     assert await guard.fetchval("SELECT 1") == 1
 

@@ -14,7 +14,7 @@ WHERE = "SELECT current_setting('cluster_name')"
 async def test_a_read_goes_to_a_replica_and_a_write_to_the_primary(calm_cluster, open_guard, table):
     guard = await open_guard(calm_cluster)
 
-    read_on = {await guard.fetchval(WHERE) for _ in range(20)}
+    read_on = {await guard.fetchval(WHERE) for _ in range(50)}
     wrote_on = await guard.fetchval(f"INSERT INTO {table} VALUES (1, 1) RETURNING current_setting('cluster_name')")
 
     assert read_on == {"b", "c"}

@@ -143,7 +143,7 @@ async def test_on_a_hot_row_no_update_is_lost_and_no_error_reaches_a_caller(calm
 
     async def caller():
         for _ in range(10):
-            await guard.run_in_transaction(add, isolation=isolation, timeout=30.0)
+            await guard.run_in_transaction(add, isolation=isolation, timeout=120.0)
 
     await asyncio.gather(*(caller() for _ in range(16)))
 

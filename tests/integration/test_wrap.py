@@ -10,6 +10,7 @@ import pytest
 
 import dbguard
 from dbguard.drivers.asyncpg.wrapped import WrappedPool
+from tests.integration.conftest import PATIENT
 
 WHERE = "SELECT current_setting('cluster_name')"
 
@@ -32,7 +33,7 @@ async def pools():
 
 async def close(pool):
     try:
-        await asyncio.wait_for(pool.close(), 3)
+        await asyncio.wait_for(pool.close(), 20)
     except TimeoutError:
         pool.terminate()
         raise
@@ -43,7 +44,7 @@ async def wrap(events, settled):
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(primary, *replicas, settle=True, **config):
-            guard = dbguard.Guard.wrap(primary, replicas, config=config, on_event=events.append)
+            guard = dbguard.Guard.wrap(primary, replicas, config=PATIENT | config, on_event=events.append)
             await guard.open()
             stack.push_async_callback(guard.close, timeout=1.0)
             if settle:
@@ -117,7 +118,7 @@ async def test_hooks_run_per_checkout_and_nothing_is_held(calm_cluster, pools, w
     assert ran[:2] == ["setup", "reset"]
     assert len(ran) >= 20
     await all_given_back(guard)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await pool.fetchval("SELECT 1") == 1  # the guard holds none
 
 
@@ -154,9 +155,9 @@ async def test_a_connection_that_a_task_still_uses_is_not_handed_on(calm_cluster
 
     with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
         async with guard.acquire() as con:
-            await asyncio.gather(con.fetch("SELECT pg_sleep(3)"), con.fetch("SELECT 1"))
+            await asyncio.gather(con.fetch("SELECT pg_sleep(60)"), con.fetch("SELECT 1"))
 
-    assert await guard.fetchval("SELECT 1", timeout=2) == 1
+    assert await guard.fetchval("SELECT 1", timeout=20) == 1
 
 
 async def test_closing_the_guard_leaves_the_pools_open(calm_cluster, pools, wrap):
@@ -179,13 +180,13 @@ async def test_the_application_may_close_its_pools_at_any_time(calm_cluster, poo
     await asyncio.sleep(0)
 
     for pool in (b, c, a):
-        await asyncio.wait_for(pool.close(), 3)
+        await asyncio.wait_for(pool.close(), 20)
 
-    for result in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 3):
+    for result in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
         assert result == 1 or isinstance(result, asyncpg.PostgresError | asyncpg.InterfaceError)
     with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresConnectionError)):
         await guard.execute("CREATE TABLE never ()", timeout=0.5)
-    await asyncio.wait_for(guard.close(timeout=1), 3)
+    await asyncio.wait_for(guard.close(timeout=1), 20)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["first call", "probed"])
@@ -194,7 +195,7 @@ async def test_calls_say_at_once_that_the_primarys_pool_was_closed(calm_cluster,
     guard = await wrap(a)
     await guard.fetchval("SELECT 1")
 
-    await asyncio.wait_for(a.close(), 3)
+    await asyncio.wait_for(a.close(), 20)
     if known:
         await until(lambda: guard.status().nodes[0].problem)
 
@@ -207,25 +208,25 @@ async def test_calls_say_at_once_that_the_primarys_pool_was_closed(calm_cluster,
         with pytest.raises(
             (asyncpg.InterfaceError, dbguard.NoPrimary), match="the application has closed its pool of primary"
         ):
-            await asyncio.wait_for(call(), 5)  # far below the 30 s of a call
+            await asyncio.wait_for(call(), 15)  # below the 30 s of a call
 
 
 async def test_reads_go_on_when_the_primarys_pool_was_closed(calm_cluster, pools, wrap):
     a, b, c = await pools(calm_cluster)
     guard = await wrap(a, b, c)
 
-    await asyncio.wait_for(a.close(), 3)
+    await asyncio.wait_for(a.close(), 20)
 
     assert {await guard.fetchval(WHERE) for _ in range(20)} <= {"b", "c"}
     with pytest.raises((asyncpg.InterfaceError, dbguard.NoPrimary), match="has closed its pool of primary"):
-        await asyncio.wait_for(guard.execute("CREATE TABLE never ()"), 5)
+        await asyncio.wait_for(guard.execute("CREATE TABLE never ()"), 15)
 
 
 async def test_a_replicas_closed_pool_is_no_error_for_reads(calm_cluster, pools, wrap):
     a, b, c = await pools(calm_cluster)
     guard = await wrap(a, b, c)
 
-    await asyncio.wait_for(b.close(), 3)
+    await asyncio.wait_for(b.close(), 20)
 
     assert {await guard.fetchval(WHERE) for _ in range(20)} <= {"a", "c"}
 
@@ -257,11 +258,11 @@ async def test_writes_go_to_the_pool_whose_node_is_promoted(cluster, pools, wrap
     await asyncio.to_thread(cluster.kill, "a")
     write = asyncio.create_task(guard.execute("INSERT INTO written VALUES (2)"))
     async with guard.causal():
-        assert await guard.fetchval(WHERE, timeout=2) in {"b", "c"}
+        assert await guard.fetchval(WHERE, timeout=20) in {"b", "c"}
     await asyncio.to_thread(cluster.promote, "b")
     await asyncio.to_thread(cluster.follow, "c", "b")
 
-    assert await asyncio.wait_for(write, 10) == "INSERT 0 1"
+    assert await asyncio.wait_for(write, 60) == "INSERT 0 1"
     assert guard.status().primary == "replica1"
     assert await asyncio.to_thread(cluster.sql, "b", "SELECT id FROM written") == [(1,), (2,)]
 
@@ -292,7 +293,7 @@ async def test_a_call_to_a_frozen_node_ends_by_its_deadline_and_leaves_the_pool_
         began = loop.time()
         with pytest.raises((TimeoutError, asyncpg.PostgresConnectionError)):
             await call()
-        assert loop.time() - began < 5.0
+        assert loop.time() - began < 15.0
     await asyncio.to_thread(cluster.thaw, "a")
 
     await until(lambda: guard.status().writes == "open")
@@ -320,10 +321,10 @@ async def test_a_result_that_is_there_is_not_held_up_by_the_reset_of_a_silent_re
     decoded = asyncio.Event()
     (a,) = await pools(cluster, "a", init=prepare)
     (b,) = await pools(cluster, "b", init=prepare, reset=reset)
-    guard = await wrap(a, b, probe={"interval": 0.1, "timeout": 0.3})
+    guard = await wrap(a, b, probe={"interval": 0.1, "timeout": 2.0})
     await until(lambda: guard.route(WHERE).node == "replica1")
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await guard.using(timeout=120).fetchval(f"SELECT to_json(({WHERE}))") == '"b"'
     assert guard.status().counts["repeats"] == 0
 

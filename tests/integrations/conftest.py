@@ -33,7 +33,9 @@ def is_settled(guard: dbguard.Guard) -> bool:
 
 
 @pytest.fixture
-async def open_guard() -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]:
+async def open_guard(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]:
+    """Open guards that bear a machine, and its servers, which stand still for a second or two."""
+    monkeypatch.setattr("dbguard.refresh.FIRST_WITHIN", 30.0)
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
@@ -43,7 +45,8 @@ async def open_guard() -> AsyncIterator[Callable[..., Awaitable[dbguard.Guard]]]
                 {"name": node.name, "host": "127.0.0.1", "port": (ports or {}).get(node.name, node.port)}
                 for node in cluster.nodes
             ]
-            config = {"nodes": nodes, "connection": {"user": "postgres", "database": "postgres"}}
+            connection = {"user": "postgres", "database": "postgres"}
+            config = {"nodes": nodes, "connection": connection, "probe": {"timeout": "3s"}}
             config |= {name: given.pop(name) for name in ("timeout", "probe") if name in given}
             guard = await dbguard.Guard(config, **given).open()
             stack.push_async_callback(guard.close, timeout=1.0)

@@ -253,7 +253,7 @@ async def test_commit_of_what_was_copied_on_the_drivers_connection_is_of_unknown
 
 
 async def test_commit_that_takes_too_long_is_of_unknown_outcome(guard, engine_of, written):
-    engine = engine_of(guard, connect_args={"command_timeout": 0.3})
+    engine = engine_of(guard, connect_args={"command_timeout": 1.5})
     with pytest.raises(dbguard.OutcomeUnknown):
         async with engine.begin() as con:
             await con.execute(WRITE, {"id": 13})

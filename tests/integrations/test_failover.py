@@ -148,7 +148,9 @@ async def test_connections_that_a_pooler_kept_open_over_a_demotion_are_ended(hom
     """They were told of a primary, and 25006 is all that says otherwise: one for each, and then no transaction meets it."""
     async with Pooler("127.0.0.1", home.node("a").port) as pooler:
         # No steady probe will notice.
-        guard = await open_guard(home, ports={"a": pooler.port}, probe={"interval": "60s"}, statement_cache_size=0)
+        guard = await open_guard(
+            home, ports={"a": pooler.port}, probe={"interval": "60s", "timeout": "3s"}, statement_cache_size=0
+        )
         accepted = []
         guard.on_event(lambda event: accepted.append(time.monotonic()) if isinstance(event, PrimaryChanged) else None)
         unnamed = {"prepared_statement_cache_size": 0, "statement_cache_size": 0, "prepared_statement_name_func": str}

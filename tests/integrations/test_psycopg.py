@@ -42,7 +42,7 @@ def on_replica(statement):
     return statement.execution_options(dbguard_role="replica")
 
 
-def wait(condition, seconds=30):
+def wait(condition, seconds=60):
     """Wait until *condition* is true; a thread's `until`."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -65,7 +65,9 @@ def open_sync():
         def make(cluster, timeout=30, **arguments):
             nodes = [{"name": node.name, "host": "127.0.0.1", "port": node.port} for node in cluster.nodes]
             login = {"user": "postgres", "database": "postgres"}
-            guard = dbguard.SyncGuard({"nodes": nodes, "connection": login, "timeout": timeout})
+            guard = dbguard.SyncGuard(
+                {"nodes": nodes, "connection": login, "timeout": timeout, "probe": {"timeout": 3}}
+            )
             stack.enter_context(guard)
             wait(lambda: is_settled(guard))
             engine = create_engine(guard, **arguments)
@@ -125,7 +127,7 @@ def test_connection_that_ended_in_the_pool_is_replaced_before_it_is_used(calm_cl
 
 
 def test_errors_are_sqlalchemys_and_say_what_is_known(calm_cluster, open_sync):
-    guard, engine = open_sync(calm_cluster, timeout=0.4, pool_size=1, max_overflow=0)
+    guard, engine = open_sync(calm_cluster, timeout=2, pool_size=1, max_overflow=0)
     with engine.connect() as con:
         pid = con.scalar(PID)
         with pytest.raises(exc.DBAPIError) as raised:

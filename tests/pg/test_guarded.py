@@ -20,7 +20,7 @@ from tests.pg.test_transactions import INSERT, session_of
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from dbguard.testing.cluster import Cluster
 
@@ -37,19 +37,25 @@ async def pid_of(guard: Any, use: Callable[[Any], Any] | None = None) -> int:
 
 
 @pytest.fixture
-async def slow_commits(kept: Any, calm_cluster: Cluster) -> Any:
-    """Let each COMMIT with a new row in `kept` take a second."""
+async def slow_commits(kept: Any, calm_cluster: Cluster) -> AsyncIterator[Any]:
+    """Let each COMMIT with a new row in `kept` take a minute, or until the end of the test."""
     calm_cluster.sql(
         "a",
         "CREATE OR REPLACE FUNCTION nap() RETURNS trigger LANGUAGE plpgsql AS"
-        " 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'",
+        " 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'",
     )
     calm_cluster.sql(
         "a",
         "CREATE CONSTRAINT TRIGGER nap AFTER INSERT ON kept DEFERRABLE INITIALLY DEFERRED"
         " FOR EACH ROW EXECUTE FUNCTION nap()",
     )
-    return kept
+    yield kept
+    end_what_sleeps(calm_cluster)
+
+
+def end_what_sleeps(cluster: Cluster) -> None:
+    """End what goes on without its client, and would hold its locks."""
+    cluster.terminate_backends("a", where="wait_event = 'PgSleep'")
 
 
 # ---------------------------------------------------------------------- what became of it
@@ -57,7 +63,7 @@ async def slow_commits(kept: Any, calm_cluster: Cluster) -> Any:
 
 async def test_a_commit_whose_answer_is_lost_is_of_unknown_outcome(guard: Any, slow_commits: Any) -> None:
     with pytest.raises(dbguard.OutcomeUnknown) as raised:
-        async with block(guard.using(timeout=0.3).connection()) as con:
+        async with block(guard.using(timeout=1.5).connection()) as con:
             await got(con.execute(INSERT, (1,)))
 
     assert isinstance(raised.value, psycopg.OperationalError)
@@ -66,7 +72,7 @@ async def test_a_commit_whose_answer_is_lost_is_of_unknown_outcome(guard: Any, s
 
 async def test_so_is_what_a_copy_in_autocommit_commits(guard: Any, slow_commits: Any) -> None:
     with pytest.raises(dbguard.OutcomeUnknown):  # noqa: PT012  the block is what is asked about
-        async with block(guard.using(timeout=0.3).connection()) as con:
+        async with block(guard.using(timeout=1.5).connection()) as con:
             await got(con.set_autocommit(True))
             async with block(con.cursor().copy("COPY kept FROM STDIN")) as copy:
                 await got(copy.write("1\ta\n"))
@@ -74,7 +80,7 @@ async def test_so_is_what_a_copy_in_autocommit_commits(guard: Any, slow_commits:
 
 async def test_so_is_what_a_pipeline_in_autocommit_commits(guard: Any, slow_commits: Any) -> None:
     with pytest.raises(dbguard.OutcomeUnknown):  # noqa: PT012  the block is what is asked about
-        async with block(guard.using(timeout=0.3).connection()) as con:
+        async with block(guard.using(timeout=1.5).connection()) as con:
             await got(con.set_autocommit(True))
             async with block(con.pipeline()):
                 await got(con.execute(INSERT, (1,)))
@@ -103,11 +109,14 @@ async def test_what_was_swallowed_is_raised_again_at_the_end(guard: Any, kept: A
     assert kept() == [(0,)]
 
 
-async def test_a_write_in_autocommit_is_of_unknown_outcome_when_it_is_lost(guard: Any, kept: Any) -> None:
+async def test_a_write_in_autocommit_is_of_unknown_outcome_when_it_is_lost(
+    guard: Any, kept: Any, calm_cluster: Cluster
+) -> None:
     with pytest.raises(dbguard.OutcomeUnknown):  # noqa: PT012  the block is what is asked about
-        async with block(guard.using(timeout=0.3).connection()) as con:
+        async with block(guard.using(timeout=1.5).connection()) as con:
             await got(con.set_autocommit(True))
-            await got(con.execute("INSERT INTO kept SELECT 1, pg_sleep(2)::text"))
+            await got(con.execute("INSERT INTO kept SELECT 1, pg_sleep(60)::text"))
+    end_what_sleeps(calm_cluster)
 
 
 async def test_a_mistake_of_the_callers_is_psycopgs_own_error(guard: Any, kept: Any) -> None:
@@ -155,20 +164,20 @@ async def endless_fetch(con: Any) -> None:
 async def test_what_takes_too_long_is_ended_in_time(guard: Any, use: Any) -> None:
     began = time.monotonic()
     with pytest.raises(dbguard.DeadlineExceeded) as raised:
-        async with block(guard.using(timeout=0.5).connection()) as con:
+        async with block(guard.using(timeout=1.5).connection()) as con:
             await use(con)
 
     assert isinstance(raised.value, psycopg.OperationalError)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # of 60
     assert con.closed
     assert await got(guard.fetchone("SELECT 1")) == (1,)
 
 
 async def test_notifications_are_waited_for_as_long_as_it_takes(guard: Any, calm_cluster: Cluster) -> None:
-    async with block(guard.using(timeout=0.3).connection()) as con:
+    async with block(guard.using(timeout=2.0).connection()) as con:
         await got(con.set_autocommit(True))
         await got(con.execute("LISTEN here"))
-        later = threading.Timer(1.0, lambda: calm_cluster.sql("a", "NOTIFY here, 'at last'"))
+        later = threading.Timer(3.0, lambda: calm_cluster.sql("a", "NOTIFY here, 'at last'"))
         later.start()
 
         assert [note.payload for note in await each(con.notifies(stop_after=1))] == ["at last"]
@@ -234,14 +243,14 @@ async def test_in_a_failover_who_listens_is_told_and_hears_again_on_the_new_prim
                 con.autocommit = True
                 con.execute("LISTEN news")
                 guard.execute("NOTIFY news, 'again'")
-                return f"{con.node}: {next(con.notifies(timeout=20)).payload}"
+                return f"{con.node}: {next(con.notifies(timeout=60)).payload}"
 
     hears = asyncio.ensure_future(asyncio.to_thread(listen))
     await until(listens.is_set)
     await asyncio.to_thread(cluster.freeze, "a")  # nothing is heard of it any more: psycopg alone would wait for ever
     await asyncio.to_thread(cluster.promote, "b")
 
-    assert await asyncio.wait_for(hears, 40) == "b: again"
+    assert await asyncio.wait_for(hears, 120) == "b: again"
     gaps = [event for event in told if isinstance(event, NotificationGap)]
     assert [(gap.node, gap.channels, gap.why) for gap in gaps] == [("a", ("news",), "ended by the guard")]
     cluster.thaw("a")
@@ -275,7 +284,7 @@ async def test_a_cancellation_ends_the_connection_at_once(guard: Any, kept: Any,
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # of 60
     assert kept() == [(0,)]
     gone = f"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {await entered}"
     await asyncio.to_thread(calm_cluster.wait_for, "a", gone)  # what it held is free again
@@ -331,7 +340,7 @@ async def test_a_block_that_ends_in_the_midst_of_a_stream_ends_the_connection(gu
         await (anext(rows[0]) if hasattr(rows[0], "__anext__") else got(next(rows[0])))
 
     with pytest.raises(psycopg.Error):
-        await pid_of(guard.using(timeout=0.5), use)
+        await pid_of(guard.using(timeout=2.0), use)
 
     for _ in range(3):
         assert await pid_of(guard, lambda con: con.execute("SELECT 1")) not in pids
@@ -386,7 +395,7 @@ async def test_what_the_guard_ends_between_two_steps_is_left_at_once(
             while await got(copy.read()):
                 pass
 
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     assert cancelled == []
 
 
@@ -402,7 +411,7 @@ async def test_a_copy_into_a_frozen_server_ends_in_time(
     def copy() -> None:
         with (
             dbguard.SyncGuard(config) as guard,
-            guard.using(timeout=1.0).connection() as con,
+            guard.using(timeout=3.0).connection() as con,
             con.cursor().copy("COPY big FROM STDIN") as big,
         ):
             big.write("x\n")
@@ -419,7 +428,7 @@ async def test_a_copy_into_a_frozen_server_ends_in_time(
         await asyncio.to_thread(copy)
 
     assert isinstance(raised.value, TimeoutError)
-    assert took[0] < 4
+    assert took[0] < 20  # by default it is 30
 
 
 async def test_threads_share_a_connection_one_after_the_other(guard: Any, kept: Any) -> None:
@@ -543,7 +552,7 @@ async def test_a_listener_that_takes_itself_off_keeps_nothing_from_the_next(guar
     off = guard.on_event(once)
     guard.on_event(always)
     await asyncio.to_thread(guard.pause) if isinstance(guard, dbguard.SyncGuard) else await guard.pause()
-    await asyncio.wait_for(heard.wait(), 10)
+    await asyncio.wait_for(heard.wait(), 60)
     guard.resume()
     assert [who for who, _ in told[:3]].count("once") == 1
     assert told[1] == ("always", told[0][1])

@@ -39,7 +39,7 @@ def new_token(age: float = 0.0) -> UUID:
     return UUID(int=at << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62))
 
 
-async def begin_claim(con: Any, *, synchronous_commit: str = "on", lock_timeout: float = 5.0) -> None:
+async def begin_claim(con: Any, *, synchronous_commit: str = "on", lock_timeout: float = 30.0) -> None:
     await con.execute(outcome_sql.CLAIM_BEGIN)
     await con.execute(outcome_sql.settings(synchronous_commit=synchronous_commit, lock_timeout=lock_timeout))
 
@@ -52,7 +52,7 @@ async def ask_claim(con: Any, token: UUID) -> str:
     return kind
 
 
-async def claim(con: Any, token: UUID, *, synchronous_commit: str = "on", lock_timeout: float = 5.0) -> str:
+async def claim(con: Any, token: UUID, *, synchronous_commit: str = "on", lock_timeout: float = 30.0) -> str:
     """Claim *token*, and return its answer once the claim is committed."""
     await begin_claim(con, synchronous_commit=synchronous_commit, lock_timeout=lock_timeout)
     try:

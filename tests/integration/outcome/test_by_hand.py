@@ -60,7 +60,8 @@ async def guard(home, wire, until):
         "nodes": [{"host": "127.0.0.1", "port": wire.port, "name": "a"}],
         "connection": {"user": "postgres", "database": "postgres"},
         "outcome": {"resolve": "token-table"},
-        "timeout": "10s",
+        "timeout": "20s",
+        "probe": {"timeout": "3s"},
     }
     async with dbguard.connect(config) as guard:
         await until(lambda: not guard._core.texts.knowledge.unsure)

@@ -28,7 +28,7 @@ async def pair(cluster_factory):
 async def guard(pair, open_guard):
     return await open_guard(
         pair,
-        config={"outcome": {"resolve": "token-table"}, "timeout": "20s"},
+        config={"outcome": {"resolve": "token-table"}, "timeout": "30s"},
         server_settings={"application_name": "doomed"},
     )
 
@@ -55,7 +55,7 @@ async def test_a_commit_whose_standby_never_comes_is_unknown_and_never_a_success
     await asyncio.to_thread(pair.stop_node, "b")
 
     with pytest.raises(dbguard.OutcomeUnknown) as caught:
-        await WRITES[way](guard.using(timeout=2))
+        await WRITES[way](guard.using(timeout=4))
 
     assert caught.value.token is not None
     with pytest.raises(dbguard.OutcomeUnknown):

@@ -162,7 +162,7 @@ async def test_the_blocker_is_named_and_can_be_ended_by_its_own_role(home: Clust
         "SELECT extract(epoch FROM backend_start)::float8 FROM pg_stat_get_activity($1)", writer.get_server_pid()
     )
 
-    asked = asyncio.ensure_future(claim(asker, token, lock_timeout=0.5))
+    asked = asyncio.ensure_future(claim(asker, token, lock_timeout=3.0))
     (held,) = await until(lambda: looker.fetch(outcome_sql.BLOCKERS, asker.get_server_pid()))
     with pytest.raises(asyncpg.LockNotAvailableError):
         await asked
@@ -263,7 +263,7 @@ async def test_do_nothing_waits_for_no_standby(unreplicated: UUID, pair: Cluster
     """The forbidden claim answers "applied" for what no standby has."""
     asker = await connect(pair)
 
-    assert await asker.fetchval(DO_NOTHING, unreplicated, timeout=5) is None
+    assert await asker.fetchval(DO_NOTHING, unreplicated, timeout=30) is None
 
 
 async def test_without_synchronous_commit_a_claim_waits_for_no_standby(
@@ -275,7 +275,7 @@ async def test_without_synchronous_commit_a_claim_waits_for_no_standby(
     await begin_claim(asker)
     await asker.execute("SET LOCAL synchronous_commit = off")
     assert await ask_claim(asker, unreplicated) == "w"
-    await asker.execute("COMMIT", timeout=5)
+    await asker.execute("COMMIT", timeout=30)
 
 
 async def test_a_write_that_waits_for_a_standby_holds_the_claim_and_is_known_by_it(
@@ -333,7 +333,7 @@ async def test_what_a_hasty_claim_called_applied_is_lost_by_the_promotion(cluste
     await begin_claim(asker)
     await asker.execute("SET LOCAL synchronous_commit = off")
     assert await ask_claim(asker, token) == "w"
-    await asker.execute("COMMIT", timeout=5)
+    await asker.execute("COMMIT", timeout=30)
 
     await asyncio.to_thread(cluster.kill, "a")
     await asyncio.to_thread(cluster.start_node, "b")

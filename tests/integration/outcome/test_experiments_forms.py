@@ -251,7 +251,7 @@ async def test_a_notification_is_delivered_by_a_block_without_a_transaction_id(
 
     await con.execute(outcome_sql.joined(token, direct=False, always=False))
 
-    assert await asyncio.wait_for(heard.get(), 10) == "sold"
+    assert await asyncio.wait_for(heard.get(), 60) == "sold"
     assert await claim(con, token) == "x"
 
 

@@ -59,7 +59,8 @@ async def opened(wire, told):
                 "nodes": [{"host": "127.0.0.1", "port": port or wire.port, "name": "a"}],
                 "connection": {"user": "app", "database": "postgres"},
                 "outcome": {"resolve": "token-table", **outcome},
-                "timeout": "10s",
+                "timeout": "20s",
+                "probe": {"timeout": "3s"},
             },
             on_event=hear,
             server_settings={"application_name": "writer"},
@@ -160,7 +161,7 @@ async def test_a_broken_commit_is_applied_once(home, guard, wire, item, way, how
     number, known = await warmed(guard, way, item, home)
     wire.arm(known, how)
 
-    hurried = guard.using(timeout=4) if how in (Break.REQUEST_HOLE, Break.ACK_HOLE) else guard
+    hurried = guard.using(timeout=6) if how in (Break.REQUEST_HOLE, Break.ACK_HOLE) else guard
 
     raised = None
     try:
@@ -255,7 +256,7 @@ async def test_rows_that_went_with_the_connection_are_said_to_be_lost(home, guar
     wire.arm(b"\x00\x00\x00\x04" + number.to_bytes(4, "big"), how)
 
     with pytest.raises(dbguard.ResultLost) as caught:
-        await guard.fetchval(query, number, timeout=3)
+        await guard.fetchval(query, number, timeout=6)
 
     assert await guard.resolve(caught.value.token) is True
     assert await applied(home, number) == 2
@@ -290,7 +291,7 @@ async def test_the_tag_of_a_write_proved_applied_is_told_without_its_count(home,
 @pytest.mark.parametrize("how", BROKEN, ids=lambda how: how.value)
 async def test_a_write_on_an_acquired_connection_is_proved_and_not_repeated(home, guard, wire, item, how):
     number, known = await warmed(guard, "cte", item, home)
-    async with guard.using(timeout=4).acquire() as con:
+    async with guard.using(timeout=6).acquire() as con:
         assert await con.fetchval("SELECT 1") == 1
         wire.arm(known, how)
         try:
@@ -362,7 +363,7 @@ async def test_an_orphan_that_holds_its_own_locks_does_not_hold_up_the_repeat(ho
     number, known = await warmed(guard, "function", item, home)
     wire.arm(known, Break.REQUEST_HOLE)
 
-    assert await write(guard.using(timeout=4), "function", number) == 2
+    assert await write(guard.using(timeout=6), "function", number) == 2
 
     assert await applied(home, number) == 1
 
@@ -418,7 +419,7 @@ async def test_what_stays_open_is_told_with_all_that_is_needed_to_ask_for_it(hom
     before = time.time()
 
     with pytest.raises(dbguard.OutcomeUnknown) as caught:
-        await guard.using(timeout=2).execute(f"UPDATE item SET n = n + 1 WHERE id = {number}")
+        await guard.using(timeout=4).execute(f"UPDATE item SET n = n + 1 WHERE id = {number}")
     given_up = time.time()
     await transaction.rollback()
 

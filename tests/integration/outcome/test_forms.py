@@ -40,7 +40,7 @@ async def opened(request):
     for guard in guards:
         await guard.close(timeout=0.5)
     for pool in pools:
-        await asyncio.wait_for(pool.close(), 5)
+        await asyncio.wait_for(pool.close(), 30)
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ async def guard(wire):
     config = {
         "nodes": [{"host": "127.0.0.1", "port": wire.port, "name": "a"}],
         "connection": {"user": "app", "database": "postgres"},
-        "timeout": "10s",
+        "timeout": "20s",
+        "probe": {"timeout": "3s"},
     }
     async with dbguard.connect(config, server_settings={"application_name": "writer"}) as guard:
         yield guard
@@ -79,7 +80,7 @@ async def test_a_backend_that_must_not_be_ended_leaves_the_write_unknown(pair, o
     await asyncio.to_thread(pair.stop_node, "b")
     try:
         with pytest.raises(dbguard.OutcomeUnknown, match="may still be applied later"):
-            await guard.using(idempotent=True, timeout=1).execute("UPDATE item SET n = 7 WHERE id = $1", number)
+            await guard.using(idempotent=True, timeout=3).execute("UPDATE item SET n = 7 WHERE id = $1", number)
 
         left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'doomed' AND wait_event = 'SyncRep'"
         assert await looked(pair, left) == [(1,)]
@@ -102,7 +103,7 @@ async def test_an_operators_trust_in_the_server_is_no_end_of_its_backends(pair, 
             try:
                 wire.arm(b"SET n = 7", Break.ORPHAN)
                 write = f"UPDATE item SET n = 7 WHERE id = {number}"
-                writing = asyncio.create_task(guard.using(idempotent=True, timeout=5).execute(write))
+                writing = asyncio.create_task(guard.using(idempotent=True, timeout=10).execute(write))
                 await until(lambda: wire.struck)
                 before = guard.status().reign
                 guard.trust("a")

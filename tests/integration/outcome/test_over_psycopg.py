@@ -38,7 +38,9 @@ async def opened(facade):
 
     async def make(nodes, **sections):
         connection = {"user": "app", "database": "postgres", "server_settings": {"application_name": "writer"}}
-        guard = kind_of(facade)({"nodes": nodes, "connection": connection, "timeout": "20s", **sections})
+        guard = kind_of(facade)(
+            {"nodes": nodes, "connection": connection, "timeout": "30s", "probe": {"timeout": "3s"}, **sections}
+        )
         await waited(guard.open)
         guards.append(guard)
         return guard
@@ -92,7 +94,7 @@ async def test_a_broken_commit_is_proved_by_its_token(home, wire, opened, item, 
     number, attempts = await item(home), []
     wire.arm(b"; COMMIT", how)
 
-    raised = await ended(begun(guard.using(timeout=4) if how is Break.ACK_HOLE else guard, way, number, attempts))
+    raised = await ended(begun(guard.using(timeout=6) if how is Break.ACK_HOLE else guard, way, number, attempts))
 
     assert wire.struck == 1
     reached = how is not Break.REQUEST_CUT

@@ -65,7 +65,7 @@ async def test_a_subscriber_without_the_schema_stops_at_the_installation_and_goe
     await asyncio.to_thread(install_with_role, subscriber)
     token = new_token()
     await writer.execute(STORE, token, 2)
-    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM item", 30.0)
+    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM item", 60.0)
     assert subscriber.sql("a", "SELECT count(*) FROM dbguard.token") == [(0,)]  # not subscribed to: passed over
     # So such a copy must not be asked what became of a write to its publisher, not even once it has taken its place.
     assert await claim(await connect(subscriber), token) == "x"
@@ -90,10 +90,10 @@ async def test_a_subscriber_with_the_schema_has_the_tokens_and_their_deletion(
     await writer.execute(STORE, young, 2)
     assert await claim(writer, refused) == "x"
     assert await claim(writer, refused) == "x"
-    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT sum(n) = 1 AND count(*) = 3 FROM dbguard.token", 30.0)
+    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT sum(n) = 1 AND count(*) = 3 FROM dbguard.token", 60.0)
     assert await claim(await connect(subscriber), young) == "w"
     await writer.fetchval(outcome_sql.PRUNE, 3600.0, 100)
-    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM dbguard.token", 30.0)
+    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM dbguard.token", 60.0)
 
     assert subscriber.sql("a", "SELECT token FROM dbguard.horizon") == publisher.sql(
         "a", "SELECT token FROM dbguard.horizon"
@@ -114,11 +114,11 @@ async def test_a_publication_of_named_tables_carries_no_token_and_takes_over_wit
         subscriber.sql, "a", "ALTER SUBSCRIPTION sub SET PUBLICATION named WITH (copy_data = false)"
     )
     await writer.execute("INSERT INTO item VALUES (2, 0)")
-    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM item", 30.0)
+    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 2 FROM item", 60.0)
     await asyncio.to_thread(publisher.sql, "a", "DROP PUBLICATION everything")
     await asyncio.to_thread(install, publisher)
     await writer.execute(STORE, new_token(), 3)
     await writer.execute("INSERT INTO item VALUES (4, 0)")
 
-    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 4 FROM item", 30.0)
+    await asyncio.to_thread(subscriber.wait_for, "a", "SELECT count(*) = 4 FROM item", 60.0)
     assert "does not exist" not in subscriber.primary.log.read_text()

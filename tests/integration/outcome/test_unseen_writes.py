@@ -57,7 +57,8 @@ async def opened(wire, until):
         config = {
             "nodes": [{"host": "127.0.0.1", "port": wire.port, "name": "a"}],
             "connection": {"user": "app", "database": "postgres"},
-            "timeout": "10s",
+            "timeout": "20s",
+            "probe": {"timeout": "3s"},
             **sections,
         }
         guard = dbguard.Guard(config)
@@ -162,7 +163,7 @@ async def test_what_a_function_commits_by_itself_is_not_called_undone_when_its_t
         await asyncio.Event().wait()
 
     with pytest.raises(dbguard.OutcomeUnknown):
-        await guard.run_in_transaction(fn, timeout=0.5)
+        await guard.run_in_transaction(fn, timeout=3.0)
 
     assert await heard(home, what) == 1
 
@@ -303,7 +304,7 @@ async def test_a_read_after_an_unknown_outcome_sees_what_the_primary_has(behind,
 
         async with guard.causal():
             with pytest.raises(dbguard.OutcomeUnknown) as caught:
-                await guard.using(timeout=2).execute("INSERT INTO heard VALUES ('doubted')")
+                await guard.using(timeout=4).execute("INSERT INTO heard VALUES ('doubted')")
             assert (caught.value.token is not None) == tokens
             for _ in range(5):
                 assert await guard.fetchval(count) == 1

@@ -32,7 +32,7 @@ async def wrapped(wire):
             connection = {"host": "127.0.0.1", "port": wire.port, "user": "app", "database": "postgres"}
             pool = await asyncpg.create_pool(**connection, **(sizes | arguments))
             stack.callback(pool.terminate)
-            config = {"outcome": outcome or {"resolve": "token-table"}, "timeout": "10s"}
+            config = {"outcome": outcome or {"resolve": "token-table"}, "timeout": "20s", "probe": {"timeout": "3s"}}
             guard = dbguard.Guard.wrap(pool, config=config)
             await guard.open()
             stack.push_async_callback(guard.close, timeout=0.5)
@@ -105,7 +105,7 @@ async def test_a_writes_own_backend_that_holds_its_locks_is_ended(home, wrapped,
     await write(guard, "function", number)
     wire.arm(b"COMMIT;\x00", Break.REQUEST_HOLE)
 
-    await write(guard.using(timeout=4), "function", number)
+    await write(guard.using(timeout=6), "function", number)
 
     assert wire.struck == 1
     assert await n_of(home, number) == 2
@@ -138,7 +138,7 @@ async def test_a_claim_leaves_the_applications_connection_as_it_was(home, wrappe
     await write(guard, "cte", number)
 
     assert guard.status().counts["proved_applied"] == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         row = await pool.fetchrow("SELECT current_user::text, current_setting('synchronous_commit')")
     assert tuple(row) == ("app", "on")
     assert pool.get_size() == 1
