@@ -169,8 +169,10 @@ def written(calm_cluster):
 
 
 def end_what_sleeps(cluster):
-    """End the backend that sleeps, once there is one."""
-    ((pid,),) = wait(lambda: cluster.sql("a", "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    """End the backend that sleeps over the table, once there is one; what another test has left asleep is not meant."""
+    query = """SELECT DISTINCT pid FROM pg_stat_activity JOIN pg_locks USING (pid)
+        WHERE wait_event = 'PgSleep' AND relation = 'written'::regclass"""
+    ((pid,),) = wait(lambda: cluster.sql("a", query))
     cluster.sql("a", "SELECT pg_terminate_backend($1, 10000)", pid)
 
 

@@ -161,7 +161,7 @@ async def endless_fetch(con: Any) -> None:
 
 
 @pytest.mark.parametrize("use", [endless, endless_rows, endless_copy, endless_pipeline, endless_fetch])
-async def test_what_takes_too_long_is_ended_in_time(guard: Any, use: Any) -> None:
+async def test_what_takes_too_long_is_ended_in_time(guard: Any, use: Any, calm_cluster: Cluster) -> None:
     began = time.monotonic()
     with pytest.raises(dbguard.DeadlineExceeded) as raised:
         async with block(guard.using(timeout=1.5).connection()) as con:
@@ -171,6 +171,7 @@ async def test_what_takes_too_long_is_ended_in_time(guard: Any, use: Any) -> Non
     assert time.monotonic() - began < 20  # of 60
     assert con.closed
     assert await got(guard.fetchone("SELECT 1")) == (1,)
+    end_what_sleeps(calm_cluster)  # that takes the guard a while
 
 
 async def test_notifications_are_waited_for_as_long_as_it_takes(guard: Any, calm_cluster: Cluster) -> None:
