@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from dbguard.core.topology import Role
@@ -12,7 +13,7 @@ from dbguard.drivers.named import PoolExhausted
 from dbguard.drivers.probe import ask, sighting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     import asyncpg
 
@@ -92,15 +93,10 @@ class BorrowedControl:
             if full:
                 raise PoolExhausted(f"the pool of {self._node} has no free connection to probe with") from None
             raise
-        try:
+        async with self._given_back(con, timeout):
             at = self._clock()
             seen = sighting(await ask(con, timeout=timeout), self._node, at, fresh=fresh)
             self._seen = seen if self._marks is None else await self._marks.tell(con, seen, timeout)
-        except BaseException:
-            con.terminate()
-            raise
-        finally:
-            await asyncio.shield(_give_back(pool, con, timeout))
         return self._seen
 
     async def mark(self, timeline: int, mark: str, timeout: float) -> str | None:
@@ -108,13 +104,8 @@ class BorrowedControl:
         if self._marks is None:
             return "no marks are kept here"
         con = Borrowed(await borrow(self._pool, self._node, timeout))
-        try:
+        async with self._given_back(con, timeout):
             return await self._marks.add(con, timeline, mark, timeout)
-        except BaseException:
-            con.terminate()
-            raise
-        finally:
-            await asyncio.shield(_give_back(self._pool, con, timeout))
 
     async def end_backend(
         self,
@@ -127,17 +118,23 @@ class BorrowedControl:
     ) -> bool | None:
         """Say whether the backend is gone; None: this is another server. *doomed*: end it, unless it waits in SyncRep."""
         con = Borrowed(await borrow(self._pool, self._node, timeout))
-        try:
+        async with self._given_back(con, timeout):
             return await say_whether_gone(con, pid, started, instance, doomed=doomed, timeout=timeout)
+
+    def drop(self) -> None:
+        """Nothing is held."""
+        self._seen = None
+
+    @contextlib.asynccontextmanager
+    async def _given_back(self, con: Borrowed, timeout: float) -> AsyncIterator[None]:
+        """Give back what was borrowed. One that was not asked to the end is ended: an answer may still be on its way."""
+        try:
+            yield
         except BaseException:
             con.terminate()
             raise
         finally:
             await asyncio.shield(_give_back(self._pool, con, timeout))
-
-    def drop(self) -> None:
-        """Nothing is held."""
-        self._seen = None
 
 
 async def _give_back(pool: asyncpg.Pool[Any], con: Borrowed, timeout: float) -> None:
