@@ -109,17 +109,21 @@ class Lending(Books):
 
     def _sift(self, stays: Callable[[Lease], bool]) -> int:
         """End what is at hand and shall not stay there; returns how many."""
+        return self._part(lambda lease: not stays(lease), self._discard)
+
+    def _part(self, goes: Callable[[Lease], bool], end: Callable[[Lease], object]) -> int:
+        """Do *end* with what is at hand and shall go; returns how many."""
         gone = 0
         for _ in range(len(self._free)):
             try:
                 lease = self._free.popleft()
             except IndexError:  # another thread takes them
                 break
-            if stays(lease):
-                self._free.append(lease)
-            else:
-                self._discard(lease)
+            if goes(lease):
+                end(lease)
                 gone += 1
+            else:
+                self._free.append(lease)
         return gone
 
     def _shut(self) -> None:

@@ -377,18 +377,7 @@ class WrappedPool(Lending):
 
     def _let_go(self, goes: Callable[[Lease], bool]) -> int:
         """Give back what is held and shall go; returns how many."""
-        gone = 0
-        for _ in range(len(self._free)):
-            try:
-                lease = self._free.popleft()
-            except IndexError:  # another thread takes them
-                break
-            if goes(lease):
-                self._give_back(lease)
-                gone += 1
-            else:
-                self._free.append(lease)
-        return gone
+        return self._part(goes, self._give_back)
 
     # ------------------------------------------------------------------ by the guard
 
