@@ -9,15 +9,17 @@ import tempfile
 import time
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from chaos.checkers import State
 from chaos.ctrl_c import CtrlC
+from chaos.judging import result_of
 from chaos.mix import segments
 from chaos.play import cluster_for
 from chaos.progress import progress_on
-from chaos.soak import Soak, state_of
-from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, Entry, write_document, written
+from chaos.soak import Soak
+from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, write_document, written
 from dbguard.cli.output import Output
 from dbguard.errors import ConfigError
 from dbguard.testing.binaries import find_binaries
@@ -27,8 +29,8 @@ from dbguard.testing.toxiproxy_server import server_binary
 if TYPE_CHECKING:
     import argparse
 
+    from chaos.judging import Judged
     from chaos.mix import Segment
-    from chaos.play import Result
     from chaos.progress import Progress
     from chaos.soak import Stretch
 
@@ -48,10 +50,11 @@ def run(given: argparse.Namespace) -> int:
     drawn = segments(given.seed)
     first = next(drawn)  # all have its topology
     seconds, interrupted, failed = given.minutes * 60, False, ""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as kept, tempfile.TemporaryDirectory() as beside:
+        folder = given.history or Path(beside)
         with progress_on(people) as progress, CtrlC(progress) as ctrl_c:
-            show = _Show(progress, kept, seconds)
-            soak = Soak(client=given.client, seed=given.seed, say=progress.say, folder=given.history, watch=show)
+            show = _Show(progress, kept, seconds, forget=given.history is None)
+            soak = Soak(client=given.client, seed=given.seed, say=progress.say, folder=folder, watch=show)
             try:
                 progress.say(f"     ...  starting a cluster behind Toxiproxy: {binaries}")
                 with cluster_for(first.scenario, binaries=binaries, proxy_binary=binary) as cluster:
@@ -74,8 +77,8 @@ def run(given: argparse.Namespace) -> int:
                 "segments": [json.loads(line) for line in kept],
             }
             write_document(said, given.json)
-    if shown := write is not None and bool(show.shown):
-        write(given.report, show.shown)
+        if shown := write is not None and bool(show.shown):
+            write(given.report, [result_of(*files) for files in show.shown])
     written(people, given.report if shown else None, given.json, given.history)
     if interrupted:
         return INTERRUPTED
@@ -88,18 +91,21 @@ def _state(soak: Soak, failed: str) -> State:
 
 
 class _Show:
-    """Shows segments, and keeps all that is known of them in a file: in memory it would count as growth.
+    """Shows segments, and keeps all that is known of them in files: in memory it would count as growth.
 
-    shown: what a page is to show: the first segments, and the first that are not ok.
+    forget: whether to remove the files of segments that no page is to show.
+    shown: the files of those that one is to show: the first segments, and the first that are not ok.
     """
 
-    def __init__(self, progress: Progress, kept: TextIO, seconds: float) -> None:
+    def __init__(self, progress: Progress, kept: TextIO, seconds: float, *, forget: bool) -> None:
         self._progress = progress
         self._kept = kept
         self._seconds = seconds
+        self._forget = forget
         self._began = self._at = time.monotonic()
         self._whole = ""
-        self.shown: list[Result] = []
+        self._wrong = 0
+        self.shown: list[tuple[Path, Path]] = []
 
     def begins(self, number: int, segment: Segment) -> None:
         """Show that a segment begins."""
@@ -115,14 +121,17 @@ class _Show:
             left=max(each, self._seconds - gone),
         )
 
-    def judged(self, number: int, result: Result) -> None:
+    def judged(self, number: int, found: Judged, scenario: Path, history: Path) -> None:
         """Keep what a segment showed."""
-        entry = Entry.of(result, result.history.head["about"], time.monotonic() - self._at)
-        self._kept.write(json.dumps({"number": number, **entry.as_dict()}) + "\n")
-        self._whole = str(result)
-        wrong = sum(state_of(one)[0] is not State.OK for one in self.shown)
-        if number <= _FIRST or (state_of(result)[0] is not State.OK and wrong < _WRONG):
-            self.shown.append(result)
+        self._kept.write(json.dumps({"number": number, **found.entry}) + "\n")
+        self._whole = found.told
+        wrong = found.state is not State.OK
+        if number <= _FIRST or (wrong and self._wrong < _WRONG):
+            self.shown.append((scenario, history))
+        elif self._forget:
+            scenario.unlink()
+            history.unlink()
+        self._wrong += wrong
 
     def ends(self, stretch: Stretch) -> None:
         """Show how a segment ended."""

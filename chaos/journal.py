@@ -1,4 +1,4 @@
-"""A history while it happens: kept in memory, and line by line in a file that can be read whatever becomes of the run.
+"""A history while it happens: in memory, or line by line in a file that can be read whatever becomes of the run, or both.
 
 In the file each line is one JSON object with one key that says what it is: ``run`` (first), ``operation``, ``fault``,
 ``healed``, ``event``, ``sample``, ``stopped``, ``leaks``, ``final``. A line is written as soon as the thing has happened,
@@ -31,11 +31,13 @@ class Journal:
 
     zero: the run's time zero, on `time.monotonic`.
     path: the file to write, replaced if it is there. Default: none is written.
+    keep: whether to keep it all in memory; otherwise just the head, the faults and when callers were told to stop.
     head: what is run, as plain data.
     """
 
-    def __init__(self, zero: float, *, path: Path | None = None, **head: Any) -> None:
+    def __init__(self, zero: float, *, path: Path | None = None, keep: bool = True, **head: Any) -> None:
         self.zero = zero
+        self._keep = keep
         self._history = History(head=head)
         self._operations: list[Operation] = []
         self._faults: list[Fault] = []
@@ -58,7 +60,8 @@ class Journal:
 
     def operation(self, op: Operation) -> None:
         """Keep an operation that has ended."""
-        self._operations.append(op)
+        if self._keep:
+            self._operations.append(op)
         self._write("operation", {name: value for name in _FIELDS if (value := getattr(op, name)) is not None})
 
     def broke(self, what: str, start: float, *, began: float | None = None) -> int:
@@ -75,12 +78,14 @@ class Journal:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Keep what a client reported: plain data with ``event``, its name, and ``at``, the run's time."""
-        self._events.append(event)
+        if self._keep:
+            self._events.append(event)
         self._write("event", event)
 
     def sample(self, sample: Mapping[str, Any]) -> None:
         """Keep what a client said of itself: plain data with ``at``, the run's time."""
-        self._samples.append(sample)
+        if self._keep:
+            self._samples.append(sample)
         self._write("sample", sample)
 
     def stopped(self, at: float) -> None:
@@ -95,11 +100,12 @@ class Journal:
 
     def final(self, final: Mapping[int, Sequence[int]]) -> None:
         """Keep what the table held in the end."""
-        self._history = replace(self._history, final={key: tuple(values) for key, values in final.items()})
+        if self._keep:
+            self._history = replace(self._history, final={key: tuple(values) for key, values in final.items()})
         self._write("final", list(final.items()))  # pairs: the keys of an object would become text
 
     def history(self) -> History:
-        """Return all that has happened so far."""
+        """Return all that has happened so far, as far as it is kept."""
         return replace(
             self._history,
             operations=tuple(self._operations),

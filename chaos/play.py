@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from chaos.faults import Breakage
     from chaos.scenario import Due, Scenario
 
-__all__ = ["Result", "cluster_for", "play", "play_on"]
+__all__ = ["Result", "cluster_for", "judge", "play", "record"]
 
 _PATIENCE = 10.0  # seconds of the timeline for somebody to have the role that a fault is for: others may have to heal
 _LOOK = 0.05  # seconds between two looks
@@ -92,20 +92,27 @@ async def play(
     """
     size, faults = scenario.workload.callers, [step.fault for step in scenario.timeline]
     async with Bench(cluster, client, size=size, guard=scenario.guard, faults=faults, say=say) as bench:
-        return await play_on(bench, scenario, seed=seed, path=path)
+        return judge(scenario, await record(bench, scenario, seed=seed, path=path))
 
 
-async def play_on(
+def judge(scenario: Scenario, history: History) -> Result:
+    """Let the scenario's checkers judge what happened."""
+    return Result(history, {name: checker.judge(history) for name, checker in scenario.checkers.items()})
+
+
+async def record(
     bench: Bench,
     scenario: Scenario,
     *,
     seed: int = 1,
     path: Path | None = None,
+    keep: bool = True,
     last: bool = True,
     leave_out: bool = False,
-) -> Result:
+) -> History:
     """Run *scenario* with the client of *bench*, which has room for its callers and the settings that it asks for.
 
+    keep: whether to keep in memory, and return, what *path* has as well; otherwise next to nothing of it.
     last: close the client in the end, so that what it leaves behind is judged, too. Otherwise it can go on.
     leave_out: leave out a fault for which nobody has the role within some seconds, or which another one that is under way
         does not let be made; otherwise that is an error.
@@ -114,15 +121,13 @@ async def play_on(
     run = _Run(scenario, bench, seed, leave_out=leave_out)
     await run.prepare()
     try:
-        history = await run.play(path, last=last)
+        return await run.play(path, keep=keep, last=last)
     except ExceptionGroup as errors:  # the harness's own: what callers are told never comes here
         raise _first(errors) from None
     finally:
         if last:
             await bench.close()  # first, as its locks may be in the way
         await run.tidy_up()
-    verdicts = {name: checker.judge(history) for name, checker in scenario.checkers.items()}
-    return Result(history, verdicts)
 
 
 class _Run:
@@ -163,14 +168,14 @@ class _Run:
         with Switchover(node=self._cluster.nodes[0].name).inject(self._stage):
             pass
 
-    async def play(self, path: Path | None, *, last: bool) -> History:
+    async def play(self, path: Path | None, *, keep: bool, last: bool) -> History:
         """Let the callers work while things break; return what happened."""
         scenario, bench, cluster = self._scenario, self._bench, self._cluster
         head = {"scenario": scenario.name, "client": bench.name, "seed": self._seed, "about": scenario.about}
         if bench.left_off:
             head["without"] = bench.left_off
         with (
-            Journal(time.monotonic() + scenario.warm_up, path=path, **head) as journal,
+            Journal(time.monotonic() + scenario.warm_up, path=path, keep=keep, **head) as journal,
             bench.heard_by(lambda event: journal.event({**event, "at": event["at"] - journal.zero})),
         ):
             await self._work(bench.client, journal)

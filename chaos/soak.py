@@ -9,27 +9,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 from chaos import mix
 from chaos.bench import Bench
 from chaos.checkers import State
-from chaos.play import play_on
+from chaos.judging import judge_apart
+from chaos.play import record
 from chaos.resting import growth, measure
-from chaos.summary import summary_of, total
+from chaos.summary import total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from chaos.history import Leak
+    from chaos.judging import Judged
     from chaos.mix import Segment
-    from chaos.play import Result
     from chaos.resting import Growth, Rest
     from chaos.summary import Summary
     from dbguard.testing.proxied import ProxiedCluster
 
-__all__ = ["Soak", "Stretch", "Watch", "state_of"]
+__all__ = ["Soak", "Stretch", "Watch"]
 
 _WHOLE = 30.0  # seconds for all replicas to stream from the primary once all is healed
-
-_LENIENT = frozenset({"felt", "overshoot"})
-"""Checkers that may leave a segment open: chance draws faults that nobody feels, and none that keeps a call for long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,25 +56,14 @@ class Stretch:
         )
 
 
-def state_of(result: Result) -> tuple[State, tuple[str, ...]]:
-    """Return the state of a segment, and the checkers that say so."""
-    counted = {
-        name: verdict.state
-        for name, verdict in result.verdicts.items()
-        if not (name in _LENIENT and verdict.state is State.UNKNOWN)
-    }
-    worst = max(counted.values())
-    return worst, () if worst is State.OK else tuple(name for name, state in counted.items() if state is worst)
-
-
 class Watch(Protocol):
     """Who looks on."""
 
     def begins(self, number: int, segment: Segment) -> None:
         """Hear that a segment begins."""
 
-    def judged(self, number: int, result: Result) -> None:
-        """Hear all that is known of it, which is gone afterwards."""
+    def judged(self, number: int, found: Judged, scenario: Path, history: Path) -> None:
+        """Hear all that is known of it, and in which files it stands."""
 
     def ends(self, stretch: Stretch) -> None:
         """Hear what is kept of it."""
@@ -87,7 +74,8 @@ class Soak:
     """A soak under way, or over.
 
     seed: of the callers' choices; the segments have theirs already.
-    folder: where to write each segment's scenario and history. Default: nowhere.
+    folder: where to write each segment's scenario and history: what happens is kept there alone, and judged by another
+        process, since all that this one holds is taken for the client's.
     watch: told of each segment; all that is known of it is gone afterwards.
     leaks: what the client left behind in the end; None before.
     """
@@ -96,7 +84,7 @@ class Soak:
     seed: int
     say: Callable[[str], object]
     watch: Watch
-    folder: Path | None = None
+    folder: Path
     stretches: list[Stretch] = field(default_factory=list)
     leaks: list[Leak] | None = None
 
@@ -117,19 +105,21 @@ class Soak:
             self.leaks = await bench.left()
 
     async def _segment(self, bench: Bench, number: int, segment: Segment) -> None:
-        path = None
-        if self.folder is not None:
-            path = self.folder / f"{segment.scenario.name}-{self.client}.jsonl"
-            (self.folder / f"{segment.scenario.name}.yaml").write_text(segment.text, encoding="utf-8")
-        result = await play_on(bench, segment.scenario, seed=self.seed + number, path=path, last=False, leave_out=True)
+        began = time.monotonic()
+        made = self.folder / f"{segment.scenario.name}.yaml"
+        path = self.folder / f"{segment.scenario.name}-{self.client}.jsonl"
+        made.write_text(segment.text, encoding="utf-8")
+        await record(
+            bench, segment.scenario, seed=self.seed + number, path=path, keep=False, last=False, leave_out=True
+        )
         for node in bench.cluster.replicas:
             await bench.do(bench.cluster.wait_linked, node, bench.cluster.primary, _WHOLE)
-        self.watch.judged(number, result)
-        state, wrong = state_of(result)
-        felt, summary = result.verdicts["felt"].state is State.OK, summary_of(result)
-        del result  # nothing of it may count as the client's
+        found = await judge_apart(made, path, time.monotonic() - began)
+        self.watch.judged(number, found, made, path)
         rest = await measure(bench)
-        stretch = Stretch(number=number, summary=summary, state=state, wrong=wrong, felt=felt, rest=rest)
+        stretch = Stretch(
+            number=number, summary=found.summary, state=found.state, wrong=found.wrong, felt=found.felt, rest=rest
+        )
         self.stretches.append(stretch)
         self.watch.ends(stretch)
 

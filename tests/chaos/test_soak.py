@@ -14,12 +14,13 @@ import pytest
 from chaos import cli, cli_soak, mix
 from chaos.checkers import State, Verdict
 from chaos.history import History, Leak, LeakKind
+from chaos.journal import Journal, read
+from chaos.judging import Judged, judged, result_of, state_of
 from chaos.mix import Segment
 from chaos.play import Result, cluster_for
 from chaos.resting import Rest
 from chaos.scenario import parse
-from chaos.soak import Soak, Stretch, state_of
-from chaos.summary import summary_of
+from chaos.soak import Soak, Stretch
 from dbguard.testing.binaries import find_binaries
 
 if TYPE_CHECKING:
@@ -67,9 +68,15 @@ def segments(monkeypatch: pytest.MonkeyPatch) -> list[Result | BaseException]:
             if isinstance(one, BaseException):
                 raise one
             soak.watch.begins(number, segment)
-            soak.watch.judged(number, one)
-            state, wrong = state_of(one)
-            stretch = Stretch(number=number, summary=summary_of(one), state=state, wrong=wrong, felt=True, rest=REST)
+            made, path = soak.folder / f"{number}.yaml", soak.folder / f"{number}.jsonl"
+            made.write_text(segment.text)
+            with Journal(0.0, path=path, **HEAD):
+                pass
+            found = judged(one, 1.0)
+            soak.watch.judged(number, found, made, path)
+            stretch = Stretch(
+                number=number, summary=found.summary, state=found.state, wrong=found.wrong, felt=True, rest=REST
+            )
             soak.stretches.append(stretch)
             soak.watch.ends(stretch)
         soak.leaks = list(leaks)
@@ -195,13 +202,16 @@ class Heard:
     """Remembers what a soak tells."""
 
     def __init__(self) -> None:
-        self.results: list[Result] = []
+        self.found: list[Judged] = []
+        self.histories: list[History] = []
 
     def begins(self, number: int, segment: Segment) -> None:
         pass
 
-    def judged(self, number: int, result: Result) -> None:
-        self.results.append(result)
+    def judged(self, number: int, found: Judged, scenario: Path, history: Path) -> None:
+        self.found.append(found)
+        self.histories.append(read(history))
+        assert judged(result_of(scenario, history), found.entry["seconds"]) == found
 
     def ends(self, stretch: Stretch) -> None:
         pass
@@ -218,21 +228,23 @@ def test_client_stays_open_from_segment_to_segment(binaries: Binaries, tmp_path:
         asyncio.run(soak.run(cluster, iter(short), seconds=3600.0))
         schemas = cluster.sql(cluster.primary, "SELECT nspname FROM pg_namespace WHERE nspname = 'dbguard'")
 
-    assert [stretch.state for stretch in soak.stretches] == [State.OK, State.OK], "\n".join(map(str, heard.results))
+    assert [stretch.state for stretch in soak.stretches] == [State.OK, State.OK], "\n".join(
+        one.told for one in heard.found
+    )
     assert soak.leaks == []
     assert schemas == []
     first, second = (stretch.rest for stretch in soak.stretches)
     assert first.backends > 0
     assert second.backends > 0
     assert (first.leases, second.leases) == (0, 0)
-    found = [{e["node"] for e in one.history.events if e["event"] == "PrimaryChanged"} for one in heard.results]
+    found = [{e["node"] for e in one.events if e["event"] == "PrimaryChanged"} for one in heard.histories]
     assert found == [{"a"}, set()]  # it is found by the first alone
-    assert all(one.history.final for one in heard.results)
+    assert all(one.final for one in heard.histories)
     assert (tmp_path / "short-2.yaml").read_text() == SHORT % faults[1]
     assert (tmp_path / "short-2-guard.jsonl").exists()
 
 
-def test_soak_ends_once_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soak_ends_once_its_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def segment(soak: Soak, bench: Any, number: int, drawn: Segment) -> None:
         played.append(number)
         now[0] += 20.0
@@ -242,7 +254,7 @@ def test_soak_ends_once_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Soak, "_segment", segment)
     monkeypatch.setattr("chaos.soak.time.monotonic", lambda: now[0])
     monkeypatch.setattr("chaos.soak.Bench", Nothing)
-    soak = Soak(client="guard", seed=1, say=print, watch=Heard())
+    soak = Soak(client="guard", seed=1, say=print, watch=Heard(), folder=tmp_path)
 
     asyncio.run(soak.run(None, islice(mix.segments(1), 20), seconds=70.0))  # type: ignore[arg-type]
 
