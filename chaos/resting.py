@@ -1,7 +1,8 @@
 """What a process and its servers hold while nothing happens, and whether that grows.
 
 Memory is resident memory of the whole process, harness included, after a collection of garbage and after the allocator
-was told to give back what is free. A harness that keeps nothing from one segment to the next adds no growth of its own.
+was told to give back what is free. What comes and goes in large pieces leaves holes that are not given back, and looks as
+if something grew: so histories are kept in files, and judged in another process.
 """
 
 from __future__ import annotations
