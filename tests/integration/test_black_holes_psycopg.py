@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 act = asyncio.to_thread
 
-LIMIT = 6.0
+LIMIT = 2.0
 """Seconds that each call has; the hole opens in the middle of them at the latest."""
 
 TOO_LATE = 8.0
