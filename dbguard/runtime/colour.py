@@ -10,7 +10,6 @@ What is bound to the loop, whichever thread asks for it, goes through `Colour.on
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import concurrent.futures
 import threading
@@ -223,10 +222,19 @@ class Threads:
         """See `Colour.waiter`."""
         return _ThreadWaiter(self._present.worker or self.task())
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:  # noqa: ARG002  nobody could be told it
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """See `Colour.spawn`."""
-        # By one step of Python's: a `threading.Thread` whose starter is interrupted may never run, and is never let go of.
-        _thread.start_new_thread(now, (work,))
+
+        def start() -> None:
+            threading.Thread(target=now, args=(work,), name=name, daemon=True).start()
+
+        # By the loop's own thread, which Ctrl-C leaves alone: one whose starter is interrupted may never run.
+        try:
+            self.loop.call_soon_threadsafe(start)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+            start()
 
     def on_loop(self, act: Callable[..., object], *args: Any) -> None:
         """See `Colour.on_loop`."""
