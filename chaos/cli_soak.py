@@ -18,6 +18,7 @@ from chaos.judging import result_of
 from chaos.mix import segments
 from chaos.play import cluster_for
 from chaos.progress import progress_on
+from chaos.resting import give_back_large_pieces
 from chaos.soak import Soak
 from chaos.table import EXIT_CODES, INTERRUPTED, STYLES, write_document, written
 from dbguard.cli.output import Output
@@ -44,6 +45,7 @@ def run(given: argparse.Namespace) -> int:
     people: TextIO = sys.stderr if given.json == "-" else sys.stdout
     if given.history:
         given.history.mkdir(parents=True, exist_ok=True)
+    give_back_large_pieces()
     binaries = find_binaries()
     binary = server_binary(say=lambda line: print(line, file=people, flush=True))
     write = import_module("chaos.report").write if given.report else None  # matplotlib takes its time

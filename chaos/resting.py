@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from chaos.bench import Bench
 
-__all__ = ["ALLOWED", "Growth", "Rest", "growth", "measure"]
+__all__ = ["ALLOWED", "Growth", "Rest", "give_back_large_pieces", "growth", "measure"]
 
 ALLOWED = 0.02
 """The share by which memory may grow."""
@@ -42,6 +42,8 @@ _SAME = 1e-9  # two figures that differ by less are one, but for the rounding of
 _PER_SESSION = ("tasks", "files")  # a connection, and the wire in its way, have some of each
 _LOOKS = 5  # at one rest; the lowest counts, as probes come and go
 _APART = 0.2  # seconds between two looks
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+_LARGE = 128 * 1024  # bytes
 _BACKENDS = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{CLIENTS_NAME}'"
 
 
@@ -163,6 +165,17 @@ def _resident() -> int:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     said = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], check=True, capture_output=True, text=True)
     return int(said.stdout) * 1024  # macOS has no /proc
+
+
+def give_back_large_pieces() -> None:
+    """Let glibc's allocator give back each piece of 128 KiB or more as soon as it is free, in all of this process.
+
+    That is its limit at first; after the first such piece it takes larger ones from its heap as well, where they leave
+    holes (mallopt(3), M_MMAP_THRESHOLD). Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _give_back() -> None:

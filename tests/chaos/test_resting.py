@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import random
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -124,3 +127,23 @@ async def test_what_is_left_behind_is_measured() -> None:
 
 async def answered(work: Any, node: str, query: str) -> list[tuple[int]]:
     return [(7,)]
+
+
+PIECES = """
+import ctypes, sys
+from chaos.resting import give_back_large_pieces
+
+if sys.argv[1:]:
+    give_back_large_pieces()
+bytearray(8 * 2**20)  # freed at once: glibc raises its limit
+piece = bytearray(2**20)
+at = ctypes.addressof(ctypes.c_char.from_buffer(piece))
+print(bool(ctypes.c_size_t.from_address(at - ctypes.sizeof(ctypes.c_size_t)).value & 2))  # IS_MMAPPED
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["set"]], ids=["glibc's own way", "as a soak has it"])
+def test_large_pieces_are_given_back_whatever_came_before(words: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-c", PIECES, *words], check=True, capture_output=True, text=True)
+
+    assert ran.stdout == f"{bool(words)}\n" or platform.libc_ver()[0] != "glibc"  # others have no such setting
