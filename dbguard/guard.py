@@ -99,9 +99,9 @@ class Guard(Guarding["Calls"], Calls):
 
     def _begin(self) -> Lifetime:
         # The machinery is loaded when it runs: `import dbguard` is quick.
-        from dbguard.drivers.asyncpg.outcome import CarriedTokens  # noqa: PLC0415  as said above
-        from dbguard.refresh import Refresh, over_calls  # noqa: PLC0415  same
-        from dbguard.wiring import wire  # noqa: PLC0415  same
+        from dbguard.drivers.asyncpg.outcome import CarriedTokens  # noqa: PLC0415  loaded when it runs
+        from dbguard.refresh import Refresh, over_calls  # noqa: PLC0415  loaded when it runs
+        from dbguard.wiring import wire  # noqa: PLC0415  loaded when it runs
 
         engine, monitor, own = wire(self._settings, self._arguments, self._wrapped, wait=self._wait, stop=self._stop)
         calls = self.using(role="primary", writes="wait")

@@ -60,7 +60,7 @@ class Guarding(Pausing[View]):
         retry_stop: object | None,
     ) -> None:
         # Loaded here, not above: `import dbguard` stays quick, for command lines and workers.
-        from dbguard.config import load  # noqa: PLC0415  as said above
+        from dbguard.config import load  # noqa: PLC0415  loaded when it runs
 
         self._settings = settings = load(config)
         self._arguments = self._checked(arguments)
@@ -151,7 +151,7 @@ class Guarding(Pausing[View]):
     ) -> Lifetime:
         """Tie together what a facade has made for one time for which the guard is open. See `Lifetime`."""
         # The machinery is loaded when it runs: `import dbguard` is quick.
-        from dbguard.lifetime import Lifetime  # noqa: PLC0415  as said above
+        from dbguard.lifetime import Lifetime  # noqa: PLC0415  loaded when it runs
 
         engine.listeners = self._listeners
         self._core.tokens = _tokens(self._settings, engine, tokens)

@@ -165,9 +165,9 @@ class PsycopgGuard(PoolNames, AsyncCalls):
 
     def _begin(self) -> Lifetime:
         # The machinery is loaded when it runs, as in `Guarding`.
-        from dbguard.drivers.tokens import Tokens  # noqa: PLC0415  as said above
-        from dbguard.pg.wiring import catalogue_over, wire  # noqa: PLC0415  same
-        from dbguard.refresh import Refresh  # noqa: PLC0415  same
+        from dbguard.drivers.tokens import Tokens  # noqa: PLC0415  loaded when it runs
+        from dbguard.pg.wiring import catalogue_over, wire  # noqa: PLC0415  loaded when it runs
+        from dbguard.refresh import Refresh  # noqa: PLC0415  loaded when it runs
 
         settings = self._settings
         engine, monitor, own, dialers = wire(

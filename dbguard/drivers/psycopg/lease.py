@@ -113,7 +113,7 @@ class Books(drivers.Books):
 
     def _lose(self, place: Place) -> None:
         """End the connection of a place that nobody holds; also if that was done before."""
-        raise NotImplementedError
+        raise NotImplementedError  # an abstract method: pools of our own and wrapped ones end theirs differently
 
     def end_in_use(self) -> int:
         """Terminate every lease in use."""
